@@ -1,0 +1,10 @@
+"""Augmentations of good images: vicinal ones make them look anomalous, nuisances leave them good.
+
+This package is the one place that knows albumentations.
+"""
+
+import gaussad_pl.augment.functions  # noqa: F401  (registers the augmentations)
+from gaussad_pl.augment.nuisance import Nuisance
+from gaussad_pl.augment.vicinal import VICINAL, VicinalFunction, register, vicinal_copies
+
+__all__ = ["VICINAL", "Nuisance", "VicinalFunction", "register", "vicinal_copies"]

@@ -1,0 +1,85 @@
+"""Vicinal copies: good images become synthetic, anomalous-looking copies of themselves, with masks.
+
+Telling held-out good images from their copies is a validation task that needs no real anomaly (vicinal risk
+minimisation). The augmentations themselves are in :mod:`gaussad_pl.augment.functions`.
+"""
+
+import zlib
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.random import Generator
+from torch import Tensor
+
+from gaussad_pl.augment.drawing import Image, Mask
+from gaussad_pl.errors import UserError
+
+
+class VicinalFunction(Protocol):
+    """A pure function of its arguments, which it leaves unmodified.
+
+    Args:
+        image: good image, uint8 (H, W, 3).
+        partner: another good image of the same size, uint8 (H, W, 3).
+        rng: the only source of randomness.
+        strength: in (0, 1]. 1 is the form usual in the literature; towards 0 the copy becomes the image itself.
+
+    Returns:
+        The augmented copy, uint8 (H, W, 3), and the region that was changed, bool (H, W).
+    """
+
+    __name__: str
+
+    def __call__(self, image: Image, partner: Image, rng: Generator, strength: float) -> tuple[Image, Mask]: ...
+
+
+VICINAL: dict[str, VicinalFunction] = {}
+
+
+def register(function: VicinalFunction) -> VicinalFunction:
+    """Make an augmentation known under its own name."""
+    VICINAL[function.__name__] = function
+    return function
+
+
+def vicinal_copies(images: Tensor, name: str, strength: float, seed: int) -> tuple[Tensor, Tensor]:
+    """One augmented copy of every image: always the same one for the same seed, whatever else has run before.
+
+    The random numbers of an image depend on ``(seed, name, index)`` only. They choose the severity of its copy
+    (:func:`draw_severity`) and its partner among the other images; an image on its own is partnered with its mirror
+    image.
+
+    Args:
+        images: good images, uint8 (N, 3, H, W).
+        name: a key of :data:`VICINAL`.
+        strength: mean severity of the copies, in (0, 1].
+        seed: non-negative.
+
+    Returns:
+        The copies, uint8 (N, 3, H, W), and the regions that were changed, bool (N, H, W).
+    """
+    if name not in VICINAL:
+        raise UserError(f"unknown augmentation '{name}': known are {', '.join(sorted(VICINAL))}")
+    if not 0 < strength <= 1:
+        raise UserError(f"strength of augmentation '{name}' is {strength}: set it to a number in (0, 1]")
+    arrays = images.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    n = len(arrays)
+    copies = np.empty_like(arrays)
+    masks = np.empty(arrays.shape[:3], dtype=bool)
+    for i, image in enumerate(arrays):
+        rng = np.random.default_rng([seed, zlib.crc32(name.encode()), i])
+        partner = arrays[(i + rng.integers(1, n)) % n] if n > 1 else np.ascontiguousarray(image[:, ::-1])
+        copies[i], masks[i] = VICINAL[name](image, partner, rng, draw_severity(strength, rng))
+    return torch.from_numpy(copies).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(masks)
+
+
+def draw_severity(strength: float, rng: Generator) -> float:
+    """Random strength of one copy, Beta distributed with mean ``strength`` and never below a tenth of it.
+
+    It is always 1 for strength 1 and uniform in [0, 1] for 1/2. One severity for all copies would saturate: what is
+    invisible on one kind of part is told apart without error on another, and an AUROC of 50 or 100 holds no signal.
+    """
+    if strength == 1:
+        return 1.0
+    return max(rng.beta(2 * strength, 2 * (1 - strength)), strength / 10)

@@ -1,0 +1,131 @@
+"""Any timm model as a list of levels: feature maps from shallow to deep."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from gaussad_pl.errors import UserError
+from gaussad_pl.weights import exact_tag, load_pretrained
+
+
+@dataclass(frozen=True)
+class Level:
+    """One feature map of the backbone: its place counted from the shallowest, its channels, its side in cells."""
+
+    index: int
+    channels: int
+    side: int
+
+
+class Backbone(nn.Module):
+    """A pretrained timm model that turns uint8 images into the feature maps of its levels.
+
+    Levels are what timm's `forward_intermediates` returns, with every stage where the model offers that, and the
+    final convolution where it changes the width: 9 for EfficientNet (stem, 7 stages, head), 5 for ResNet, one a block
+    for transformers.
+
+    Args:
+        name: timm model name; with its tag (``tf_efficientnet_b4.aa_in1k``) it means the same weights for ever.
+        weights: "auto", "bundled", "hub", "random" or a file; see `gaussad_pl.weights.load_pretrained`.
+        levels: indices of the levels to use, None for all.
+        image_size: side of the square input images in pixels.
+
+    Attributes:
+        name: timm model name with its tag.
+        source: where the weights came from.
+        levels: the `Level` of each feature map, in order.
+
+    Raises:
+        UserError: unknown model, missing weights, or a level that does not exist.
+    """
+
+    def __init__(
+        self, name: str, weights: str = "auto", levels: Sequence[int] | None = None, image_size: int = 224
+    ) -> None:
+        super().__init__()
+        self.name = exact_tag(name)
+        self.image_size = image_size
+        self.model, self.source = load_pretrained(self.name, weights, image_size)
+        if not hasattr(self.model, "forward_intermediates"):
+            raise UserError(f"backbone.name={name}: this timm model gives no intermediate features; choose another")
+        config = self.model.pretrained_cfg
+        mean, std = torch.tensor(config["mean"]).reshape(3, 1, 1), torch.tensor(config["std"]).reshape(3, 1, 1)
+        self.register_buffer("scale", 1 / (255 * std), persistent=False)
+        self.register_buffer("offset", -mean / std, persistent=False)
+        self.eval()
+        self._options = {"extra_blocks": True} if _accepts_extra_blocks(self.model) else {}
+        self._count, self._has_head, all_levels = self._probe()
+        self.indices = _chosen(levels, len(all_levels), self.name)
+        self.levels = [all_levels[i] for i in self.indices]
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Feature maps of the chosen levels of ``images`` ``(N, 3, H, W)``, uint8: a list of ``(N, C, h, w)``."""
+        x = torch.addcmul(self.offset, images, self.scale)
+        middle = [i for i in self.indices if i < self._count]
+        wants_head = len(middle) < len(self.indices)
+        final, maps = self.model.forward_intermediates(
+            x, indices=middle or [self._count - 1], stop_early=not wants_head, **self._options
+        )
+        maps = maps if middle else []
+        return [*maps, final] if wants_head else maps
+
+    def pooled(self, images: Tensor) -> list[Tensor]:
+        """Globally average-pooled features of the chosen levels: a list of ``(N, C)``."""
+        return [feature_map.mean((-2, -1)) for feature_map in self(images)]
+
+    def parameters_of(self, levels: Sequence[int]) -> list[nn.Parameter]:
+        """Parameters that first take part in one of these levels (indices as in the constructor).
+
+        Found by differentiation, so that it holds for any architecture: a parameter belongs to the first level whose
+        output has a gradient with respect to it.
+        """
+        wanted = _chosen(levels, self._count + self._has_head, self.name)
+        trainable = {p: p.requires_grad for p in self.model.parameters()}
+        self.model.requires_grad_(True)
+        image = torch.zeros(1, 3, self.image_size, self.image_size, device=self.scale.device)
+        with torch.enable_grad():
+            final, maps = self.model.forward_intermediates(image, **self._options)
+        owned, rest = [], list(trainable)
+        for index, output in enumerate([*maps, final] if self._has_head else maps):
+            gradients = torch.autograd.grad(output.sum(), rest, retain_graph=True, allow_unused=True)
+            reached = {p for p, gradient in zip(rest, gradients, strict=True) if gradient is not None}
+            owned += [p for p in rest if p in reached and index in wanted]
+            rest = [p for p in rest if p not in reached]
+        for parameter, flag in trainable.items():
+            parameter.requires_grad = flag
+        return owned
+
+    @torch.no_grad()
+    def _probe(self) -> tuple[int, bool, list[Level]]:
+        """Run one black image through the model to learn its levels: counts and widths are never hard-coded."""
+        image = torch.zeros(1, 3, self.image_size, self.image_size)
+        try:
+            final, maps = self.model.forward_intermediates(image, **self._options)
+        except (RuntimeError, AssertionError) as error:
+            raise UserError(
+                f"backbone.image_size={self.image_size}: {self.name} cannot take images of this size ({error})"
+            ) from error
+        # the same grid with another width: a convolution of its own, not a mere reshape or norm of the last map
+        has_head = final.shape[2:] == maps[-1].shape[2:] and final.shape[1] != maps[-1].shape[1]
+        outputs = [*maps, final] if has_head else maps
+        levels = [Level(i, o.shape[1], o.shape[-1]) for i, o in enumerate(outputs)]
+        return len(maps), has_head, levels
+
+
+def _accepts_extra_blocks(model: nn.Module) -> bool:
+    return "extra_blocks" in inspect.signature(model.forward_intermediates).parameters
+
+
+def _chosen(levels: Sequence[int] | None, count: int, name: str) -> list[int]:
+    """Sorted indices of the chosen levels, all where None."""
+    if levels is None:
+        return list(range(count))
+    chosen = sorted({i + count if i < 0 else i for i in levels})
+    if not chosen or chosen[0] < 0 or chosen[-1] >= count:
+        raise UserError(f"levels={list(levels)}: {name} has levels 0 to {count - 1}")
+    return chosen

@@ -1,0 +1,70 @@
+"""The edge between Hydra and the entry points: where conf/ is, and one line instead of a traceback."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from gaussad_pl.errors import UserError
+
+_PACKAGE = Path(__file__).parent
+# an installed wheel carries conf/ inside the package, a checkout beside it
+CONF = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir())
+
+OmegaConf.register_new_resolver("basename", lambda path: Path(path).resolve().name, replace=True)
+
+
+def entry_point(task: Callable[[DictConfig], None]) -> Callable[[], None]:
+    """A command that composes conf/<file name of the task>.yaml and runs ``task`` on it.
+
+    A user's mistake, in the command line or in the data, ends it with one line and exit code 1; a bug with its
+    traceback. HYDRA_FULL_ERROR=1 shows the traceback of both.
+    """
+
+    name = Path(inspect.getfile(task)).stem
+
+    def main() -> None:
+        verbose = os.environ.get("HYDRA_FULL_ERROR") == "1"
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise instead of printing and exiting by itself
+        _quiet()
+        try:
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(task)()
+        except (UserError, HydraException, OmegaConfBaseException) as error:
+            if verbose:
+                raise
+            sys.exit(f"error: {one_line(error)}")
+
+    return main
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error on one line, with what Hydra's own errors leave out."""
+    text = str(error)
+    if "data.category" in text and "issing mandatory value" in text:
+        return "no category chosen: add for example +category=screw"
+    if "Missing mandatory value" in text:
+        return f"{text.splitlines()[0]}: give it on the command line, as key=value"
+    causes = [text] if error.__cause__ is None or isinstance(error, UserError) else [text, str(error.__cause__)]
+    lines = [line.strip() for cause in causes for line in cause.splitlines()]
+    return " ".join(
+        line for line in dict.fromkeys(lines) if line and not line.startswith(("full_key:", "object_type="))
+    )
+
+
+def _quiet() -> None:
+    """Hide what libraries say that is of no use here."""
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # images are tensors in memory
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory.*exists and is not empty.*")  # a resumed run
+    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # on purpose, see module.py
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")  # lightning on a newer torch
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.msg)

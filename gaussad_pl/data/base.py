@@ -1,0 +1,237 @@
+"""What all datamodules share: folds, cached images, the augmented validation and the loaders."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from sklearn.model_selection import KFold
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset
+
+from gaussad_pl.augment import Nuisance, vicinal_copies
+from gaussad_pl.data.images import load_images, read_mask
+from gaussad_pl.data.samples import Sample, Samples
+from gaussad_pl.errors import UserError
+
+Draw = tuple[int, int | None]  # index of an image, and the seed of its nuisance copy (None: as it is)
+
+
+class TensorImages(Dataset[dict[str, Tensor]]):
+    """Images ``(N, 3, H, W)`` uint8 with columns ``(N,)``; fetched a batch at a time."""
+
+    def __init__(self, images: Tensor, **columns: Tensor) -> None:
+        self.columns = {"image": images, "index": torch.arange(len(images)), **columns}
+
+    def __len__(self) -> int:
+        return len(self.columns["image"])
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {name: column[index] for name, column in self.columns.items()}
+
+    def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
+        return {name: column[indices] for name, column in self.columns.items()}
+
+
+class NuisanceImages(Dataset[dict[str, Tensor]]):
+    """Good images for the loss, some of them as copies changed in ways that keep a good part good."""
+
+    def __init__(self, images: Tensor, nuisance: Nuisance) -> None:
+        self.images = images
+        self.nuisance = nuisance
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, draw: Draw) -> Tensor:
+        index, seed = draw
+        image = self.images[index]
+        if seed is None:
+            return image
+        return torch.from_numpy(self.nuisance(image.permute(1, 2, 0).numpy(), seed)).permute(2, 0, 1)
+
+    def __getitems__(self, draws: list[Draw]) -> dict[str, Tensor]:
+        return {"image": torch.stack([self[draw] for draw in draws]), "index": torch.tensor([i for i, _ in draws])}
+
+
+class DrawSampler(Sampler[Draw]):
+    """Random draws of ``images`` (indices) that depend on the seed and the epoch alone, so that a resumed run sees the same batches.
+
+    Goes through the images in random order, again and again where an epoch has more draws than images.
+    """
+
+    def __init__(self, images: Sequence[int], draws: int, augmented_share: float, seed: int) -> None:
+        self.images = images
+        self.draws = draws
+        self.augmented_share = augmented_share
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.draws
+
+    def __iter__(self) -> Iterator[Draw]:
+        rng = np.random.default_rng([self.seed, self.epoch])
+        rounds = math.ceil(self.draws / len(self.images))
+        indices = np.concatenate([rng.permutation(self.images) for _ in range(rounds)])[: self.draws]
+        seeds = rng.integers(2**31, size=self.draws)
+        augmented = rng.random(self.draws) < self.augmented_share
+        for index, seed, change in zip(indices, seeds, augmented, strict=True):
+            yield int(index), int(seed) if change else None
+
+
+class ImageDataModule(L.LightningDataModule, ABC):
+    """Good images for the Gaussian and the loss, an augmented validation, and a test set with defects.
+
+    Args:
+        name: of the dataset, for results and folders.
+        image_size: side in pixels to which images are resized, once.
+        folds: number of parts the training images are split into by `seed`; part `fold` is held out for validation.
+            0: no validation, every training image is in the Gaussian.
+        fold: which part is held out.
+        seed: of the folds, the batches and the augmented copies.
+        augmentations: name -> strength of the copies in the validation; see `gaussad_pl.augment`.
+        nuisance: arguments of `gaussad_pl.augment.Nuisance`, the changes that keep a good part good.
+        augmented_share: share of the images in the loss that are nuisance copies.
+        batch_size: images in a training step.
+        eval_batch_size: images scored at once.
+        steps_per_epoch: training steps between two validations; None for one pass over the images.
+        cache: folder for resized images that later runs and other processes share; None keeps them in memory only.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        image_size: int,
+        folds: int,
+        fold: int,
+        seed: int,
+        augmentations: Mapping[str, float],
+        nuisance: Mapping[str, Any],
+        augmented_share: float,
+        batch_size: int,
+        eval_batch_size: int,
+        steps_per_epoch: int | None,
+        cache: str | None,
+    ) -> None:
+        super().__init__()
+        if folds == 1 or folds < 0 or not 0 <= fold < max(folds, 1):
+            raise UserError(f"fold={fold} of folds={folds}: expected folds=0 or at least 2, and fold from 0 to folds-1")
+        if not 0 <= augmented_share <= 1:
+            raise UserError(f"data.augmented_share={augmented_share}: expected a share from 0 to 1")
+        self.name = name
+        self.image_size = image_size
+        self.folds = folds
+        self.fold = fold
+        self.seed = seed
+        self.augmentations = dict(augmentations)
+        self.nuisance = Nuisance(**nuisance)
+        self.augmented_share = augmented_share
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.steps_per_epoch = steps_per_epoch
+        self.cache = Path(cache) if cache else None
+
+    @abstractmethod
+    def scan(self) -> Samples:
+        """Find the images; called once."""
+
+    @property
+    def augmentation_names(self) -> list[str]:
+        """Names of the groups 1, 2, ... of the validation; group 0 are the good images themselves."""
+        return list(self.augmentations)
+
+    @cached_property
+    def samples(self) -> Samples:
+        samples = self.scan()
+        least = max(self.folds, 2)
+        if len(samples.train) < least:
+            raise UserError(
+                f"{self.name}: {len(samples.train)} good training images found, at least {least} are needed"
+            )
+        return samples
+
+    @cached_property
+    def split(self) -> tuple[list[int], list[int]]:
+        """Indices of the training images that are used for the Gaussian and the loss, and of those held out."""
+        everything = np.arange(len(self.samples.train))
+        if not self.folds:
+            return everything.tolist(), []
+        folds = KFold(self.folds, shuffle=True, random_state=self.seed).split(everything)
+        used, held_out = list(folds)[self.fold]
+        return used.tolist(), held_out.tolist()
+
+    @cached_property
+    def good_images(self) -> Tensor:
+        """All training images ``(N, 3, H, W)`` uint8, held out or not: decoded, and cached, once for all folds."""
+        return self._load(self.samples.train, "training")
+
+    @cached_property
+    def validation(self) -> TensorImages:
+        """Held-out good images (group 0) and a copy of each by each augmentation (groups 1, 2, ...), made once."""
+        if not self.folds:
+            raise UserError("no image is held out for validation: set folds=5 (or another number of at least 2)")
+        if not self.augmentations:
+            raise UserError("the augmented validation has no augmentation: choose augmentation=subtle")
+        normal = self.good_images[self.split[1]]
+        copies = [vicinal_copies(normal, name, strength, self.seed)[0] for name, strength in self.augmentations.items()]
+        groups = torch.arange(len(copies) + 1).repeat_interleave(len(normal))
+        return TensorImages(torch.cat([normal, *copies]), group=groups)
+
+    @property
+    def test_samples(self) -> list[Sample]:
+        """The test set; where there is none, held-out or else all good images, so that every run has scores."""
+        held_out = [self.samples.train[i] for i in self.split[1]]
+        return self.samples.test or held_out or self.samples.train
+
+    @cached_property
+    def test(self) -> TensorImages:
+        labels = torch.tensor([sample.label for sample in self.test_samples])
+        return TensorImages(self._load(self.test_samples, "test"), label=labels)
+
+    def defect_area(self, sample: Sample) -> float | None:
+        """Share of the image that its mask marks as defective; None without a mask, 0 for good images."""
+        if sample.mask is None:
+            return None if sample.label else 0.0
+        return float(read_mask(sample.mask, self.image_size).mean())
+
+    def _load(self, samples: Sequence[Sample], what: str) -> Tensor:
+        paths = [sample.path for sample in samples]
+        return load_images(paths, self.image_size, self.cache, f"Decoding {len(paths)} {what} images")
+
+    def reference_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        """The training images as they are, each once: what the Gaussian is estimated from."""
+        return self._eval_loader(Subset(TensorImages(self.good_images), self.split[0]))
+
+    def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        used = self.split[0]
+        batch_size = min(self.batch_size, len(used))
+        steps = self.steps_per_epoch or len(used) // batch_size
+        sampler = DrawSampler(used, steps * batch_size, self.augmented_share, self.seed)
+        dataset = NuisanceImages(self.good_images, self.nuisance)
+        return DataLoader(dataset, batch_size, sampler=sampler, collate_fn=_as_fetched)
+
+    def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        return self._eval_loader(self.validation)
+
+    def test_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        return self._eval_loader(self.test)
+
+    def _eval_loader(self, dataset: Dataset[dict[str, Tensor]]) -> DataLoader[dict[str, Tensor]]:
+        return DataLoader(dataset, self.eval_batch_size, collate_fn=_as_fetched)
+
+
+def _as_fetched(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Datasets above fetch whole batches; there is nothing to collate."""
+    return batch

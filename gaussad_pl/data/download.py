@@ -1,0 +1,123 @@
+"""Fetching MVTec AD. Only ever called when the user asks for it: the archive has 5 GB."""
+
+import hashlib
+import lzma
+import tarfile
+import tempfile
+import urllib.request
+import zlib
+from http import HTTPStatus
+from http.client import HTTPException, HTTPResponse
+from pathlib import Path
+from urllib.error import HTTPError
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from gaussad_pl.errors import UserError
+
+CHUNK = 1 << 20  # bytes
+TIMEOUT = 60  # seconds without any data
+
+
+def download(url: str, target: Path, sha256: str) -> Path:
+    """Fetch `url` to `target` and verify it; an interrupted download is resumed from `<target>.part`.
+
+    Returns `target`, at once where it is complete already.
+
+    Raises:
+        UserError: the download failed, or its SHA-256 is not `sha256` (hexadecimal).
+    """
+    if target.is_file():
+        if (digest := _sha256(target)) != sha256.lower():
+            raise UserError(f"{target} has SHA-256 {digest}, expected {sha256}: remove it to download it again")
+        return target
+    part = target.with_name(target.name + ".part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _fetch(url, part)
+    except (OSError, HTTPException, ValueError) as error:  # ValueError: not a URL
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"cannot download {url} to {target} ({reason}): try again to resume; the address of MVTec AD has changed "
+            f"over the years, so data.url may need a new one; or fetch the archive by hand, and save it as {target} or "
+            "unpack it such that <data.root>/<category> holds train/good, test and ground_truth"
+        ) from error
+    if (digest := _sha256(part)) != sha256.lower():
+        part.unlink()
+        raise UserError(f"{url} has SHA-256 {digest}, expected {sha256}: removed it; try again or correct data.url")
+    part.replace(target)
+    return target
+
+
+def extract(archive: Path, root: Path) -> None:
+    """Unpack a tar archive into `root`, all of it or nothing; what is in `root` already is kept as it is.
+
+    Raises:
+        UserError: the archive is damaged, has members that would land outside of `root`, or the disk is full.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        # Inside of root, which may be a disk of its own: only on one disk is moving the same as renaming.
+        with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=root) as unfinished:
+            with (
+                _progress() as progress,
+                progress.open(archive, "rb", description=f"Unpacking {archive.name}") as stream,
+                tarfile.open(fileobj=stream) as tar,
+            ):
+                tar.extractall(unfinished, filter="data")
+                # A damaged header ends the archive as far as tarfile is concerned; the checksums come after it.
+                while tar.fileobj and tar.fileobj.read(CHUNK):
+                    pass
+            for path in sorted(Path(unfinished).iterdir()):
+                if not (root / path.name).exists():
+                    path.rename(root / path.name)
+    except (OSError, EOFError, tarfile.TarError, lzma.LZMAError, zlib.error) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"cannot unpack {archive} into {root} ({reason}): check the space on the disk, or fetch the archive again"
+        ) from error
+
+
+def _fetch(url: str, part: Path) -> None:
+    """Stream `url` into the file `part`, continuing behind what it holds already if the server can do that."""
+    have = part.stat().st_size if part.exists() else 0
+    try:
+        response = _request(url, have)
+    except HTTPError as error:
+        error.close()
+        if error.code != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not have:
+            raise
+        if error.headers.get("Content-Range") == f"bytes */{have}":
+            return  # nothing is left to fetch: the last run ended just before the file was verified
+        have, response = 0, _request(url, 0)
+    with response:
+        if response.status != HTTPStatus.PARTIAL_CONTENT:
+            have = 0  # the server sends everything, from the start
+        length = response.headers.get("Content-Length")
+        total = have + int(length) if length else None
+        with part.open("ab" if have else "wb") as file, _progress() as progress:
+            task = progress.add_task(f"Downloading {part.stem}", total=total, completed=have)
+            while chunk := response.read(CHUNK):
+                file.write(chunk)
+                progress.advance(task, len(chunk))
+        # A connection that breaks looks like the end of the file to http.client.
+        if total is not None and (have := part.stat().st_size) != total:
+            raise ConnectionError(f"the connection broke after {have} of {total} bytes")
+
+
+def _request(url: str, start: int) -> HTTPResponse:
+    headers = {"User-Agent": "gaussad_pl"} | ({"Range": f"bytes={start}-"} if start else {})
+    return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
+
+
+def _progress() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    console = Console(stderr=True)
+    # Rich would leave an empty line where there is no terminal.
+    return Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,125 @@
+"""Augmented validation: tell held-out good images from augmented copies; when that gets worse, forgetting has begun."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from gaussad_pl.errors import UserError
+from gaussad_pl.metrics import auroc
+from gaussad_pl.module import GaussianAD
+
+
+def signals(normal: Tensor, augmented: Tensor) -> dict[str, float]:
+    """How well scores tell good images ``(N,)`` from augmented copies ``(M,)``; larger is better for each.
+
+    Returns:
+        auroc: area under the ROC curve; saturates at 1 where the copies are easy to tell.
+        gap: difference of the means in units of the pooled standard deviation (Cohen's d); does not saturate.
+        log_ratio: difference of the mean logarithms; does not saturate, and blind to a common scale of the scores.
+    """
+    scores = torch.cat([normal, augmented])
+    labels = torch.cat([torch.zeros_like(normal), torch.ones_like(augmented)])
+    deviation = ((normal.var(correction=0) + augmented.var(correction=0)) / 2).sqrt()
+    tiny = torch.finfo(scores.dtype).tiny
+    return {
+        "auroc": auroc(scores, labels),
+        "gap": float((augmented.mean() - normal.mean()) / deviation.clamp(min=tiny)),
+        "log_ratio": float(augmented.clamp(min=tiny).log().mean() - normal.clamp(min=tiny).log().mean()),
+    }
+
+
+class ForgettingStop(Callback):
+    """Stops fine-tuning at the onset of forgetting and puts the best weights back.
+
+    Each validation scores held-out good images and their augmented copies, which the datamodule made once, so that
+    epochs compare. The signal is the mean over augmentations. The frozen state is epoch 0 and a candidate like any
+    other: run `trainer.validate` before `trainer.fit`. Source of the idea: Rippel et al. 2021 (arXiv 2108.04116).
+
+    Args:
+        signal: "log_ratio", "gap" or "auroc"; see `signals`.
+        patience: epochs without a new best signal after which to stop.
+
+    Attributes:
+        history: one record an epoch with every signal, the mean distance of good images and the training loss.
+        best_epoch: the epoch whose weights are put back, 0 for the frozen ones.
+    """
+
+    def __init__(self, signal: str = "log_ratio", patience: int = 3) -> None:
+        if signal not in ("auroc", "gap", "log_ratio"):
+            raise UserError(f"callbacks.forgetting.signal={signal}: expected auroc, gap or log_ratio")
+        self.signal = signal
+        self.patience = patience
+        self.history: list[dict[str, float]] = []
+        self.best_epoch = 0
+        self.best: dict[str, Tensor] | None = None
+        self._scores: list[tuple[Tensor, Tensor]] = []
+        self._losses: list[Tensor] = []
+
+    @property
+    def must_stop(self) -> bool:
+        """Whether the last `patience` epochs brought no new best signal."""
+        return bool(self.history) and self.history[-1]["epoch"] - self.best_epoch >= self.patience
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if not self.history:
+            raise UserError(
+                "ForgettingStop needs the frozen state as epoch 0: call trainer.validate before trainer.fit"
+            )
+        trainer.should_stop = self.must_stop  # a run that was killed after its last epoch is not to train another
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_index: int
+    ) -> None:
+        self._losses.append(outputs["loss"].detach())
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_index: int, *args: Any
+    ) -> None:
+        self._scores.append((outputs["distances"].sum(1), outputs["group"]))
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, GaussianAD)
+        names: list[str] = trainer.datamodule.augmentation_names  # type: ignore[attr-defined]
+        scores, groups = (torch.cat(part).cpu() for part in zip(*self._scores, strict=True))
+        normal = scores[groups == 0]
+        found = {name: signals(normal, scores[groups == i]) for i, name in enumerate(names, start=1)}
+        record = {f"{key}/{name}": value for name, values in found.items() for key, value in values.items()}
+        for key in ("auroc", "gap", "log_ratio"):  # for equal groups the mean AUROC is that of all copies together
+            record[key] = math.fsum(values[key] for values in found.values()) / len(found)
+        record["distance"] = float(normal.mean())
+        if self._losses:
+            record["loss"] = float(torch.stack(self._losses).mean())
+        self._scores, self._losses = [], []
+        module.log_dict({f"forgetting/{key}": value for key, value in record.items()})
+        self._judge(trainer, module, {"epoch": len(self.history), "step": trainer.global_step, **record})
+
+    def _judge(self, trainer: L.Trainer, module: GaussianAD, record: dict[str, float]) -> None:
+        """Keep the weights if this epoch is the best so far; stop after too many that are not."""
+        self.history.append(record)
+        if self.best is None or record[self.signal] > self.history[self.best_epoch][self.signal]:
+            self.best_epoch = int(record["epoch"])
+            self.best = module.snapshot()
+        if self.must_stop:
+            trainer.should_stop = True
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, GaussianAD) and self.best is not None
+        module.restore(self.best)
+        rank_zero_info(
+            f"Forgetting: best {self.signal} at epoch {self.best_epoch} of {len(self.history) - 1}; restored"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"history": self.history, "best_epoch": self.best_epoch, "best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.history = state_dict["history"]
+        self.best_epoch = state_dict["best_epoch"]
+        self.best = state_dict["best"]

@@ -1,0 +1,180 @@
+"""The LightningModule: a backbone, the running Gaussian estimate of the normal class, the Mahalanobis loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial, reduce
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import lightning as L
+import torch
+from rich.progress import track
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+from torch.optim.lr_scheduler import LinearLR
+
+from gaussad_pl.backbone import Backbone
+from gaussad_pl.errors import UserError
+from gaussad_pl.gaussian import Gaussian, Moments, RunningGaussian, Shrinkage, merge, moments
+from gaussad_pl.metrics import image_metrics
+
+Batch = dict[str, Tensor]
+
+
+class GaussianAD(L.LightningModule):
+    """Gaussian anomaly detection with a representation that can be fine-tuned.
+
+    One Gaussian a level of the backbone, on globally average-pooled features of good images. The anomaly score of an
+    image is the sum over levels of its Mahalanobis distances. Fine-tuning minimises that same sum over good images.
+
+    Source: Rippel et al., "Transfer Learning Gaussian Anomaly Detection by Fine-tuning Representations", 2021; the
+    frozen detector is Rippel et al., "Modeling the Distribution of Normal Data in Pre-Trained Deep Features for
+    Anomaly Detection", 2020.
+
+    Args:
+        backbone: arguments of `gaussad_pl.backbone.Backbone`.
+        shrinkage: of the covariances; see `gaussad_pl.gaussian.shrinkage`.
+        running: the Gaussian of the loss: "fixed" (that of the pretrained features), "epoch" (re-estimated after each
+            epoch) or "ema" (follows the features of the training batches).
+        refit: score with Gaussians re-estimated on the clean training images for the current weights; otherwise with
+            those of the loss.
+        train_levels: levels whose parameters are fine-tuned, None for all.
+        optimizer: makes the optimizer from the parameters.
+        warmup_steps: steps over which the learning rate rises linearly.
+    """
+
+    def __init__(
+        self,
+        backbone: dict[str, Any],
+        shrinkage: Shrinkage = "ledoit_wolf",
+        running: Literal["fixed", "epoch", "ema"] = "fixed",
+        refit: bool = True,
+        train_levels: Sequence[int] | None = None,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = partial(Adam, lr=1e-4),
+        warmup_steps: int = 0,
+    ) -> None:
+        super().__init__()
+        if running not in ("fixed", "epoch", "ema"):
+            raise UserError(f"model.running={running}: expected fixed, epoch or ema")
+        self.save_hyperparameters(ignore=["optimizer"])
+        self.running = running
+        self.refit = refit or running == "epoch"
+        self.optimizer = optimizer
+        self.warmup_steps = warmup_steps
+        self.backbone = Backbone(**backbone)
+        widths = [level.channels for level in self.backbone.levels]
+        self.gaussians = nn.ModuleList(Gaussian(width, shrinkage) for width in widths)
+        self.targets = nn.ModuleList(RunningGaussian(width, shrinkage) for width in widths)
+        self.stale = True  # whether the weights have changed since the Gaussians were estimated
+        if train_levels is not None:
+            trained = {id(p) for p in self.backbone.parameters_of(train_levels)}
+            for parameter in self.backbone.parameters():
+                parameter.requires_grad = id(parameter) in trained
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Mahalanobis distance of each image to the Gaussian of each level.
+
+        Args:
+            images: ``(N, 3, H, W)`` uint8.
+
+        Returns:
+            ``(N, levels)``; the anomaly score of an image is the sum of its row.
+        """
+        return _distances(self.backbone.pooled(images), self.gaussians)
+
+    @torch.no_grad()
+    def estimate(self, batches: Iterable[Batch]) -> None:
+        """Estimate the Gaussians from one pass over batches of good images, for the current weights."""
+        parts = ([moments(f) for f in self.backbone.pooled(batch["image"].to(self.device))] for batch in batches)
+        total: list[Moments] = reduce(lambda a, b: [merge(x, y) for x, y in zip(a, b, strict=True)], parts)
+        for gaussian, target, level in zip(self.gaussians, self.targets, total, strict=True):
+            gaussian.fit(level)
+            if self.running == "epoch" or not target.is_fitted:
+                target.fit(level)
+        self.stale = False
+
+    def prepare_scores(self) -> None:
+        """Bring the Gaussians that score up to date with the weights."""
+        if not self.stale:
+            return
+        if self.refit or not self.gaussians[0].is_fitted:
+            loader = self.trainer.datamodule.reference_dataloader()  # type: ignore[attr-defined]
+            self.estimate(track(loader, description="Estimating the Gaussian", transient=True))
+            return
+        for gaussian, target in zip(self.gaussians, self.targets, strict=True):
+            gaussian.load_state_dict(target.state_dict(), strict=False)
+        self.stale = False
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        features = self.backbone.pooled(batch["image"])
+        if self.running == "ema":
+            for target, level in zip(self.targets, features, strict=True):
+                target.update(level)
+        loss = _distances(features, self.targets).sum(1).mean()
+        self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=False, batch_size=len(batch["image"]))
+        return loss
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        self.stale = True
+
+    def on_validation_start(self) -> None:
+        self.prepare_scores()
+
+    def validation_step(self, batch: Batch, batch_index: int) -> Batch:
+        """Distances ``(N, levels)`` of good images and their augmented copies; the forgetting callback judges them."""
+        return {"distances": self(batch["image"]), "group": batch["group"]}
+
+    def on_test_start(self) -> None:
+        self.prepare_scores()
+        self._tested: list[tuple[Tensor, Tensor]] = []
+
+    def test_step(self, batch: Batch, batch_index: int) -> None:
+        self._tested.append((self(batch["image"]), batch["label"]))
+
+    def on_test_epoch_end(self) -> None:
+        """Log the image metrics and keep ``test_distances`` ``(N, levels)`` in the order of the test set."""
+        distances, labels = (torch.cat(part).cpu() for part in zip(*self._tested, strict=True))
+        self.test_distances = distances
+        for name, value in image_metrics(distances.sum(1), labels).items():
+            if value is not None:
+                self.log(f"test/{name}", value)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = self.optimizer([p for p in self.backbone.parameters() if p.requires_grad])
+        start = 1 / (self.warmup_steps + 1)
+        warmup = LinearLR(optimizer, start_factor=start, total_iters=self.warmup_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warmup, "interval": "step"}}
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch the mode of everything but the backbone, whose BatchNorm statistics and drop-path stay as pretrained."""
+        super().train(mode)
+        self.backbone.eval()
+        return self
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """A copy on the CPU of all that scoring needs: the weights and the Gaussians."""
+        state = self.state_dict()
+        return {
+            key: value.detach().to("cpu", copy=True) for key, value in state.items() if not key.startswith("targets.")
+        }
+
+    def restore(self, snapshot: dict[str, Tensor]) -> None:
+        """Put the weights and Gaussians of a `snapshot` back."""
+        self.load_state_dict(snapshot, strict=False)
+        self.stale = False
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """The model of a checkpoint on the CPU, ready to score; nothing is downloaded."""
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        settings = checkpoint[cls.CHECKPOINT_HYPER_PARAMS_KEY]
+        model = cls(**{**settings, "backbone": {**settings["backbone"], "weights": "random"}})
+        model.load_state_dict(checkpoint["state_dict"])
+        model.stale = False
+        return model.eval()
+
+
+def _distances(features: list[Tensor], gaussians: nn.ModuleList) -> Tensor:
+    """Distance of the features of each level ``(N, C)`` to its Gaussian: ``(N, levels)``."""
+    return torch.stack([gaussian(level) for gaussian, level in zip(gaussians, features, strict=True)], dim=1)

@@ -1,0 +1,71 @@
+"""The pictures of a run: ROC curves, score histogram, forgetting curve."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from gaussad_pl.metrics import auroc, roc
+
+GOOD, BAD, ACCENT = "#2a7f9e", "#c8443c", "#555555"
+
+
+def roc_curves(scores: Mapping[str, Tensor], labels: Tensor) -> Figure:
+    """ROC curve of each named set of scores ``(N,)``."""
+    figure, axes = _figure("false positive rate", "true positive rate")
+    for (name, values), colour in zip(scores.items(), (ACCENT, GOOD), strict=False):
+        fpr, tpr = roc(values, labels)
+        axes.plot(fpr, tpr, color=colour, label=f"{name}, AUROC {100 * auroc(values, labels):.1f} %")
+    axes.plot([0, 1], [0, 1], color="#cccccc", linewidth=1, zorder=0)
+    axes.set_aspect("equal")
+    axes.legend(loc="lower right", frameon=False)
+    return figure
+
+
+def histogram(scores: Tensor, labels: Tensor) -> Figure:
+    """Scores ``(N,)`` of good and bad images on common bins."""
+    figure, axes = _figure("anomaly score", "images")
+    groups = [scores[labels == label].numpy() for label in (0, 1)]
+    names = [f"good ({len(groups[0])})", f"bad ({len(groups[1])})"]
+    axes.hist(groups, bins=30, histtype="stepfilled", alpha=0.65, color=[GOOD, BAD], label=names)
+    axes.legend(frameon=False)
+    return figure
+
+
+def forgetting_curve(history: Sequence[Mapping[str, float]], signal: str, chosen: int) -> Figure:
+    """The validation signal, the training loss and the epoch chosen."""
+    figure, axes = _figure("epoch (0 is the frozen network)", f"validation signal: {signal}")
+    epochs = [record["epoch"] for record in history]
+    axes.plot(epochs, [record[signal] for record in history], color=GOOD, marker="o", label=f"signal ({signal})")
+    axes.axvline(chosen, color=BAD, linestyle="--", label=f"chosen: epoch {chosen}")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    lines = axes.get_legend_handles_labels()
+    trained = [record for record in history if "loss" in record]
+    if trained:
+        right = axes.twinx()
+        right.plot(
+            [r["epoch"] for r in trained], [r["loss"] for r in trained], color=ACCENT, marker=".", label="training loss"
+        )
+        right.set_ylabel("training loss: mean sum of distances")
+        right.spines[["top"]].set_visible(False)
+        lines = tuple(a + b for a, b in zip(lines, right.get_legend_handles_labels(), strict=True))
+    axes.legend(*lines, frameon=False, loc="upper left", bbox_to_anchor=(0, 1.18), ncols=3)
+    return figure
+
+
+def save(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
+    """Save each figure as <name>.png."""
+    paths = [folder / f"{name}.png" for name in figures]
+    for path, figure in zip(paths, figures.values(), strict=True):
+        figure.savefig(path, dpi=150)
+    return paths
+
+
+def _figure(x: str, y: str):  # type: ignore[no-untyped-def]  # matplotlib's own return types
+    figure = Figure(figsize=(6, 4.2), layout="constrained")  # no pyplot: no display, nothing to close
+    axes = figure.add_subplot(xlabel=x, ylabel=y)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes

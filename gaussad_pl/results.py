@@ -1,0 +1,130 @@
+"""What a run leaves behind: metrics.json, scores.csv and the table at the end."""
+
+from __future__ import annotations
+
+import csv
+import json
+import platform
+import shlex
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from gaussad_pl import __version__
+from gaussad_pl.data.base import ImageDataModule
+from gaussad_pl.data.samples import Sample
+from gaussad_pl.metrics import auroc, image_metrics
+from gaussad_pl.module import GaussianAD
+
+PACKAGES = (
+    "torch", "torchvision", "lightning", "timm", "hydra-core", "omegaconf", "torchmetrics",
+    "albumentations", "wandb", "scikit-learn", "numpy", "pillow",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The test set as one state of the model scores it.
+
+    Attributes:
+        samples: the N test images.
+        distances: ``(N, levels)``; the score of an image is the sum of its row.
+        levels: index of each level in the backbone.
+    """
+
+    samples: list[Sample]
+    distances: Tensor
+    levels: list[int]
+
+    @property
+    def scores(self) -> Tensor:
+        return self.distances.double().sum(1)
+
+    @property
+    def labels(self) -> Tensor:
+        return torch.tensor([sample.label for sample in self.samples])
+
+    @property
+    def has_both_classes(self) -> bool:
+        return len(self.labels.unique()) == 2
+
+    def metrics(self) -> dict[str, Any]:
+        """Image metrics over all defects, and the AUROC of each kind of defect and of each level alone."""
+        found: dict[str, Any] = image_metrics(self.scores, self.labels)
+        if not self.has_both_classes:
+            return found
+        good = self.labels == 0
+        kinds = sorted({sample.kind for sample in self.samples if sample.label})
+        found["per_defect"] = {}
+        for kind in kinds:
+            chosen = good | torch.tensor([sample.kind == kind for sample in self.samples])
+            found["per_defect"][kind] = auroc(self.scores[chosen], self.labels[chosen])
+        columns = zip(self.levels, self.distances.T, strict=True)
+        found["per_level"] = {str(level): auroc(column, self.labels) for level, column in columns}
+        return found
+
+    def write_scores(self, path: Path, data: ImageDataModule) -> None:
+        """One row an image; ``defect_area`` is the share of the image that its mask marks."""
+        with path.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["path", "kind", "label", "score", "defect_area", *(f"level_{i}" for i in self.levels)])
+            rows = zip(self.samples, self.scores.tolist(), self.distances.tolist(), strict=True)
+            for sample, score, distances in rows:
+                area = data.defect_area(sample)
+                writer.writerow([sample.path.as_posix(), sample.kind, sample.label, score, area, *distances])
+
+
+def provenance(config: dict[str, Any], data: ImageDataModule, model: GaussianAD) -> dict[str, Any]:
+    """Everything needed to say where a number came from."""
+    test = data.test_samples
+    return {
+        "dataset": data.name,
+        "seed": data.seed,
+        "fold": data.fold,
+        "folds": data.folds,
+        "images": {
+            "train": len(data.split[0]),
+            "validation": len(data.split[1]),
+            "test_good": sum(not sample.label for sample in test),
+            "test_bad": sum(sample.label for sample in test),
+        },
+        "backbone": {
+            "name": model.backbone.name,
+            "weights": model.backbone.source,
+            "image_size": model.backbone.image_size,
+            "levels": [vars(level) for level in model.backbone.levels],
+        },
+        "shrinkage_per_level": [float(gaussian.amount) for gaussian in model.gaussians],
+        "command": shlex.join(sys.orig_argv),
+        "config": config,
+        "versions": {
+            "python": platform.python_version(),
+            "gaussad_pl": __version__,
+            **{name: version(name) for name in PACKAGES},
+        },
+    }
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write atomically: a killed run leaves the old file or none, never half of one."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n")
+    partial.replace(path)
+
+
+def table(title: str, rows: Iterable[tuple[str, dict[str, Any]]]) -> Table:
+    """The image metrics of each row in percent."""
+    result = Table(title=title, title_justify="left")
+    for column in ("", "image AUROC", "AP", "F1max"):
+        result.add_column(column, justify="right" if column else "left")
+    for name, metrics in rows:
+        values = (metrics[key] for key in ("image_auroc", "image_ap", "image_f1max"))
+        result.add_row(name, *("-" if value is None else f"{100 * value:.1f} %" for value in values))
+    return result

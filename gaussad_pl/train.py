@@ -1,0 +1,179 @@
+"""The main job: frozen baseline, fine-tuning that stops when forgetting begins, one test, one run folder.
+
+python -m gaussad_pl.train +category=screw
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import wandb
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from lightning.pytorch.accelerators.mps import MPSAccelerator
+from lightning.pytorch.loggers import Logger, WandbLogger
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from gaussad_pl import pictures
+from gaussad_pl.cli import entry_point
+from gaussad_pl.data.base import ImageDataModule
+from gaussad_pl.errors import UserError
+from gaussad_pl.forgetting import ForgettingStop
+from gaussad_pl.module import GaussianAD
+from gaussad_pl.results import Evaluation, provenance, table, write_json
+
+log = logging.getLogger(__name__)
+
+
+def run(config: DictConfig) -> None:
+    """One run, from the configuration to a folder full of results."""
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    settings = open_folder(folder, config)
+    if settings is None:
+        return
+    L.seed_everything(config.seed, workers=True, verbose=False)
+    data: ImageDataModule = instantiate(config.data)
+    model: GaussianAD = instantiate(config.model)
+    callbacks = list(instantiate(config.callbacks).values())
+    loggers: list[Logger] = list(instantiate(config.logger or {}).values())
+    trainer: L.Trainer = instantiate(config.trainer, callbacks=callbacks, logger=loggers)
+    if isinstance(trainer.accelerator, MPSAccelerator):
+        raise UserError("the MPS accelerator has no float64, which the Gaussian needs: set trainer.accelerator=cpu")
+    completed = False
+    try:
+        for logger in loggers:
+            logger.log_hyperparams(settings)
+        frozen = test(trainer, model, data)
+        frozen.write_scores(folder / ("frozen_scores.csv" if config.fine_tune else "scores.csv"), data)
+        results: dict[str, Any] = {"frozen": {**frozen.metrics(), "selection": "nothing was selected"}}
+        figures = {}
+        final = frozen
+        if config.fine_tune:
+            forgetting = fine_tune(trainer, model, data, folder)
+            if forgetting.best_epoch:
+                final = test(trainer, model, data)
+            final.write_scores(folder / "scores.csv", data)
+            results |= fine_tuning_results(forgetting, final)
+            figures["forgetting"] = pictures.forgetting_curve(
+                forgetting.history, forgetting.signal, forgetting.best_epoch
+            )
+        if final.has_both_classes:
+            scores = {"frozen": frozen.scores} | ({"fine-tuned": final.scores} if final is not frozen else {})
+            figures["roc"] = pictures.roc_curves(scores, final.labels)
+        figures["histogram"] = pictures.histogram(final.scores, final.labels)
+        report(pictures.save(figures, folder), results, loggers)
+        trainer.save_checkpoint(folder / "model.ckpt", weights_only=True)
+        last_checkpoint(folder).unlink(missing_ok=True)  # was for resuming
+        results |= provenance(settings, data, model)
+        write_json(folder / "metrics.json", results)  # last: marks completion
+        completed = True
+    finally:
+        if any(isinstance(logger, WandbLogger) for logger in loggers):
+            wandb.finish(exit_code=0 if completed else 1)  # or the next job of a sweep would write into this run
+    show(folder, results)
+
+
+def open_folder(folder: Path, config: DictConfig) -> dict[str, Any] | None:
+    """Put the resolved configuration into the run folder; None if the run there is finished and `resume` is set."""
+    settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
+    resume = settings.pop("resume")
+    stored = folder / "config.yaml"
+    if stored.is_file():
+        if not resume:
+            raise UserError(f"{folder} holds a run already: continue it with resume=true, or choose another folder")
+        if OmegaConf.load(stored) != OmegaConf.create(settings):
+            raise UserError(
+                f"{folder} holds a run with other settings ({stored}): give the same ones, or another folder"
+            )
+        if (folder / "metrics.json").is_file():
+            log.info("%s is finished: nothing to resume", folder)
+            return None
+    OmegaConf.save(OmegaConf.create(settings), stored)
+    return settings
+
+
+def last_checkpoint(folder: Path) -> Path:
+    return folder / "checkpoints" / "last.ckpt"
+
+
+def test(trainer: L.Trainer, model: GaussianAD, data: ImageDataModule) -> Evaluation:
+    """Score the test set with the model as it is."""
+    trainer.test(model, datamodule=data, verbose=False)
+    return Evaluation(data.test_samples, model.test_distances, [level.index for level in model.backbone.levels])
+
+
+def fine_tune(trainer: L.Trainer, model: GaussianAD, data: ImageDataModule, folder: Path) -> ForgettingStop:
+    """Fine-tune until forgetting begins, with the best weights back in the model at the end."""
+    forgetting = next((c for c in trainer.callbacks if isinstance(c, ForgettingStop)), None)
+    if forgetting is None:
+        raise UserError("fine_tune=true needs callbacks.forgetting")
+    checkpoint = last_checkpoint(folder)
+    if checkpoint.is_file():
+        log.info("Resuming from %s", checkpoint)
+        trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    else:
+        trainer.validate(model, datamodule=data, verbose=False)  # epoch 0: the frozen state is a candidate
+        trainer.fit(model, datamodule=data)
+    return forgetting
+
+
+def fine_tuning_results(forgetting: ForgettingStop, final: Evaluation) -> dict[str, Any]:
+    """What fine-tuning brought, and how its epoch was chosen."""
+    used = forgetting.best_epoch > 0
+    selection = (
+        f"epoch {forgetting.best_epoch} of {forgetting.history[-1]['epoch']} by the signal {forgetting.signal} "
+        "on held-out good images and augmented copies of them"
+    )
+    return {
+        "finetuned": {**final.metrics(), "selection": selection if used else f"fine-tuning not used: {selection}"},
+        "forgetting": {
+            "signal": forgetting.signal,
+            "epoch_chosen": forgetting.best_epoch,
+            "fine_tuning_used": used,
+            "history": forgetting.history,
+        },
+    }
+
+
+def report(figures: list[Path], results: dict[str, Any], loggers: list[Logger]) -> None:
+    """Send the final numbers and pictures to the loggers."""
+    numbers = {
+        f"{state}/{name}": value
+        for state in ("frozen", "finetuned")
+        for name, value in results.get(state, {}).items()
+        if isinstance(value, float)
+    }
+    if "forgetting" in results:
+        numbers["forgetting/epoch_chosen"] = results["forgetting"]["epoch_chosen"]
+    for logger in loggers:
+        logger.log_metrics(numbers)
+        if isinstance(logger, WandbLogger):
+            for path in figures:
+                logger.log_image(path.stem, [str(path)])
+
+
+def show(folder: Path, results: dict[str, Any]) -> None:
+    """Print the table at the end."""
+    rows = [("frozen", results["frozen"])]
+    if "finetuned" in results:
+        rows.append(("fine-tuned", results["finetuned"]))
+    console = Console()
+    console.print(table(results["dataset"], rows))
+    forgetting = results.get("forgetting")
+    if forgetting and not forgetting["fine_tuning_used"]:
+        console.print("fine-tuning not used: the augmented validation saw no gain over the frozen network")
+    elif forgetting:
+        console.print(f"epoch {forgetting['epoch_chosen']} of {forgetting['history'][-1]['epoch']} chosen")
+    if results["frozen"]["image_auroc"] is None:
+        console.print("no metrics: the test needs good and bad images, and there are only images of one of the two")
+    console.print(f"results: {folder}", soft_wrap=True)
+
+
+main = entry_point(run)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""Folds, batches and the augmented validation."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gaussad_pl.data.base import DrawSampler
+from gaussad_pl.data.folder import Folder
+from gaussad_pl.data.mvtec import MVTec
+from gaussad_pl.errors import UserError
+
+SETTINGS: dict[str, Any] = {
+    "name": "parts",
+    "image_size": 32,
+    "folds": 4,
+    "fold": 0,
+    "seed": 0,
+    "augmentations": {"cutpaste": 0.5, "scar": 0.5},
+    "nuisance": {},
+    "augmented_share": 0.5,
+    "batch_size": 5,
+    "eval_batch_size": 8,
+    "steps_per_epoch": 6,
+    "cache": None,
+}
+NO_DOWNLOAD: dict[str, Any] = {"download": False, "url": "", "sha256": ""}
+
+
+def mvtec(root: Path, **changes: Any) -> MVTec:
+    return MVTec(str(root), "screw", **NO_DOWNLOAD, **{**SETTINGS, **changes})
+
+
+def test_folds_are_disjoint_and_cover_all_training_images(parts: Path) -> None:
+    held_out = [mvtec(parts, fold=fold).split[1] for fold in range(4)]
+    assert sorted(i for fold in held_out for i in fold) == list(range(24))
+    for fold in range(4):
+        used, out = mvtec(parts, fold=fold).split
+        assert not set(used) & set(out) and len(used) + len(out) == 24
+
+
+def test_the_seed_decides_the_folds(parts: Path) -> None:
+    assert mvtec(parts).split == mvtec(parts).split
+    assert mvtec(parts).split != mvtec(parts, seed=1).split
+
+
+def test_without_folds_every_image_is_in_the_gaussian(parts: Path) -> None:
+    data = mvtec(parts, folds=0)
+    assert data.split == (list(range(24)), [])
+    assert sum(len(batch["image"]) for batch in data.reference_dataloader()) == 24
+    with pytest.raises(UserError, match="set folds=5"):
+        data.val_dataloader()
+
+
+def test_validation_is_held_out_images_and_their_copies_always_the_same(parts: Path) -> None:
+    one, other = (next(iter(mvtec(parts, eval_batch_size=99).val_dataloader())) for _ in range(2))
+    assert torch.equal(one["image"], other["image"])
+    assert one["group"].tolist() == [0] * 6 + [1] * 6 + [2] * 6
+    normal, cutpaste, scar = one["image"].split(6)
+    assert not torch.equal(normal, cutpaste) and not torch.equal(cutpaste, scar)
+    train = torch.cat([batch["image"] for batch in mvtec(parts).reference_dataloader()])
+    assert not any((train == image).all((1, 2, 3)).any() for image in normal)
+
+
+def test_every_test_image_comes_once_in_order_with_its_label(parts: Path) -> None:
+    data = mvtec(parts)
+    batches = list(data.test_dataloader())
+    assert torch.cat([batch["index"] for batch in batches]).tolist() == list(range(12))
+    labels = torch.cat([batch["label"] for batch in batches]).tolist()
+    assert labels == [sample.label for sample in data.test_samples] and sum(labels) == 6
+
+
+def test_defect_area_comes_from_the_mask(parts: Path) -> None:
+    data = mvtec(parts)
+    areas = {sample.kind: data.defect_area(sample) for sample in data.test_samples}
+    assert areas["good"] == 0
+    assert areas["spot"] == pytest.approx(13 * 13 / 64**2, rel=0.2)
+
+
+def test_batches_depend_on_seed_and_epoch_alone(parts: Path) -> None:
+    def epoch(number: int, seed: int = 0) -> torch.Tensor:
+        torch.manual_seed(torch.seed())  # the global state must not matter
+        loader = mvtec(parts, seed=seed).train_dataloader()
+        loader.sampler.set_epoch(number)  # type: ignore[attr-defined]
+        return torch.cat([batch["image"] for batch in loader])
+
+    assert torch.equal(epoch(3), epoch(3))
+    assert not torch.equal(epoch(3), epoch(4))
+    assert not torch.equal(epoch(3), epoch(3, seed=1))
+
+
+def test_draws_go_through_all_images_before_any_comes_again() -> None:
+    indices = [index for index, _ in DrawSampler(range(7), 21, 0.5, 0)]
+    for start in (0, 7, 14):
+        assert sorted(indices[start : start + 7]) == list(range(7))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_the_augmented_share_is_that_of_the_draws(share: float) -> None:
+    draws = list(DrawSampler(range(50), 4000, share, 0))
+    assert sum(seed is not None for _, seed in draws) / 4000 == pytest.approx(share, abs=0.03)
+
+
+def test_an_epoch_has_the_steps_it_was_given_even_with_few_images(parts: Path) -> None:
+    assert [len(batch["image"]) for batch in mvtec(parts).train_dataloader()] == [5] * 6
+    assert len(mvtec(parts, steps_per_epoch=None).train_dataloader()) == 18 // 5
+    assert [len(b["image"]) for b in mvtec(parts, batch_size=99).train_dataloader()] == [18] * 6
+
+
+def test_a_folder_of_good_images_is_enough(parts: Path, tmp_path: Path) -> None:
+    shutil.copytree(parts / "screw/train/good", tmp_path / "mine")
+    data = Folder(str(tmp_path / "mine"), None, None, 0.2, **SETTINGS)
+    assert len(data.samples.train) == 24
+    assert [sample.label for sample in data.test_samples] == [0] * 6  # the held-out fold
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"folds": 1}, "fold=0 of folds=1: expected folds=0 or at least 2"),
+        ({"fold": 4}, "fold=4 of folds=4"),
+        ({"folds": 30}, "24 good training images found, at least 30 are needed"),
+        ({"augmented_share": 2}, "augmented_share=2"),
+        ({"augmentations": {}}, "choose augmentation=subtle"),
+        ({"augmentations": {"blur": 0.5}}, "blur"),
+    ],
+)
+def test_mistakes_are_named(changes: dict[str, Any], message: str, parts: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        mvtec(parts, **changes).val_dataloader()
+
+
+def test_a_missing_root_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere"):
+        mvtec(tmp_path / "nowhere").train_dataloader()
