@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,10 @@ class Backbone(nn.Module):
     Raises:
         UserError: unknown model, missing weights, or a level that does not exist.
     """
+
+    model: Any  # timm's models share `forward_intermediates`, but no class that declares it
+    scale: Tensor
+    offset: Tensor
 
     def __init__(
         self, name: str, weights: str = "auto", levels: Sequence[int] | None = None, image_size: int = 224
@@ -117,7 +122,7 @@ class Backbone(nn.Module):
         return len(maps), has_head, levels
 
 
-def _accepts_extra_blocks(model: nn.Module) -> bool:
+def _accepts_extra_blocks(model: Any) -> bool:
     return "extra_blocks" in inspect.signature(model.forward_intermediates).parameters
 
 

@@ -11,7 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -20,6 +22,8 @@ from gaussad_pl.errors import UserError
 _PACKAGE = Path(__file__).parent
 # an installed wheel carries conf/ inside the package, a checkout beside it
 CONF = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir())
+
+_VERBOSE = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 OmegaConf.register_new_resolver("basename", lambda path: Path(path).resolve().name, replace=True)
 
@@ -33,14 +37,21 @@ def entry_point(task: Callable[[DictConfig], None]) -> Callable[[], None]:
 
     name = Path(inspect.getfile(task)).stem
 
+    def job(config: DictConfig) -> None:
+        try:
+            task(config)
+        except UserError as error:
+            if _VERBOSE or HydraConfig.get().mode == RunMode.MULTIRUN:  # the other jobs of a sweep go on
+                raise
+            sys.exit(f"error: {one_line(error)}")
+
     def main() -> None:
-        verbose = os.environ.get("HYDRA_FULL_ERROR") == "1"
         os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise instead of printing and exiting by itself
         _quiet()
         try:
-            hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(task)()
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)()
         except (UserError, HydraException, OmegaConfBaseException) as error:
-            if verbose:
+            if _VERBOSE:
                 raise
             sys.exit(f"error: {one_line(error)}")
 

@@ -241,6 +241,8 @@ class Gaussian(nn.Module):
 class RunningGaussian(Gaussian):
     """A Gaussian that remembers its moments and so can follow a drifting representation."""
 
+    moment_count: Tensor
+
     def __init__(self, features: int, shrinkage: Shrinkage = "ledoit_wolf", batch: tuple[int, ...] = ()) -> None:
         super().__init__(features, shrinkage, batch)
         wide = (*batch, features)

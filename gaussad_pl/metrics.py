@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torchmetrics.classification import BinaryAUROC, BinaryAveragePrecision, BinaryPrecisionRecallCurve, BinaryROC
 
 # torchmetrics applies a sigmoid to scores outside [0, 1], which saturates on distances; None leaves them as they are
-_RAW = {"normalization": None}
+_RAW: dict[str, Any] = {"normalization": None}
 
 
 def auroc(scores: Tensor, labels: Tensor) -> float:

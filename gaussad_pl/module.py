@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial, reduce
+from functools import reduce
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from rich.progress import track
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
@@ -44,6 +45,9 @@ class GaussianAD(L.LightningModule):
         warmup_steps: steps over which the learning rate rises linearly.
     """
 
+    gaussians: Sequence[Gaussian]  # one a level: what scores
+    targets: Sequence[RunningGaussian]  # one a level: what the loss measures the distance to
+
     def __init__(
         self,
         backbone: dict[str, Any],
@@ -51,7 +55,7 @@ class GaussianAD(L.LightningModule):
         running: Literal["fixed", "epoch", "ema"] = "fixed",
         refit: bool = True,
         train_levels: Sequence[int] | None = None,
-        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = partial(Adam, lr=1e-4),
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = Adam,
         warmup_steps: int = 0,
     ) -> None:
         super().__init__()
@@ -64,8 +68,8 @@ class GaussianAD(L.LightningModule):
         self.warmup_steps = warmup_steps
         self.backbone = Backbone(**backbone)
         widths = [level.channels for level in self.backbone.levels]
-        self.gaussians = nn.ModuleList(Gaussian(width, shrinkage) for width in widths)
-        self.targets = nn.ModuleList(RunningGaussian(width, shrinkage) for width in widths)
+        self.gaussians = nn.ModuleList(Gaussian(width, shrinkage) for width in widths)  # type: ignore[assignment]
+        self.targets = nn.ModuleList(RunningGaussian(width, shrinkage) for width in widths)  # type: ignore[assignment]
         self.stale = True  # whether the weights have changed since the Gaussians were estimated
         if train_levels is not None:
             trained = {id(p) for p in self.backbone.parameters_of(train_levels)}
@@ -140,14 +144,14 @@ class GaussianAD(L.LightningModule):
             if value is not None:
                 self.log(f"test/{name}", value)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.optimizer([p for p in self.backbone.parameters() if p.requires_grad])
         start = 1 / (self.warmup_steps + 1)
         warmup = LinearLR(optimizer, start_factor=start, total_iters=self.warmup_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warmup, "interval": "step"}}
 
     def train(self, mode: bool = True) -> Self:
-        """Switch the mode of everything but the backbone, whose BatchNorm statistics and drop-path stay as pretrained."""
+        """Switch the mode of all but the backbone, whose BatchNorm statistics and drop-path stay as pretrained."""
         super().train(mode)
         self.backbone.eval()
         return self
@@ -175,6 +179,6 @@ class GaussianAD(L.LightningModule):
         return model.eval()
 
 
-def _distances(features: list[Tensor], gaussians: nn.ModuleList) -> Tensor:
+def _distances(features: list[Tensor], gaussians: Sequence[Gaussian]) -> Tensor:
     """Distance of the features of each level ``(N, C)`` to its Gaussian: ``(N, levels)``."""
     return torch.stack([gaussian(level) for gaussian, level in zip(gaussians, features, strict=True)], dim=1)

@@ -38,9 +38,10 @@ def run(config: DictConfig) -> None:
     L.seed_everything(config.seed, workers=True, verbose=False)
     data: ImageDataModule = instantiate(config.data)
     model: GaussianAD = instantiate(config.model)
-    callbacks = list(instantiate(config.callbacks).values())
+    callbacks = instantiate(config.callbacks)
+    forgetting: ForgettingStop = callbacks["forgetting"]
     loggers: list[Logger] = list(instantiate(config.logger or {}).values())
-    trainer: L.Trainer = instantiate(config.trainer, callbacks=callbacks, logger=loggers)
+    trainer: L.Trainer = instantiate(config.trainer, callbacks=list(callbacks.values()), logger=loggers)
     if isinstance(trainer.accelerator, MPSAccelerator):
         raise UserError("the MPS accelerator has no float64, which the Gaussian needs: set trainer.accelerator=cpu")
     completed = False
@@ -53,7 +54,7 @@ def run(config: DictConfig) -> None:
         figures = {}
         final = frozen
         if config.fine_tune:
-            forgetting = fine_tune(trainer, model, data, folder)
+            fine_tune(trainer, model, data, folder)
             if forgetting.best_epoch:
                 final = test(trainer, model, data)
             final.write_scores(folder / "scores.csv", data)
@@ -106,11 +107,8 @@ def test(trainer: L.Trainer, model: GaussianAD, data: ImageDataModule) -> Evalua
     return Evaluation(data.test_samples, model.test_distances, [level.index for level in model.backbone.levels])
 
 
-def fine_tune(trainer: L.Trainer, model: GaussianAD, data: ImageDataModule, folder: Path) -> ForgettingStop:
+def fine_tune(trainer: L.Trainer, model: GaussianAD, data: ImageDataModule, folder: Path) -> None:
     """Fine-tune until forgetting begins, with the best weights back in the model at the end."""
-    forgetting = next((c for c in trainer.callbacks if isinstance(c, ForgettingStop)), None)
-    if forgetting is None:
-        raise UserError("fine_tune=true needs callbacks.forgetting")
     checkpoint = last_checkpoint(folder)
     if checkpoint.is_file():
         log.info("Resuming from %s", checkpoint)
@@ -118,7 +116,6 @@ def fine_tune(trainer: L.Trainer, model: GaussianAD, data: ImageDataModule, fold
     else:
         trainer.validate(model, datamodule=data, verbose=False)  # epoch 0: the frozen state is a candidate
         trainer.fit(model, datamodule=data)
-    return forgetting
 
 
 def fine_tuning_results(forgetting: ForgettingStop, final: Evaluation) -> dict[str, Any]:

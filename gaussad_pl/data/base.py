@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from sklearn.model_selection import KFold
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, Subset
+from torch.utils.data import DataLoader, Dataset, Sampler, StackDataset, Subset
 
 from gaussad_pl.augment import Nuisance, vicinal_copies
 from gaussad_pl.data.images import load_images, read_mask
@@ -22,22 +22,6 @@ from gaussad_pl.data.samples import Sample, Samples
 from gaussad_pl.errors import UserError
 
 Draw = tuple[int, int | None]  # index of an image, and the seed of its nuisance copy (None: as it is)
-
-
-class TensorImages(Dataset[dict[str, Tensor]]):
-    """Images ``(N, 3, H, W)`` uint8 with columns ``(N,)``; fetched a batch at a time."""
-
-    def __init__(self, images: Tensor, **columns: Tensor) -> None:
-        self.columns = {"image": images, "index": torch.arange(len(images)), **columns}
-
-    def __len__(self) -> int:
-        return len(self.columns["image"])
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {name: column[index] for name, column in self.columns.items()}
-
-    def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
-        return {name: column[indices] for name, column in self.columns.items()}
 
 
 class NuisanceImages(Dataset[dict[str, Tensor]]):
@@ -50,19 +34,17 @@ class NuisanceImages(Dataset[dict[str, Tensor]]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, draw: Draw) -> Tensor:
+    def __getitem__(self, draw: Draw) -> dict[str, Any]:
         index, seed = draw
         image = self.images[index]
-        if seed is None:
-            return image
-        return torch.from_numpy(self.nuisance(image.permute(1, 2, 0).numpy(), seed)).permute(2, 0, 1)
-
-    def __getitems__(self, draws: list[Draw]) -> dict[str, Tensor]:
-        return {"image": torch.stack([self[draw] for draw in draws]), "index": torch.tensor([i for i, _ in draws])}
+        if seed is not None:
+            changed = self.nuisance(image.permute(1, 2, 0).numpy(), seed)
+            image = torch.from_numpy(changed).permute(2, 0, 1)
+        return {"image": image, "index": index}
 
 
 class DrawSampler(Sampler[Draw]):
-    """Random draws of ``images`` (indices) that depend on the seed and the epoch alone, so that a resumed run sees the same batches.
+    """Random draws of ``images`` (indices) that depend on seed and epoch alone: a resumed run sees the same batches.
 
     Goes through the images in random order, again and again where an epoch has more draws than images.
     """
@@ -178,7 +160,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         return self._load(self.samples.train, "training")
 
     @cached_property
-    def validation(self) -> TensorImages:
+    def validation(self) -> Dataset[dict[str, Tensor]]:
         """Held-out good images (group 0) and a copy of each by each augmentation (groups 1, 2, ...), made once."""
         if not self.folds:
             raise UserError("no image is held out for validation: set folds=5 (or another number of at least 2)")
@@ -187,7 +169,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         normal = self.good_images[self.split[1]]
         copies = [vicinal_copies(normal, name, strength, self.seed)[0] for name, strength in self.augmentations.items()]
         groups = torch.arange(len(copies) + 1).repeat_interleave(len(normal))
-        return TensorImages(torch.cat([normal, *copies]), group=groups)
+        return _stacked(image=torch.cat([normal, *copies]), group=groups)
 
     @property
     def test_samples(self) -> list[Sample]:
@@ -196,9 +178,9 @@ class ImageDataModule(L.LightningDataModule, ABC):
         return self.samples.test or held_out or self.samples.train
 
     @cached_property
-    def test(self) -> TensorImages:
+    def test(self) -> Dataset[dict[str, Tensor]]:
         labels = torch.tensor([sample.label for sample in self.test_samples])
-        return TensorImages(self._load(self.test_samples, "test"), label=labels)
+        return _stacked(image=self._load(self.test_samples, "test"), label=labels)
 
     def defect_area(self, sample: Sample) -> float | None:
         """Share of the image that its mask marks as defective; None without a mask, 0 for good images."""
@@ -212,7 +194,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
 
     def reference_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """The training images as they are, each once: what the Gaussian is estimated from."""
-        return self._eval_loader(Subset(TensorImages(self.good_images), self.split[0]))
+        return self._eval_loader(Subset(_stacked(image=self.good_images), self.split[0]))
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         used = self.split[0]
@@ -220,7 +202,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         steps = self.steps_per_epoch or len(used) // batch_size
         sampler = DrawSampler(used, steps * batch_size, self.augmented_share, self.seed)
         dataset = NuisanceImages(self.good_images, self.nuisance)
-        return DataLoader(dataset, batch_size, sampler=sampler, collate_fn=_as_fetched)
+        return DataLoader(dataset, batch_size, sampler=sampler)
 
     def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         return self._eval_loader(self.validation)
@@ -229,9 +211,9 @@ class ImageDataModule(L.LightningDataModule, ABC):
         return self._eval_loader(self.test)
 
     def _eval_loader(self, dataset: Dataset[dict[str, Tensor]]) -> DataLoader[dict[str, Tensor]]:
-        return DataLoader(dataset, self.eval_batch_size, collate_fn=_as_fetched)
+        return DataLoader(dataset, self.eval_batch_size)
 
 
-def _as_fetched(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Datasets above fetch whole batches; there is nothing to collate."""
-    return batch
+def _stacked(**columns: Tensor) -> Dataset[dict[str, Tensor]]:
+    """Items are dicts of one row of each column ``(N, ...)``."""
+    return StackDataset(**columns)  # type: ignore[arg-type, return-value]  # takes tensors, its annotations do not
