@@ -63,6 +63,7 @@ class Backbone(nn.Module):
         self.register_buffer("scale", 1 / (255 * std), persistent=False)
         self.register_buffer("offset", -mean / std, persistent=False)
         self.eval()
+        self.model.to(memory_format=torch.channels_last)  # on CPUs about twice as fast, see benchmarks
         self._options = {"extra_blocks": True} if _accepts_extra_blocks(self.model) else {}
         self._count, self._has_head, all_levels = self._probe()
         self.indices = _chosen(levels, len(all_levels), self.name)
@@ -70,7 +71,7 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Feature maps of the chosen levels of ``images`` ``(N, 3, H, W)``, uint8: a list of ``(N, C, h, w)``."""
-        x = torch.addcmul(self.offset, images, self.scale)
+        x = torch.addcmul(self.offset, images, self.scale).contiguous(memory_format=torch.channels_last)
         middle = [i for i in self.indices if i < self._count]
         wants_head = len(middle) < len(self.indices)
         final, maps = self.model.forward_intermediates(

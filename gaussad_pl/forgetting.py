@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from gaussad_pl.errors import UserError
+from gaussad_pl.levels import level_signals
 from gaussad_pl.metrics import auroc
 from gaussad_pl.module import GaussianAD
 
@@ -48,6 +49,7 @@ class ForgettingStop(Callback):
 
     Attributes:
         history: one record an epoch with every signal, the mean distance of good images and the training loss.
+        level_signals: AUROC of each level for each augmentation in epoch 0, ``(A, L)``: what the level rule sees.
         best_epoch: the epoch whose weights are put back, 0 for the frozen ones.
     """
 
@@ -57,9 +59,10 @@ class ForgettingStop(Callback):
         self.signal = signal
         self.patience = patience
         self.history: list[dict[str, float]] = []
+        self.level_signals: Tensor | None = None
         self.best_epoch = 0
         self.best: dict[str, Tensor] | None = None
-        self._scores: list[tuple[Tensor, Tensor]] = []
+        self._outputs: list[tuple[Tensor, Tensor]] = []
         self._losses: list[Tensor] = []
 
     @property
@@ -82,12 +85,16 @@ class ForgettingStop(Callback):
     def on_validation_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_index: int, *args: Any
     ) -> None:
-        self._scores.append((outputs["distances"].sum(1), outputs["group"]))
+        self._outputs.append((outputs["distances"].cpu(), outputs["group"].cpu()))
 
     def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, GaussianAD)
         names: list[str] = trainer.datamodule.augmentation_names  # type: ignore[attr-defined]
-        scores, groups = (torch.cat(part).cpu() for part in zip(*self._scores, strict=True))
+        distances, groups = (torch.cat(part) for part in zip(*self._outputs, strict=True))
+        if not self.history:
+            self.level_signals = level_signals(distances, groups, len(names))
+            module.choose_levels(self.level_signals)
+        scores = module.scores(distances)
         normal = scores[groups == 0]
         found = {name: signals(normal, scores[groups == i]) for i, name in enumerate(names, start=1)}
         record = {f"{key}/{name}": value for name, values in found.items() for key, value in values.items()}
@@ -96,7 +103,7 @@ class ForgettingStop(Callback):
         record["distance"] = float(normal.mean())
         if self._losses:
             record["loss"] = float(torch.stack(self._losses).mean())
-        self._scores, self._losses = [], []
+        self._outputs, self._losses = [], []
         module.log_dict({f"forgetting/{key}": value for key, value in record.items()})
         self._judge(trainer, module, {"epoch": len(self.history), "step": trainer.global_step, **record})
 
@@ -117,9 +124,8 @@ class ForgettingStop(Callback):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        return {"history": self.history, "best_epoch": self.best_epoch, "best": self.best}
+        return {name: getattr(self, name) for name in ("history", "level_signals", "best_epoch", "best")}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.history = state_dict["history"]
-        self.best_epoch = state_dict["best_epoch"]
-        self.best = state_dict["best"]
+        for name, value in state_dict.items():
+            setattr(self, name, value)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from gaussad_pl.errors import UserError
 
 Shrinkage = Literal["ledoit_wolf", "oas", "none"] | float
+Covariance = Literal["full", "diagonal", "identity"]
 
 
 class SingularCovarianceError(UserError):
@@ -165,6 +166,22 @@ def shrink(covariance: Tensor, amount: Tensor) -> Tensor:
     return shrunk
 
 
+def restrict(covariance: Tensor, structure: Covariance) -> Tensor:
+    """The covariance ``(..., D, D)`` without its correlations ("diagonal"), or only its mean variance ("identity").
+
+    Raises:
+        UserError: unknown structure.
+    """
+    if structure == "full":
+        return covariance
+    variances = covariance.diagonal(dim1=-2, dim2=-1)
+    if structure == "diagonal":
+        return variances.diag_embed()
+    if structure == "identity":
+        return variances.mean(-1, keepdim=True).expand_as(variances).diag_embed()
+    raise UserError(f"model.covariance={structure}: expected full, diagonal or identity")
+
+
 def whitening(covariance: Tensor) -> Tensor:
     """W, lower triangular, ``(..., D, D)``, with W^T W the inverse of the covariance.
 
@@ -195,6 +212,8 @@ def mahalanobis(x: Tensor, mean: Tensor, whitener: Tensor) -> Tensor:
 class Gaussian(nn.Module):
     """One Gaussian of ``features`` dimensions, or a batch of them; estimated in float64, applied in float32.
 
+    The covariance is shrunk as `shrinkage` says and then brought to a structure as `restrict` says.
+
     Buffers have a fixed shape, so that a state dict always loads: mean ``(*batch, D)``, whitener ``(*batch, D, D)``,
     amount (of shrinkage) ``(*batch)`` and count ``()``, which is 0 until the first `fit`.
     """
@@ -204,9 +223,16 @@ class Gaussian(nn.Module):
     amount: Tensor
     count: Tensor
 
-    def __init__(self, features: int, shrinkage: Shrinkage = "ledoit_wolf", batch: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self,
+        features: int,
+        shrinkage: Shrinkage = "ledoit_wolf",
+        covariance: Covariance = "full",
+        batch: tuple[int, ...] = (),
+    ) -> None:
         super().__init__()
         self.shrinkage = shrinkage
+        self.covariance = covariance
         self.register_buffer("mean", torch.zeros(*batch, features))
         self.register_buffer("whitener", torch.eye(features).repeat(*batch, 1, 1))
         self.register_buffer("amount", torch.zeros(batch))
@@ -223,12 +249,13 @@ class Gaussian(nn.Module):
             SingularCovarianceError: see `whitening`.
         """
         amount = shrinkage(m, self.shrinkage)
-        if bool((amount == 0).all()) and m.count <= m.pivot.shape[-1]:  # rank N - 1 < D, whatever rounding says
+        singular = m.count <= m.pivot.shape[-1] and self.covariance == "full"  # rank N - 1 < D, whatever rounding says
+        if singular and bool((amount == 0).all()):
             raise SingularCovarianceError(
                 f"a covariance of {m.pivot.shape[-1]} features from {int(m.count)} images is singular without "
                 "shrinkage: set model.shrinkage=ledoit_wolf or give more images"
             )
-        self.whitener.copy_(whitening(shrink(m.covariance, amount)))
+        self.whitener.copy_(whitening(restrict(shrink(m.covariance, amount), self.covariance)))
         self.mean.copy_(m.mean)
         self.amount.copy_(amount)
         self.count.copy_(m.count)
@@ -243,8 +270,14 @@ class RunningGaussian(Gaussian):
 
     moment_count: Tensor
 
-    def __init__(self, features: int, shrinkage: Shrinkage = "ledoit_wolf", batch: tuple[int, ...] = ()) -> None:
-        super().__init__(features, shrinkage, batch)
+    def __init__(
+        self,
+        features: int,
+        shrinkage: Shrinkage = "ledoit_wolf",
+        covariance: Covariance = "full",
+        batch: tuple[int, ...] = (),
+    ) -> None:
+        super().__init__(features, shrinkage, covariance, batch)
         wide = (*batch, features)
         shapes = {"count": (), "pivot": wide, "sum": wide, "outer": (*wide, features), "cubic": wide, "quartic": batch}
         for field in fields(Moments):

@@ -17,8 +17,10 @@ from torch.optim.lr_scheduler import LinearLR
 
 from gaussad_pl.backbone import Backbone
 from gaussad_pl.errors import UserError
-from gaussad_pl.gaussian import Gaussian, Moments, RunningGaussian, Shrinkage, merge, moments
+from gaussad_pl.gaussian import Covariance, Gaussian, Moments, RunningGaussian, Shrinkage, merge, moments
+from gaussad_pl.levels import all_levels
 from gaussad_pl.metrics import image_metrics
+from gaussad_pl.objectives import mahalanobis
 
 Batch = dict[str, Tensor]
 
@@ -27,7 +29,7 @@ class GaussianAD(L.LightningModule):
     """Gaussian anomaly detection with a representation that can be fine-tuned.
 
     One Gaussian a level of the backbone, on globally average-pooled features of good images. The anomaly score of an
-    image is the sum over levels of its Mahalanobis distances. Fine-tuning minimises that same sum over good images.
+    image is the weighted sum over levels of its Mahalanobis distances. Fine-tuning minimises that sum over good images.
 
     Source: Rippel et al., "Transfer Learning Gaussian Anomaly Detection by Fine-tuning Representations", 2021; the
     frozen detector is Rippel et al., "Modeling the Distribution of Normal Data in Pre-Trained Deep Features for
@@ -40,6 +42,9 @@ class GaussianAD(L.LightningModule):
             epoch) or "ema" (follows the features of the training batches).
         refit: score with Gaussians re-estimated on the clean training images for the current weights; otherwise with
             those of the loss.
+        covariance: structure of the covariances; see `gaussad_pl.gaussian.restrict`.
+        level_rule: maps the signals of the levels on the augmented validation to weights; see `gaussad_pl.levels`.
+        objective: what fine-tuning minimises; see `gaussad_pl.objectives`.
         train_levels: levels whose parameters are fine-tuned, None for all.
         optimizer: makes the optimizer from the parameters.
         warmup_steps: steps over which the learning rate rises linearly.
@@ -47,6 +52,7 @@ class GaussianAD(L.LightningModule):
 
     gaussians: Sequence[Gaussian]  # one a level: what scores
     targets: Sequence[RunningGaussian]  # one a level: what the loss measures the distance to
+    level_weights: Tensor  # of the distances in the score, (levels,)
 
     def __init__(
         self,
@@ -54,6 +60,9 @@ class GaussianAD(L.LightningModule):
         shrinkage: Shrinkage = "ledoit_wolf",
         running: Literal["fixed", "epoch", "ema"] = "fixed",
         refit: bool = True,
+        covariance: Covariance = "full",
+        level_rule: Callable[[Tensor], Tensor] = all_levels,
+        objective: Callable[[Tensor, Tensor], Tensor] = mahalanobis,
         train_levels: Sequence[int] | None = None,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = Adam,
         warmup_steps: int = 0,
@@ -61,15 +70,18 @@ class GaussianAD(L.LightningModule):
         super().__init__()
         if running not in ("fixed", "epoch", "ema"):
             raise UserError(f"model.running={running}: expected fixed, epoch or ema")
-        self.save_hyperparameters(ignore=["optimizer"])
+        self.save_hyperparameters(ignore=["optimizer", "level_rule", "objective"])
         self.running = running
         self.refit = refit or running == "epoch"
+        self.level_rule = level_rule
+        self.objective = objective
         self.optimizer = optimizer
         self.warmup_steps = warmup_steps
         self.backbone = Backbone(**backbone)
         widths = [level.channels for level in self.backbone.levels]
-        self.gaussians = nn.ModuleList(Gaussian(width, shrinkage) for width in widths)  # type: ignore[assignment]
-        self.targets = nn.ModuleList(RunningGaussian(width, shrinkage) for width in widths)  # type: ignore[assignment]
+        self.gaussians = nn.ModuleList(Gaussian(width, shrinkage, covariance) for width in widths)  # type: ignore[assignment]
+        self.targets = nn.ModuleList(RunningGaussian(width, shrinkage, covariance) for width in widths)  # type: ignore[assignment]
+        self.register_buffer("level_weights", torch.ones(len(widths)))
         self.stale = True  # whether the weights have changed since the Gaussians were estimated
         if train_levels is not None:
             trained = {id(p) for p in self.backbone.parameters_of(train_levels)}
@@ -83,9 +95,17 @@ class GaussianAD(L.LightningModule):
             images: ``(N, 3, H, W)`` uint8.
 
         Returns:
-            ``(N, levels)``; the anomaly score of an image is the sum of its row.
+            ``(N, levels)``; see `scores`.
         """
         return _distances(self.backbone.pooled(images), self.gaussians)
+
+    def scores(self, distances: Tensor) -> Tensor:
+        """Anomaly scores ``(N,)``: the weighted sum of the distances ``(N, levels)``."""
+        return distances @ self.level_weights.to(distances)
+
+    def choose_levels(self, signals: Tensor) -> None:
+        """Weigh the levels by their signals ``(augmentations, levels)`` on the augmented validation."""
+        self.level_weights.copy_(self.level_rule(signals))
 
     @torch.no_grad()
     def estimate(self, batches: Iterable[Batch]) -> None:
@@ -115,7 +135,7 @@ class GaussianAD(L.LightningModule):
         if self.running == "ema":
             for target, level in zip(self.targets, features, strict=True):
                 target.update(level)
-        loss = _distances(features, self.targets).sum(1).mean()
+        loss = self.objective(_distances(features, self.targets), self.level_weights)
         self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=False, batch_size=len(batch["image"]))
         return loss
 
@@ -138,9 +158,9 @@ class GaussianAD(L.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Log the image metrics and keep ``test_distances`` ``(N, levels)`` in the order of the test set."""
-        distances, labels = (torch.cat(part).cpu() for part in zip(*self._tested, strict=True))
-        self.test_distances = distances
-        for name, value in image_metrics(distances.sum(1), labels).items():
+        distances, labels = (torch.cat(part) for part in zip(*self._tested, strict=True))
+        self.test_distances = distances.cpu()
+        for name, value in image_metrics(self.scores(distances), labels).items():
             if value is not None:
                 self.log(f"test/{name}", value)
 

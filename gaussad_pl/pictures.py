@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -53,6 +54,21 @@ def forgetting_curve(history: Sequence[Mapping[str, float]], signal: str, chosen
         right.spines[["top"]].set_visible(False)
         lines = tuple(a + b for a, b in zip(lines, right.get_legend_handles_labels(), strict=True))
     axes.legend(*lines, frameon=False, loc="upper left", bbox_to_anchor=(0, 1.18), ncols=3)
+    return figure
+
+
+def level_bars(levels: Mapping[str, Any]) -> Figure:
+    """The signal of each level for each augmentation; the weight of a level is the strength of its shade."""
+    figure, axes = _figure("level (0 is the shallowest)", "AUROC, good against augmented copies")
+    names = list(levels["weights"])
+    heaviest = max(levels["weights"].values())
+    for place, name in enumerate(names):
+        signals = [signal[name] for signal in levels["signals"].values()]
+        mean = sum(signals) / len(signals)
+        axes.bar(place, mean, color=GOOD, alpha=0.15 + 0.7 * levels["weights"][name] / heaviest)
+        axes.plot([place] * len(signals), signals, ".", color=ACCENT, markersize=4)
+    axes.axhline(0.5, color="#cccccc", linewidth=1)
+    axes.set_xticks(range(len(names)), names)
     return figure
 
 

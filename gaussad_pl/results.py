@@ -35,17 +35,15 @@ class Evaluation:
 
     Attributes:
         samples: the N test images.
-        distances: ``(N, levels)``; the score of an image is the sum of its row.
+        distances: ``(N, levels)``.
+        scores: ``(N,)`` float64, the weighted sum of the distances.
         levels: index of each level in the backbone.
     """
 
     samples: list[Sample]
     distances: Tensor
+    scores: Tensor
     levels: list[int]
-
-    @property
-    def scores(self) -> Tensor:
-        return self.distances.double().sum(1)
 
     @property
     def labels(self) -> Tensor:

@@ -15,6 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.accelerators.mps import MPSAccelerator
 from lightning.pytorch.loggers import Logger, WandbLogger
+from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
@@ -48,24 +49,7 @@ def run(config: DictConfig) -> None:
     try:
         for logger in loggers:
             logger.log_hyperparams(settings)
-        frozen = test(trainer, model, data)
-        frozen.write_scores(folder / ("frozen_scores.csv" if config.fine_tune else "scores.csv"), data)
-        results: dict[str, Any] = {"frozen": {**frozen.metrics(), "selection": "nothing was selected"}}
-        figures = {}
-        final = frozen
-        if config.fine_tune:
-            fine_tune(trainer, model, data, folder)
-            if forgetting.best_epoch:
-                final = test(trainer, model, data)
-            final.write_scores(folder / "scores.csv", data)
-            results |= fine_tuning_results(forgetting, final)
-            figures["forgetting"] = pictures.forgetting_curve(
-                forgetting.history, forgetting.signal, forgetting.best_epoch
-            )
-        if final.has_both_classes:
-            scores = {"frozen": frozen.scores} | ({"fine-tuned": final.scores} if final is not frozen else {})
-            figures["roc"] = pictures.roc_curves(scores, final.labels)
-        figures["histogram"] = pictures.histogram(final.scores, final.labels)
+        results, figures = experiment(trainer, model, data, forgetting, folder, config.fine_tune)
         report(pictures.save(figures, folder), results, loggers)
         trainer.save_checkpoint(folder / "model.ckpt", weights_only=True)
         last_checkpoint(folder).unlink(missing_ok=True)  # was for resuming
@@ -76,6 +60,40 @@ def run(config: DictConfig) -> None:
         if any(isinstance(logger, WandbLogger) for logger in loggers):
             wandb.finish(exit_code=0 if completed else 1)  # or the next job of a sweep would write into this run
     show(folder, results)
+
+
+def experiment(
+    trainer: L.Trainer,
+    model: GaussianAD,
+    data: ImageDataModule,
+    forgetting: ForgettingStop,
+    folder: Path,
+    fine_tune: bool,
+) -> tuple[dict[str, Any], dict[str, Figure]]:
+    """Frozen baseline, fine-tuning, test: the results and the pictures of them."""
+    results: dict[str, Any] = {}
+    figures: dict[str, Figure] = {}
+    if data.folds:
+        trainer.validate(model, datamodule=data, verbose=False)  # chooses the levels; epoch 0 of the forgetting curve
+        results["levels"] = level_results(forgetting, model, data)
+        figures["levels"] = pictures.level_bars(results["levels"])
+    frozen = final = test(trainer, model, data)
+    frozen.write_scores(folder / ("frozen_scores.csv" if fine_tune else "scores.csv"), data)
+    results["frozen"] = {**frozen.metrics(), "selection": frozen_selection(data)}
+    scores = {"frozen": frozen.scores}
+    if fine_tune:
+        resume = last_checkpoint(folder)
+        trainer.fit(model, datamodule=data, ckpt_path=resume if resume.is_file() else None, weights_only=True)
+        if forgetting.best_epoch:
+            final = test(trainer, model, data)
+            scores["fine-tuned"] = final.scores
+        final.write_scores(folder / "scores.csv", data)
+        results |= fine_tuning_results(forgetting, final)
+        figures["forgetting"] = pictures.forgetting_curve(forgetting.history, forgetting.signal, forgetting.best_epoch)
+    if final.has_both_classes:
+        figures["roc"] = pictures.roc_curves(scores, final.labels)
+    figures["histogram"] = pictures.histogram(final.scores, final.labels)
+    return results, figures
 
 
 def open_folder(folder: Path, config: DictConfig) -> dict[str, Any] | None:
@@ -104,18 +122,25 @@ def last_checkpoint(folder: Path) -> Path:
 def test(trainer: L.Trainer, model: GaussianAD, data: ImageDataModule) -> Evaluation:
     """Score the test set with the model as it is."""
     trainer.test(model, datamodule=data, verbose=False)
-    return Evaluation(data.test_samples, model.test_distances, [level.index for level in model.backbone.levels])
+    distances = model.test_distances
+    levels = [level.index for level in model.backbone.levels]
+    return Evaluation(data.test_samples, distances, model.scores(distances.double()).cpu(), levels)
 
 
-def fine_tune(trainer: L.Trainer, model: GaussianAD, data: ImageDataModule, folder: Path) -> None:
-    """Fine-tune until forgetting begins, with the best weights back in the model at the end."""
-    checkpoint = last_checkpoint(folder)
-    if checkpoint.is_file():
-        log.info("Resuming from %s", checkpoint)
-        trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    else:
-        trainer.validate(model, datamodule=data, verbose=False)  # epoch 0: the frozen state is a candidate
-        trainer.fit(model, datamodule=data)
+def level_results(forgetting: ForgettingStop, model: GaussianAD, data: ImageDataModule) -> dict[str, Any]:
+    """The weight of each level in the score, and the signals it was chosen by."""
+    assert forgetting.level_signals is not None
+    levels = [str(level.index) for level in model.backbone.levels]
+    signals = zip(data.augmentation_names, forgetting.level_signals.tolist(), strict=True)
+    return {
+        "weights": dict(zip(levels, model.level_weights.tolist(), strict=True)),
+        "signals": {name: dict(zip(levels, row, strict=True)) for name, row in signals},
+        "selection": "by the AUROC of each level at telling held-out good images from augmented copies of them",
+    }
+
+
+def frozen_selection(data: ImageDataModule) -> str:
+    return "weights of the levels: see levels" if data.folds else "nothing was selected"
 
 
 def fine_tuning_results(forgetting: ForgettingStop, final: Evaluation) -> dict[str, Any]:

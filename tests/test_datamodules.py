@@ -24,6 +24,7 @@ SETTINGS: dict[str, Any] = {
     "augmentations": {"cutpaste": 0.5, "scar": 0.5},
     "nuisance": {},
     "augmented_share": 0.5,
+    "gaussian_copies": 1,
     "batch_size": 5,
     "eval_batch_size": 8,
     "steps_per_epoch": 6,
@@ -52,7 +53,7 @@ def test_the_seed_decides_the_folds(parts: Path) -> None:
 def test_without_folds_every_image_is_in_the_gaussian(parts: Path) -> None:
     data = mvtec(parts, folds=0)
     assert data.split == (list(range(24)), [])
-    assert sum(len(batch["image"]) for batch in data.reference_dataloader()) == 24
+    assert sum(len(batch["image"]) for batch in data.reference_dataloader()) == 48
     with pytest.raises(UserError, match="set folds=5"):
         data.val_dataloader()
 

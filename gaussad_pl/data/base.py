@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from sklearn.model_selection import KFold
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, StackDataset, Subset
+from torch.utils.data import DataLoader, Dataset, Sampler, StackDataset
 
 from gaussad_pl.augment import Nuisance, vicinal_copies
 from gaussad_pl.data.images import load_images, read_mask
@@ -86,6 +86,8 @@ class ImageDataModule(L.LightningDataModule, ABC):
         augmentations: name -> strength of the copies in the validation; see `gaussad_pl.augment`.
         nuisance: arguments of `gaussad_pl.augment.Nuisance`, the changes that keep a good part good.
         augmented_share: share of the images in the loss that are nuisance copies.
+        gaussian_copies: nuisance copies of each image in the estimate of the Gaussian, changed in light alone (and
+            flipped where that is harmless): a Gaussian that has seen them is blind to them.
         batch_size: images in a training step.
         eval_batch_size: images scored at once.
         steps_per_epoch: training steps between two validations; None for one pass over the images.
@@ -102,6 +104,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         augmentations: Mapping[str, float],
         nuisance: Mapping[str, Any],
         augmented_share: float,
+        gaussian_copies: int,
         batch_size: int,
         eval_batch_size: int,
         steps_per_epoch: int | None,
@@ -119,6 +122,8 @@ class ImageDataModule(L.LightningDataModule, ABC):
         self.seed = seed
         self.augmentations = dict(augmentations)
         self.nuisance = Nuisance(**nuisance)
+        self.light = Nuisance(**{**nuisance, "shift": 0, "scale": 0, "rotate": 0})
+        self.gaussian_copies = gaussian_copies
         self.augmented_share = augmented_share
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
@@ -193,8 +198,15 @@ class ImageDataModule(L.LightningDataModule, ABC):
         return load_images(paths, self.image_size, self.cache, f"Decoding {len(paths)} {what} images")
 
     def reference_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        """The training images as they are, each once: what the Gaussian is estimated from."""
-        return self._eval_loader(Subset(_stacked(image=self.good_images), self.split[0]))
+        """The training images as they are and their copies in other light: what the Gaussian is estimated from."""
+        draws: list[Draw] = []
+        for index in self.split[0]:
+            draws += [
+                (index, None),
+                *((index, copy * len(self.good_images) + index) for copy in range(self.gaussian_copies)),
+            ]
+        dataset = NuisanceImages(self.good_images, self.light)
+        return DataLoader(dataset, self.eval_batch_size, sampler=draws)
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         used = self.split[0]
@@ -216,4 +228,4 @@ class ImageDataModule(L.LightningDataModule, ABC):
 
 def _stacked(**columns: Tensor) -> Dataset[dict[str, Tensor]]:
     """Items are dicts of one row of each column ``(N, ...)``."""
-    return StackDataset(**columns)  # type: ignore[arg-type, return-value]  # takes tensors, its annotations do not
+    return StackDataset(**columns)  # type: ignore[arg-type]  # takes tensors, its annotations do not

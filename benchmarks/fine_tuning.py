@@ -1,0 +1,137 @@
+"""Does fine-tuning pay, and does the forgetting signal stop it in time?
+
+    python -m benchmarks.fine_tuning --data /data/mvtec_ad/screw /data/magnetic_tile/tile --preset small --out results
+
+Trains every setting of the preset on every dataset (a folder in the layout of MVTec AD) with every seed, with the stop
+switched off, and scores the test set after every epoch. What each signal would have chosen is worked out afterwards, so
+test images judge the signals and choose nothing. One JSON file a job: what is there already is not computed again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from rich.console import Console
+from torch import Tensor
+
+from benchmarks.analysis import report
+from gaussad_pl.cli import CONF
+from gaussad_pl.data.base import ImageDataModule
+from gaussad_pl.forgetting import ForgettingStop
+from gaussad_pl.metrics import auroc
+from gaussad_pl.module import GaussianAD
+from gaussad_pl.results import write_json
+
+FROZEN = ["fine_tune=false"]
+PAPER = ["levels=all", "data.gaussian_copies=0"]
+FORGET = ["model.optimizer.lr=1e-3", "trainer.max_epochs=12"]  # provokes forgetting
+ABLATION = {name: [f"objective={name}"] for name in ("diagonal", "center")}
+
+PRESETS: dict[str, dict[str, list[str]]] = {
+    "small": {"default": [], "paper frozen": [*PAPER, *FROZEN], "forgetting": FORGET},
+    "frozen": {
+        f"{levels}, {copies} copies": [f"levels={levels}", f"data.gaussian_copies={copies}", *FROZEN]
+        for levels in ("all", "top3", "excess")
+        for copies in (0, 2)
+    },
+    "ablation": {"default": [], **ABLATION},
+    "objectives": {"default": [], "squared": ["objective=squared"], "all levels": ["levels=all"]},
+    "inputs": {
+        "lite0 224": [],
+        "lite0 320": ["backbone.image_size=320"],
+        "lite1 240": ["backbone=efficientnet_lite1"],
+        "lite2 260": ["backbone=efficientnet_lite2"],
+    },
+}
+
+
+class TestEachEpoch(L.Callback):
+    """Scores the test set after every validation, for the record alone: nothing that trains or chooses sees it."""
+
+    def __init__(self) -> None:
+        self.scores: list[Tensor] = []
+        self.distances: list[Tensor] = []
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, GaussianAD)
+        loader = trainer.datamodule.test_dataloader()  # type: ignore[attr-defined]
+        distances = torch.cat([module(batch["image"].to(module.device)) for batch in loader])
+        self.distances.append(distances.cpu())
+        self.scores.append(module.scores(distances).cpu())
+
+
+def run_job(folder: Path, seed: int, overrides: list[str]) -> dict[str, Any]:
+    """One training run: the forgetting record and the test metrics of every epoch."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose(
+            "train",
+            ["data=folder", f"data.root={folder}", f"seed={seed}", f"fold={seed % 5}", "logger=null", *overrides],
+        )
+    L.seed_everything(seed, verbose=False)
+    data: ImageDataModule = instantiate(config.data)
+    model: GaussianAD = instantiate(config.model)
+    forgetting = ForgettingStop(config.callbacks.forgetting.signal, patience=10**6)
+    tests = TestEachEpoch()
+    trainer: L.Trainer = instantiate(
+        config.trainer, callbacks=[forgetting, tests], logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, default_root_dir=None,
+    )  # fmt: skip
+    start = time.perf_counter()
+    trainer.validate(model, data, verbose=False)
+    if config.fine_tune:
+        trainer.fit(model, data)
+    labels = torch.tensor([sample.label for sample in data.test_samples])
+    return {
+        "dataset": folder.name,
+        "seed": seed,
+        "overrides": overrides,
+        "history": forgetting.history,
+        "test_auroc": [auroc(scores, labels) for scores in tests.scores],
+        "test_auroc_per_level": [[auroc(column, labels) for column in d.T] for d in tests.distances],
+        "level_weights": model.level_weights.tolist(),
+        "level_signals": forgetting.level_signals.tolist() if forgetting.level_signals is not None else None,
+        "seconds": time.perf_counter() - start,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders in the layout of MVTec AD")
+    parser.add_argument("--preset", choices=PRESETS, default="small")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, default=Path("runs/fine_tuning"))
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings for every job")
+    arguments = parser.parse_args()
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+    console = Console()
+    jobs = [
+        (folder, seed, name, [*overrides, *arguments.set])
+        for seed in arguments.seeds  # all settings of one seed first: an interrupted benchmark is still balanced
+        for name, overrides in PRESETS[arguments.preset].items()
+        for folder in arguments.data
+    ]
+    results = []
+    for number, (folder, seed, name, overrides) in enumerate(jobs, start=1):
+        path = arguments.out / f"{folder.name}-{name.replace(' ', '_').replace(',', '')}-seed{seed}.json"
+        if not path.is_file():
+            console.print(f"[{number}/{len(jobs)}] {folder.name}, {name}, seed {seed}", highlight=False)
+            os.makedirs(arguments.out, exist_ok=True)  # noqa: PTH103
+            write_json(path, {"setting": name, **run_job(folder.resolve(), seed, overrides)})
+        results.append(json.loads(path.read_text()))
+    report(results, arguments.out, console)
+
+
+if __name__ == "__main__":
+    main()
