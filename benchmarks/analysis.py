@@ -1,13 +1,145 @@
-"""Tables of benchmarks.fine_tuning."""
+"""Tables and figures of benchmarks.fine_tuning, from the records of its jobs."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from matplotlib.figure import Figure
 from rich.console import Console
+from rich.table import Table
+from scipy.stats import spearmanr, wilcoxon
+
+SIGNALS = ("log_ratio", "gap", "auroc")
+DEFAULT_SIGNAL, PATIENCE = "log_ratio", 3
+FORGOT = 1.0  # a run has forgotten if its last epoch is this many AUROC points below its best one
+
+Job = dict[str, Any]
 
 
-def report(results: list[dict[str, Any]], out: Path, console: Console) -> None:
-    for r in results:
-        console.print(r["dataset"], r["setting"], r["seed"], [round(100 * a, 1) for a in r["test_auroc"]])
+def chosen_epoch(values: Sequence[float], patience: int) -> int:
+    """The epoch at which `ForgettingStop` would put the weights back, given the signal of every epoch."""
+    best = 0
+    for epoch, value in enumerate(values):
+        if value > values[best]:
+            best = epoch
+        if epoch - best >= patience:
+            break
+    return best
+
+
+def signal_values(job: Job, name: str) -> list[float]:
+    return [record[name] for record in job["history"]]
+
+
+def test_curve(job: Job) -> np.ndarray:
+    """Test AUROC of every epoch in percent, ``(epochs + 1,)``."""
+    return 100 * np.array(job["test_auroc"])
+
+
+def gain(job: Job, signal: str = DEFAULT_SIGNAL) -> float:
+    """Points of test AUROC that the epoch chosen by the signal has over the frozen state."""
+    curve = test_curve(job)
+    return float(curve[chosen_epoch(signal_values(job, signal), PATIENCE)] - curve[0])
+
+
+def mean_sem(values: Sequence[float]) -> str:
+    """Mean +- standard error of the mean."""
+    array = np.asarray(values)
+    sem = array.std(ddof=1) / np.sqrt(len(array)) if len(array) > 1 else float("nan")
+    return f"{array.mean():.2f} ± {sem:.2f}"
+
+
+def paired_test(differences: Sequence[float]) -> str:
+    """Two-sided Wilcoxon signed-rank test of the differences against zero."""
+    if not np.any(differences):
+        return f"all zero, n = {len(differences)}"
+    return f"p = {wilcoxon(differences).pvalue:.3f}, n = {len(differences)}"
+
+
+def settings_of(jobs: list[Job]) -> list[str]:
+    return list(dict.fromkeys(job["setting"] for job in jobs))
+
+
+def datasets_of(jobs: list[Job]) -> list[str]:
+    return list(dict.fromkeys(job["dataset"] for job in jobs))
+
+
+def gains_table(jobs: list[Job]) -> Table:
+    """Frozen and fine-tuned test AUROC side by side, mean +- SEM over seeds."""
+    table = Table(title=f"Image AUROC in percent; stop by {DEFAULT_SIGNAL}, patience {PATIENCE}", title_justify="left")
+    for column in ("setting", "dataset", "frozen", "fine-tuned", "gain", "paired test", "seconds"):
+        table.add_column(column, justify="left" if column in ("setting", "dataset") else "right")
+    for setting in settings_of(jobs):
+        rows = [job for job in jobs if job["setting"] == setting]
+        for dataset in [*datasets_of(rows), "all"]:
+            some = [job for job in rows if dataset in ("all", job["dataset"])]
+            frozen = [test_curve(job)[0] for job in some]
+            gains = [gain(job) for job in some]
+            tuned = [a + b for a, b in zip(frozen, gains, strict=True)]
+            seconds = f"{np.median([job['seconds'] for job in some]):.0f}"
+            table.add_row(
+                setting, dataset, mean_sem(frozen), mean_sem(tuned), mean_sem(gains), paired_test(gains), seconds,
+                end_section=dataset == "all",
+            )  # fmt: skip
+    return table
+
+
+def signals_table(jobs: list[Job], names: Sequence[str], title: str) -> Table:
+    """How well each signal follows the test AUROC, and what stopping by it costs against the best epoch."""
+    table = Table(title=f"{title} ({len(jobs)} runs)", title_justify="left")
+    for column in ("signal", "Spearman", "gain on frozen", "regret against best", "without stopping: lost"):
+        table.add_column(column, justify="left" if column == "signal" else "right")
+    curves = [test_curve(job) for job in jobs]
+    lost = [curve.max() - curve[-1] for curve in curves]
+    for name in names:
+        values = [signal_values(job, name) for job in jobs]
+        chosen = [chosen_epoch(value, PATIENCE) for value in values]
+        follows = [spearmanr(value, curve).statistic for value, curve in zip(values, curves, strict=True)]
+        gains = [curve[epoch] - curve[0] for epoch, curve in zip(chosen, curves, strict=True)]
+        regrets = [curve.max() - curve[epoch] for epoch, curve in zip(chosen, curves, strict=True)]
+        table.add_row(name, mean_sem(follows), mean_sem(gains), mean_sem(regrets), mean_sem(lost))
+    return table
+
+
+def forgetting_figure(job: Job) -> Figure:
+    """Training loss, signal and test AUROC over the epochs of one run, and the stop."""
+    figure = Figure(figsize=(6, 7), layout="constrained")
+    panels = figure.subplots(3, 1, sharex=True)
+    signal = signal_values(job, DEFAULT_SIGNAL)
+    epochs = range(len(signal))
+    losses = [record.get("loss", float("nan")) for record in job["history"]]
+    rows = (
+        ("training loss", losses),
+        (f"signal: {DEFAULT_SIGNAL}", signal),
+        ("test AUROC in percent", test_curve(job)),
+    )
+    for panel, (label, values) in zip(panels, rows, strict=True):
+        panel.plot(epochs, values, marker="o", color="#2a7f9e")
+        panel.set_ylabel(label)
+        panel.axvline(chosen_epoch(signal, PATIENCE), color="#c8443c", linestyle="--")
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].set_title(f"{job['dataset']}, {job['setting']}, seed {job['seed']}; dashed: epoch chosen", fontsize=10)
+    panels[-1].set_xlabel("epoch (0 is the frozen network)")
+    return figure
+
+
+def report(jobs: list[Job], out: Path, console: Console) -> None:
+    """Print all tables, keep them as text, and draw a figure of every run that forgot."""
+    recorder = Console(record=True, width=140, file=(out / "tables.txt").open("w"))
+    tables = [gains_table(jobs)]
+    trained = [job for job in jobs if len(job["history"]) > 1]
+    forgot = [job for job in trained if test_curve(job).max() - test_curve(job)[-1] >= FORGOT]
+    for title, some in (("Signals, all runs", trained), ("Signals, runs that forget", forgot)):
+        if some:
+            augmentations = [name.removeprefix("auroc/") for name in some[0]["history"][0] if name.startswith("auroc/")]
+            tables.append(signals_table(some, SIGNALS, title))
+            alone = [f"{DEFAULT_SIGNAL}/{name}" for name in augmentations]
+            tables.append(signals_table(some, alone, f"{title}: each augmentation alone"))
+    for table in tables:
+        console.print(table)
+        recorder.print(table)
+    for job in forgot:
+        forgetting_figure(job).savefig(out / f"{job['dataset']}-{job['setting']}-seed{job['seed']}.png", dpi=120)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import time
 import warnings
 from pathlib import Path
@@ -76,7 +75,7 @@ def run_job(folder: Path, seed: int, overrides: list[str]) -> dict[str, Any]:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose(
             "train",
-            ["data=folder", f"data.root={folder}", f"seed={seed}", f"fold={seed % 5}", "logger=null", *overrides],
+            ["data=folder", f"data.root={folder}", f"seed={seed}", f"fold={seed % 5}", *overrides],
         )
     L.seed_everything(seed, verbose=False)
     data: ImageDataModule = instantiate(config.data)
@@ -127,7 +126,7 @@ def main() -> None:
         path = arguments.out / f"{folder.name}-{name.replace(' ', '_').replace(',', '')}-seed{seed}.json"
         if not path.is_file():
             console.print(f"[{number}/{len(jobs)}] {folder.name}, {name}, seed {seed}", highlight=False)
-            os.makedirs(arguments.out, exist_ok=True)  # noqa: PTH103
+            arguments.out.mkdir(parents=True, exist_ok=True)
             write_json(path, {"setting": name, **run_job(folder.resolve(), seed, overrides)})
         results.append(json.loads(path.read_text()))
     report(results, arguments.out, console)

@@ -189,3 +189,22 @@ def test_state_dict_of_a_fitted_gaussian_loads_into_a_fresh_one() -> None:
     assert torch.equal(fresh(x), fitted(x))
     fitted.update(x), fresh.update(x)
     assert torch.equal(fresh.whitener, fitted.whitener)
+
+
+def test_diagonal_and_identity_covariances_are_the_textbook_distances() -> None:
+    x = sample(50, 6)
+    m = g.moments(x)
+    for structure, variances in (("diagonal", m.covariance.diagonal()), ("identity", m.covariance.diagonal().mean())):
+        gaussian = g.Gaussian(6, "none", structure).double()  # type: ignore[arg-type]
+        gaussian.fit(m)
+        expected = ((x - m.mean) ** 2 / variances).sum(1).sqrt()
+        torch.testing.assert_close(gaussian(x), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_a_diagonal_covariance_needs_no_shrinkage_even_for_few_observations() -> None:
+    g.Gaussian(40, "none", "diagonal").fit(g.moments(sample(7, 40)))
+
+
+def test_unknown_covariance_is_a_clear_error() -> None:
+    with pytest.raises(UserError, match="covariance=round: expected full, diagonal or identity"):
+        g.Gaussian(3, "none", "round").fit(g.moments(sample(9, 3)))  # type: ignore[arg-type]

@@ -1,0 +1,76 @@
+"""The benchmark of fine-tuning: what it reads out of its records."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TINY
+from rich.console import Console
+
+from benchmarks import analysis, fine_tuning
+from gaussad_pl.forgetting import ForgettingStop
+
+
+def job(signal: list[float], test: list[float], seed: int = 0) -> dict[str, Any]:
+    names = ("log_ratio", "gap", "auroc", "log_ratio/scar", "auroc/scar")
+    history = [dict.fromkeys(names, value) for value in signal]
+    for record in history[1:]:
+        record["loss"] = 1.0
+    return {
+        "setting": "default", "dataset": "parts", "seed": seed, "seconds": 1.0, "history": history, "test_auroc": test,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("patience", [1, 2, 3])
+@pytest.mark.parametrize(
+    "values", [[1, 2, 3, 2, 1, 4], [3, 2, 1, 4], [1, 2, 3], [1, 1, 1, 1], [1, 2, 1, 3, 1, 1, 1, 9]]
+)
+def test_the_chosen_epoch_is_that_of_the_callback(values: list[float], patience: int) -> None:
+    from test_forgetting import judge
+
+    callback, _ = judge([float(v) for v in values], patience)
+    assert isinstance(callback, ForgettingStop)
+    assert analysis.chosen_epoch(values, patience) == callback.best_epoch
+
+
+def test_the_gain_is_that_of_the_chosen_epoch_over_the_frozen_state() -> None:
+    assert analysis.gain(job([0.1, 0.3, 0.2], [0.80, 0.85, 0.90])) == pytest.approx(5)
+    assert analysis.gain(job([0.3, 0.2, 0.1], [0.80, 0.85, 0.90])) == 0
+
+
+def test_the_report_names_what_forgetting_would_have_cost(tmp_path: Path) -> None:
+    jobs = [job([0.1, 0.3, 0.2, 0.1, 0.1], [0.80, 0.85, 0.80, 0.75, 0.70], seed) for seed in range(3)]
+    analysis.report(jobs, tmp_path, Console(file=io.StringIO()))
+    text = (tmp_path / "tables.txt").read_text()
+    assert "5.00 ± 0.00" in text and "15.00 ± 0.00" in text and "runs that forget (3 runs)" in text
+    assert len(list(tmp_path.glob("*.png"))) == 3
+
+
+def test_the_benchmark_runs_and_goes_on_where_it_was_interrupted(
+    parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = [f"backbone.name={TINY['name']}", "backbone.weights=random", "backbone.image_size=64", "trainer=cpu"]
+    steps = ["trainer.max_epochs=2", "data.steps_per_epoch=2", "data.batch_size=4"]
+    command = [
+        "fine_tuning",
+        "--data",
+        str(parts / "screw"),
+        "--preset",
+        "ablation",
+        "--seeds",
+        "0",
+        "--out",
+        str(tmp_path),
+    ]
+    monkeypatch.setattr(sys, "argv", [*command, "--set", *quick, *steps])
+    fine_tuning.main()
+    files = sorted(tmp_path.glob("*.json"))
+    assert len(files) == len(fine_tuning.PRESETS["ablation"])
+    before = [file.stat().st_mtime_ns for file in files[1:]]
+    files[0].unlink()
+    fine_tuning.main()
+    assert files[0].is_file() and [file.stat().st_mtime_ns for file in files[1:]] == before
