@@ -60,7 +60,7 @@ def entry_point(task: Callable[[DictConfig], None]) -> Callable[[], None]:
 
 def one_line(error: BaseException) -> str:
     """The message of an error on one line, with what Hydra's own errors leave out."""
-    text = str(error)
+    text = str(error).partition("Config search path:")[0]
     if "data.category" in text and "issing mandatory value" in text:
         return "no category chosen: add for example +category=screw"
     if "Missing mandatory value" in text:
