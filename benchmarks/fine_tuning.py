@@ -33,16 +33,21 @@ from gaussad_pl.module import GaussianAD
 from gaussad_pl.results import write_json
 
 FROZEN = ["fine_tune=false"]
-PAPER = ["levels=all", "data.gaussian_copies=0"]
+PAPER = ["levels=all", "data.light_copies=0", "data.moved_copies=0"]
 FORGET = ["model.optimizer.lr=1e-3", "trainer.max_epochs=12"]  # provokes forgetting
 ABLATION = {name: [f"objective={name}"] for name in ("diagonal", "center")}
 
 PRESETS: dict[str, dict[str, list[str]]] = {
     "small": {"default": [], "paper frozen": [*PAPER, *FROZEN], "forgetting": FORGET},
     "frozen": {
-        f"{levels}, {copies} copies": [f"levels={levels}", f"data.gaussian_copies={copies}", *FROZEN]
+        f"{levels}, {light} light, {moved} moved": [
+            f"levels={levels}",
+            f"data.light_copies={light}",
+            f"data.moved_copies={moved}",
+            *FROZEN,
+        ]
         for levels in ("all", "top3", "excess")
-        for copies in (0, 2)
+        for light, moved in ((0, 0), (2, 0), (1, 1))
     },
     "ablation": {"default": [], **ABLATION},
     "objectives": {"default": [], "squared": ["objective=squared"], "all levels": ["levels=all"]},

@@ -23,8 +23,8 @@ SETTINGS: dict[str, Any] = {
     "seed": 0,
     "augmentations": {"cutpaste": 0.5, "scar": 0.5},
     "nuisance": {},
-    "augmented_share": 0.5,
-    "gaussian_copies": 1,
+    "light_copies": 1,
+    "moved_copies": 1,
     "batch_size": 5,
     "eval_batch_size": 8,
     "steps_per_epoch": 6,
@@ -53,7 +53,7 @@ def test_the_seed_decides_the_folds(parts: Path) -> None:
 def test_without_folds_every_image_is_in_the_gaussian(parts: Path) -> None:
     data = mvtec(parts, folds=0)
     assert data.split == (list(range(24)), [])
-    assert sum(len(batch["image"]) for batch in data.reference_dataloader()) == 48
+    assert sum(len(batch["image"]) for batch in data.reference_dataloader()) == 72
     with pytest.raises(UserError, match="set folds=5"):
         data.val_dataloader()
 
@@ -98,15 +98,24 @@ def test_batches_depend_on_seed_and_epoch_alone(parts: Path) -> None:
 
 
 def test_draws_go_through_all_images_before_any_comes_again() -> None:
-    indices = [index for index, _ in DrawSampler(range(7), 21, 0.5, 0)]
+    indices = [index for index, _, _ in DrawSampler(range(7), 1, 21, 0)]
     for start in (0, 7, 14):
         assert sorted(indices[start : start + 7]) == list(range(7))
 
 
-@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_the_augmented_share_is_that_of_the_draws(share: float) -> None:
-    draws = list(DrawSampler(range(50), 4000, share, 0))
-    assert sum(seed is not None for _, seed in draws) / 4000 == pytest.approx(share, abs=0.03)
+def test_all_views_are_drawn_alike() -> None:
+    views = [view for _, view, _ in DrawSampler(range(50), 3, 6000, 0)]
+    for view in range(3):
+        assert views.count(view) / 6000 == pytest.approx(1 / 3, abs=0.03)
+
+
+def test_the_gaussian_sees_each_image_and_its_copies_always_the_same(parts: Path) -> None:
+    one, other = (torch.cat([b["image"] for b in mvtec(parts).reference_dataloader()]) for _ in range(2))
+    assert torch.equal(one, other)
+    plain, light, moved = one.float()[0::3], one.float()[1::3], one.float()[2::3]
+    data = mvtec(parts)
+    assert torch.equal(plain, data.good_images[data.split[0]].float())
+    assert 0 < float((light - plain).abs().mean()) < float((moved - plain).abs().mean())
 
 
 def test_an_epoch_has_the_steps_it_was_given_even_with_few_images(parts: Path) -> None:
@@ -128,7 +137,7 @@ def test_a_folder_of_good_images_is_enough(parts: Path, tmp_path: Path) -> None:
         ({"folds": 1}, "fold=0 of folds=1: expected folds=0 or at least 2"),
         ({"fold": 4}, "fold=4 of folds=4"),
         ({"folds": 30}, "24 good training images found, at least 30 are needed"),
-        ({"augmented_share": 2}, "augmented_share=2"),
+        ({"moved_copies": -1}, "moved_copies=-1"),
         ({"augmentations": {}}, "choose augmentation=subtle"),
         ({"augmentations": {"blur": 0.5}}, "blur"),
     ],

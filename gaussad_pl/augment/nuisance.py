@@ -46,6 +46,8 @@ class Nuisance:
                 translate_percent={"x": (-shift, shift), "y": (-shift, shift)},
                 scale=(1 - scale, 1 + scale),
                 rotate=(-rotate, rotate),
+                # A bilinear copy is told by its blur: AUROC 0.97 against good images of MVTec's screw, here 0.60.
+                interpolation=cv2.INTER_LANCZOS4,
                 border_mode=cv2.BORDER_REFLECT_101,
                 p=1.0,
             )

@@ -21,38 +21,37 @@ from gaussad_pl.data.images import load_images, read_mask
 from gaussad_pl.data.samples import Sample, Samples
 from gaussad_pl.errors import UserError
 
-Draw = tuple[int, int | None]  # index of an image, and the seed of its nuisance copy (None: as it is)
+Draw = tuple[int, int, int]  # index of an image, the view of it, the seed of the view
 
 
-class NuisanceImages(Dataset[dict[str, Tensor]]):
-    """Good images for the loss, some of them as copies changed in ways that keep a good part good."""
+class Views(Dataset[dict[str, Tensor]]):
+    """Good images ``(N, 3, H, W)`` uint8 as they are (view None) and changed in ways that keep a good part good."""
 
-    def __init__(self, images: Tensor, nuisance: Nuisance) -> None:
+    def __init__(self, images: Tensor, views: Sequence[Nuisance | None]) -> None:
         self.images = images
-        self.nuisance = nuisance
+        self.views = views
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
-        index, seed = draw
-        image = self.images[index]
-        if seed is not None:
-            changed = self.nuisance(image.permute(1, 2, 0).numpy(), seed)
-            image = torch.from_numpy(changed).permute(2, 0, 1)
+        index, view, seed = draw
+        image, change = self.images[index], self.views[view]
+        if change is not None:
+            image = torch.from_numpy(change(image.permute(1, 2, 0).numpy(), seed)).permute(2, 0, 1)
         return {"image": image, "index": index}
 
 
 class DrawSampler(Sampler[Draw]):
-    """Random draws of ``images`` (indices) that depend on seed and epoch alone: a resumed run sees the same batches.
+    """Random views of ``images`` (indices) that depend on seed and epoch alone: a resumed run sees the same batches.
 
     Goes through the images in random order, again and again where an epoch has more draws than images.
     """
 
-    def __init__(self, images: Sequence[int], draws: int, augmented_share: float, seed: int) -> None:
+    def __init__(self, images: Sequence[int], views: int, draws: int, seed: int) -> None:
         self.images = images
+        self.views = views
         self.draws = draws
-        self.augmented_share = augmented_share
         self.seed = seed
         self.epoch = 0
 
@@ -67,10 +66,9 @@ class DrawSampler(Sampler[Draw]):
         rng = np.random.default_rng([self.seed, self.epoch])
         rounds = math.ceil(self.draws / len(self.images))
         indices = np.concatenate([rng.permutation(self.images) for _ in range(rounds)])[: self.draws]
+        views = rng.integers(self.views, size=self.draws)
         seeds = rng.integers(2**31, size=self.draws)
-        augmented = rng.random(self.draws) < self.augmented_share
-        for index, seed, change in zip(indices, seeds, augmented, strict=True):
-            yield int(index), int(seed) if change else None
+        yield from zip(indices.tolist(), views.tolist(), seeds.tolist(), strict=True)
 
 
 class ImageDataModule(L.LightningDataModule, ABC):
@@ -85,9 +83,9 @@ class ImageDataModule(L.LightningDataModule, ABC):
         seed: of the folds, the batches and the augmented copies.
         augmentations: name -> strength of the copies in the validation; see `gaussad_pl.augment`.
         nuisance: arguments of `gaussad_pl.augment.Nuisance`, the changes that keep a good part good.
-        augmented_share: share of the images in the loss that are nuisance copies.
-        gaussian_copies: nuisance copies of each image in the estimate of the Gaussian, changed in light alone (and
-            flipped where that is harmless): a Gaussian that has seen them is blind to them.
+        light_copies: copies of each image in other light that the Gaussian is estimated from, too. The loss sees the
+            same mixture: images pulled towards a Gaussian that has never seen their like teach the wrong thing.
+        moved_copies: the same, for copies in other light and pose.
         batch_size: images in a training step.
         eval_batch_size: images scored at once.
         steps_per_epoch: training steps between two validations; None for one pass over the images.
@@ -103,8 +101,8 @@ class ImageDataModule(L.LightningDataModule, ABC):
         seed: int,
         augmentations: Mapping[str, float],
         nuisance: Mapping[str, Any],
-        augmented_share: float,
-        gaussian_copies: int,
+        light_copies: int,
+        moved_copies: int,
         batch_size: int,
         eval_batch_size: int,
         steps_per_epoch: int | None,
@@ -113,18 +111,16 @@ class ImageDataModule(L.LightningDataModule, ABC):
         super().__init__()
         if folds == 1 or folds < 0 or not 0 <= fold < max(folds, 1):
             raise UserError(f"fold={fold} of folds={folds}: expected folds=0 or at least 2, and fold from 0 to folds-1")
-        if not 0 <= augmented_share <= 1:
-            raise UserError(f"data.augmented_share={augmented_share}: expected a share from 0 to 1")
+        if light_copies < 0 or moved_copies < 0:
+            raise UserError(f"data.light_copies={light_copies}, data.moved_copies={moved_copies}: expected 0 or more")
         self.name = name
         self.image_size = image_size
         self.folds = folds
         self.fold = fold
         self.seed = seed
         self.augmentations = dict(augmentations)
-        self.nuisance = Nuisance(**nuisance)
-        self.light = Nuisance(**{**nuisance, "shift": 0, "scale": 0, "rotate": 0})
-        self.gaussian_copies = gaussian_copies
-        self.augmented_share = augmented_share
+        light, moved = Nuisance(**{**nuisance, "shift": 0, "scale": 0, "rotate": 0}), Nuisance(**nuisance)
+        self.views: list[Nuisance | None] = [None, *[light] * light_copies, *[moved] * moved_copies]
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.steps_per_epoch = steps_per_epoch
@@ -198,23 +194,17 @@ class ImageDataModule(L.LightningDataModule, ABC):
         return load_images(paths, self.image_size, self.cache, f"Decoding {len(paths)} {what} images")
 
     def reference_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        """The training images as they are and their copies in other light: what the Gaussian is estimated from."""
-        draws: list[Draw] = []
-        for index in self.split[0]:
-            draws += [
-                (index, None),
-                *((index, copy * len(self.good_images) + index) for copy in range(self.gaussian_copies)),
-            ]
-        dataset = NuisanceImages(self.good_images, self.light)
-        return DataLoader(dataset, self.eval_batch_size, sampler=draws)
+        """Every view of every training image, always the same ones: what the Gaussian is estimated from."""
+        views = range(len(self.views))
+        draws = [(index, view, view * len(self.good_images) + index) for index in self.split[0] for view in views]
+        return DataLoader(Views(self.good_images, self.views), self.eval_batch_size, sampler=draws)
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         used = self.split[0]
         batch_size = min(self.batch_size, len(used))
         steps = self.steps_per_epoch or len(used) // batch_size
-        sampler = DrawSampler(used, steps * batch_size, self.augmented_share, self.seed)
-        dataset = NuisanceImages(self.good_images, self.nuisance)
-        return DataLoader(dataset, batch_size, sampler=sampler)
+        sampler = DrawSampler(used, len(self.views), steps * batch_size, self.seed)
+        return DataLoader(Views(self.good_images, self.views), batch_size, sampler=sampler)
 
     def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         return self._eval_loader(self.validation)
