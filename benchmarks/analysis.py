@@ -12,26 +12,27 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import spearmanr, wilcoxon
 
-SIGNALS = ("log_ratio", "gap", "auroc")
-DEFAULT_SIGNAL, PATIENCE = "log_ratio", 3
+from gaussad_pl.forgetting import SIGNALS, judge, worth
+
+DEFAULT_SIGNAL, PATIENCE, TOLERANCE = "distance", 3, 0.02
 FORGOT = 1.0  # a run has forgotten if its last epoch is this many AUROC points below its best one
 
 Job = dict[str, Any]
 
 
-def chosen_epoch(values: Sequence[float], patience: int) -> int:
-    """The epoch at which `ForgettingStop` would put the weights back, given the signal of every epoch."""
-    best = 0
-    for epoch, value in enumerate(values):
-        if value > values[best]:
-            best = epoch
-        if epoch - best >= patience:
+def chosen_epoch(job: Job, signal: str = DEFAULT_SIGNAL) -> int:
+    """The epoch whose weights `ForgettingStop` would put back, had it watched this run."""
+    history = job["history"]
+    for seen in range(1, len(history) + 1):
+        best, stop = judge(history[:seen], signal, PATIENCE, TOLERANCE)
+        if stop:
             break
     return best
 
 
 def signal_values(job: Job, name: str) -> list[float]:
-    return [record[name] for record in job["history"]]
+    """The signal of every epoch, turned so that larger is better."""
+    return [worth(record, name) for record in job["history"]]
 
 
 def test_curve(job: Job) -> np.ndarray:
@@ -42,7 +43,7 @@ def test_curve(job: Job) -> np.ndarray:
 def gain(job: Job, signal: str = DEFAULT_SIGNAL) -> float:
     """Points of test AUROC that the epoch chosen by the signal has over the frozen state."""
     curve = test_curve(job)
-    return float(curve[chosen_epoch(signal_values(job, signal), PATIENCE)] - curve[0])
+    return float(curve[chosen_epoch(job, signal)] - curve[0])
 
 
 def mean_sem(values: Sequence[float]) -> str:
@@ -96,7 +97,7 @@ def signals_table(jobs: list[Job], names: Sequence[str], title: str) -> Table:
     lost = [curve.max() - curve[-1] for curve in curves]
     for name in names:
         values = [signal_values(job, name) for job in jobs]
-        chosen = [chosen_epoch(value, PATIENCE) for value in values]
+        chosen = [chosen_epoch(job, name) for job in jobs]
         follows = [spearmanr(value, curve).statistic for value, curve in zip(values, curves, strict=True)]
         gains = [curve[epoch] - curve[0] for epoch, curve in zip(chosen, curves, strict=True)]
         regrets = [curve.max() - curve[epoch] for epoch, curve in zip(chosen, curves, strict=True)]
@@ -106,20 +107,21 @@ def signals_table(jobs: list[Job], names: Sequence[str], title: str) -> Table:
 
 def forgetting_figure(job: Job) -> Figure:
     """Training loss, signal and test AUROC over the epochs of one run, and the stop."""
-    figure = Figure(figsize=(6, 7), layout="constrained")
-    panels = figure.subplots(3, 1, sharex=True)
+    figure = Figure(figsize=(6, 9), layout="constrained")
+    panels = figure.subplots(4, 1, sharex=True)
     signal = signal_values(job, DEFAULT_SIGNAL)
     epochs = range(len(signal))
     losses = [record.get("loss", float("nan")) for record in job["history"]]
     rows = (
         ("training loss", losses),
-        (f"signal: {DEFAULT_SIGNAL}", signal),
+        ("held-out distance", [-value for value in signal]),
+        ("AUROC, augmented copies", signal_values(job, "auroc")),
         ("test AUROC in percent", test_curve(job)),
     )
     for panel, (label, values) in zip(panels, rows, strict=True):
         panel.plot(epochs, values, marker="o", color="#2a7f9e")
         panel.set_ylabel(label)
-        panel.axvline(chosen_epoch(signal, PATIENCE), color="#c8443c", linestyle="--")
+        panel.axvline(chosen_epoch(job), color="#c8443c", linestyle="--")
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_title(f"{job['dataset']}, {job['setting']}, seed {job['seed']}; dashed: epoch chosen", fontsize=10)
     panels[-1].set_xlabel("epoch (0 is the frozen network)")
@@ -136,7 +138,7 @@ def report(jobs: list[Job], out: Path, console: Console) -> None:
         if some:
             augmentations = [name.removeprefix("auroc/") for name in some[0]["history"][0] if name.startswith("auroc/")]
             tables.append(signals_table(some, SIGNALS, title))
-            alone = [f"{DEFAULT_SIGNAL}/{name}" for name in augmentations]
+            alone = [f"log_ratio/{name}" for name in augmentations]
             tables.append(signals_table(some, alone, f"{title}: each augmentation alone"))
     for table in tables:
         console.print(table)

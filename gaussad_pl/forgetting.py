@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -15,6 +16,13 @@ from gaussad_pl.errors import UserError
 from gaussad_pl.levels import level_signals
 from gaussad_pl.metrics import auroc
 from gaussad_pl.module import GaussianAD
+
+SIGNALS = ("auroc", "gap", "log_ratio", "distance")
+
+
+def worth(record: Mapping[str, float], signal: str) -> float:
+    """The signal of an epoch's record, turned so that larger is better."""
+    return -record[signal] if signal == "distance" else record[signal]
 
 
 def signals(normal: Tensor, augmented: Tensor) -> dict[str, float]:
@@ -36,16 +44,42 @@ def signals(normal: Tensor, augmented: Tensor) -> dict[str, float]:
     }
 
 
+def judge(history: Sequence[Mapping[str, float]], signal: str, patience: int, tolerance: float) -> tuple[int, bool]:
+    """The best epoch so far, and whether to stop.
+
+    Forgetting has begun when the copies are told worse than ever before: their AUROC is more than ``tolerance`` below
+    its best. Such an epoch is no candidate. Of the others the best one has the best signal, the earliest of equals.
+
+    Args:
+        history: one record an epoch, the frozen state first.
+        signal: one of `SIGNALS`.
+        patience: epochs without a new best signal after which to stop.
+        tolerance: of the AUROC, in [0, 1].
+    """
+    best, peak = 0, history[0]["auroc"]
+    for epoch, record in enumerate(history):
+        peak = max(peak, record["auroc"])
+        if record["auroc"] < peak - tolerance:
+            return best, True
+        if worth(record, signal) > worth(history[best], signal):
+            best = epoch
+        if epoch - best >= patience:
+            return best, True
+    return best, False
+
+
 class ForgettingStop(Callback):
     """Stops fine-tuning at the onset of forgetting and puts the best weights back.
 
     Each validation scores held-out good images and their augmented copies, which the datamodule made once, so that
-    epochs compare. The signal is the mean over augmentations. The frozen state is epoch 0 and a candidate like any
-    other: run `trainer.validate` before `trainer.fit`. Source of the idea: Rippel et al. 2021 (arXiv 2108.04116).
+    epochs compare; signals are means over augmentations. The frozen state is epoch 0 and a candidate like any other:
+    run `trainer.validate` before `trainer.fit`. Source of the idea: Rippel et al. 2021 (arXiv 2108.04116).
 
     Args:
-        signal: "log_ratio", "gap" or "auroc"; see `signals`.
-        patience: epochs without a new best signal after which to stop.
+        signal: what makes an epoch the best one: "distance" (smallest mean score of the held-out good images, which
+            sees overfitting but not forgetting) or "log_ratio", "gap", "auroc" (largest; see `signals`).
+        patience: see `judge`.
+        tolerance: see `judge`; 1 leaves the decision to the signal alone.
 
     Attributes:
         history: one record an epoch with every signal, the mean distance of good images and the training loss.
@@ -53,11 +87,12 @@ class ForgettingStop(Callback):
         best_epoch: the epoch whose weights are put back, 0 for the frozen ones.
     """
 
-    def __init__(self, signal: str = "log_ratio", patience: int = 3) -> None:
-        if signal not in ("auroc", "gap", "log_ratio"):
-            raise UserError(f"callbacks.forgetting.signal={signal}: expected auroc, gap or log_ratio")
+    def __init__(self, signal: str = "distance", patience: int = 3, tolerance: float = 0.02) -> None:
+        if signal not in SIGNALS:
+            raise UserError(f"callbacks.forgetting.signal={signal}: expected one of {', '.join(SIGNALS)}")
         self.signal = signal
         self.patience = patience
+        self.tolerance = tolerance
         self.history: list[dict[str, float]] = []
         self.level_signals: Tensor | None = None
         self.best_epoch = 0
@@ -65,17 +100,13 @@ class ForgettingStop(Callback):
         self._outputs: list[tuple[Tensor, Tensor]] = []
         self._losses: list[Tensor] = []
 
-    @property
-    def must_stop(self) -> bool:
-        """Whether the last `patience` epochs brought no new best signal."""
-        return bool(self.history) and self.history[-1]["epoch"] - self.best_epoch >= self.patience
-
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if not self.history:
             raise UserError(
                 "ForgettingStop needs the frozen state as epoch 0: call trainer.validate before trainer.fit"
             )
-        trainer.should_stop = self.must_stop  # a run that was killed after its last epoch is not to train another
+        # a run that was killed after its last epoch is not to train another
+        trainer.should_stop = judge(self.history, self.signal, self.patience, self.tolerance)[1]
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_index: int
@@ -108,13 +139,12 @@ class ForgettingStop(Callback):
         self._judge(trainer, module, {"epoch": len(self.history), "step": trainer.global_step, **record})
 
     def _judge(self, trainer: L.Trainer, module: GaussianAD, record: dict[str, float]) -> None:
-        """Keep the weights if this epoch is the best so far; stop after too many that are not."""
+        """Keep the weights if this epoch is the best so far; stop when forgetting has begun."""
         self.history.append(record)
-        if self.best is None or record[self.signal] > self.history[self.best_epoch][self.signal]:
-            self.best_epoch = int(record["epoch"])
+        self.best_epoch, stop = judge(self.history, self.signal, self.patience, self.tolerance)
+        if self.best_epoch == record["epoch"]:
             self.best = module.snapshot()
-        if self.must_stop:
-            trainer.should_stop = True
+        trainer.should_stop = trainer.should_stop or stop
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, GaussianAD) and self.best is not None

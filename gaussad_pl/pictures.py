@@ -37,23 +37,19 @@ def histogram(scores: Tensor, labels: Tensor) -> Figure:
 
 
 def forgetting_curve(history: Sequence[Mapping[str, float]], signal: str, chosen: int) -> Figure:
-    """The validation signal, the training loss and the epoch chosen."""
-    figure, axes = _figure("epoch (0 is the frozen network)", f"validation signal: {signal}")
+    """Training loss, validation signal and AUROC of the augmented copies over the epochs, and the epoch chosen."""
+    figure = Figure(figsize=(6, 6.5), layout="constrained")
     epochs = [record["epoch"] for record in history]
-    axes.plot(epochs, [record[signal] for record in history], color=GOOD, marker="o", label=f"signal ({signal})")
-    axes.axvline(chosen, color=BAD, linestyle="--", label=f"chosen: epoch {chosen}")
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    lines = axes.get_legend_handles_labels()
-    trained = [record for record in history if "loss" in record]
-    if trained:
-        right = axes.twinx()
-        right.plot(
-            [r["epoch"] for r in trained], [r["loss"] for r in trained], color=ACCENT, marker=".", label="training loss"
-        )
-        right.set_ylabel("training loss: mean sum of distances")
-        right.spines[["top"]].set_visible(False)
-        lines = tuple(a + b for a, b in zip(lines, right.get_legend_handles_labels(), strict=True))
-    axes.legend(*lines, frameon=False, loc="upper left", bbox_to_anchor=(0, 1.18), ncols=3)
+    curves = {"training loss": "loss", f"held out: {signal}": signal, "augmented copies: AUROC": "auroc"}
+    panels = figure.subplots(len(curves), 1, sharex=True)
+    for panel, (label, name) in zip(panels, curves.items(), strict=True):
+        panel.plot(epochs, [record.get(name, float("nan")) for record in history], color=GOOD, marker="o")
+        panel.axvline(chosen, color=BAD, linestyle="--")
+        panel.set_ylabel(label)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].set_title(f"dashed: epoch {chosen}, chosen without any defect", fontsize=10)
+    panels[-1].set_xlabel("epoch (0 is the frozen network)")
+    panels[-1].xaxis.get_major_locator().set_params(integer=True)
     return figure
 
 

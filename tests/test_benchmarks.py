@@ -12,12 +12,13 @@ from conftest import TINY
 from rich.console import Console
 
 from benchmarks import analysis, fine_tuning
-from gaussad_pl.forgetting import ForgettingStop
 
 
 def job(signal: list[float], test: list[float], seed: int = 0) -> dict[str, Any]:
-    names = ("log_ratio", "gap", "auroc", "log_ratio/scar", "auroc/scar")
+    names = ("log_ratio", "gap", "auroc", "distance", "log_ratio/scar", "auroc/scar")
     history = [dict.fromkeys(names, value) for value in signal]
+    for record in history:
+        record["distance"], record["auroc"] = -record["gap"], 0.8
     for record in history[1:]:
         record["loss"] = 1.0
     return {
@@ -25,16 +26,14 @@ def job(signal: list[float], test: list[float], seed: int = 0) -> dict[str, Any]
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("patience", [1, 2, 3])
 @pytest.mark.parametrize(
-    "values", [[1, 2, 3, 2, 1, 4], [3, 2, 1, 4], [1, 2, 3], [1, 1, 1, 1], [1, 2, 1, 3, 1, 1, 1, 9]]
+    "values", [[1, 2, 3, 2, 1, 1, 4], [3, 2, 1, 1, 4], [1, 2, 3], [1, 1, 1, 1], [1, 2, 1, 3, 1, 1, 1, 9]]
 )
-def test_the_chosen_epoch_is_that_of_the_callback(values: list[float], patience: int) -> None:
-    from test_forgetting import judge
+def test_the_chosen_epoch_is_that_of_the_callback(values: list[float]) -> None:
+    from test_forgetting import feed
 
-    callback, _ = judge([float(v) for v in values], patience)
-    assert isinstance(callback, ForgettingStop)
-    assert analysis.chosen_epoch(values, patience) == callback.best_epoch
+    callback, _ = feed([float(v) for v in values], analysis.PATIENCE)
+    assert analysis.chosen_epoch(job([float(v) for v in values], []), "gap") == callback.best_epoch
 
 
 def test_the_gain_is_that_of_the_chosen_epoch_over_the_frozen_state() -> None:
@@ -42,6 +41,7 @@ def test_the_gain_is_that_of_the_chosen_epoch_over_the_frozen_state() -> None:
     assert analysis.gain(job([0.3, 0.2, 0.1], [0.80, 0.85, 0.90])) == 0
 
 
+@pytest.mark.filterwarnings("ignore:An input array is constant")
 def test_the_report_names_what_forgetting_would_have_cost(tmp_path: Path) -> None:
     jobs = [job([0.1, 0.3, 0.2, 0.1, 0.1], [0.80, 0.85, 0.80, 0.75, 0.70], seed) for seed in range(3)]
     analysis.report(jobs, tmp_path, Console(file=io.StringIO()))

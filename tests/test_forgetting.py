@@ -11,7 +11,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from gaussad_pl.errors import UserError
-from gaussad_pl.forgetting import ForgettingStop, signals
+from gaussad_pl.forgetting import ForgettingStop, judge, signals
 
 NORMAL = 50 + 5 * torch.randn(80, generator=torch.Generator().manual_seed(0)).double()
 NOISE = torch.randn(80, generator=torch.Generator().manual_seed(1)).double()
@@ -57,12 +57,12 @@ class FakeTrainer:
     should_stop = False
 
 
-def judge(values: list[float], patience: int = 2) -> tuple[ForgettingStop, int]:
+def feed(values: list[float], patience: int = 2) -> tuple[ForgettingStop, int]:
     """Feed signal values of epochs 0, 1, ... until the callback stops; also the number of epochs it saw."""
-    callback, module, trainer = ForgettingStop("gap", patience), FakeModule(), FakeTrainer()
+    callback, module, trainer = ForgettingStop("gap", patience, 0.02), FakeModule(), FakeTrainer()
     for epoch, value in enumerate(values):
         module.epoch = epoch
-        callback._judge(trainer, module, {"epoch": epoch, "gap": value})  # type: ignore[arg-type]
+        callback._judge(trainer, module, {"epoch": epoch, "gap": value, "auroc": 0.8})  # type: ignore[arg-type]
         if trainer.should_stop:
             return callback, epoch
     return callback, len(values) - 1
@@ -78,23 +78,43 @@ def judge(values: list[float], patience: int = 2) -> tuple[ForgettingStop, int]:
     ],
 )
 def test_it_stops_after_patience_and_keeps_the_best_epoch(values: list[float], best: int, last: int) -> None:
-    callback, stopped = judge(values)
+    callback, stopped = feed(values)
     assert (callback.best_epoch, stopped) == (best, last)
     assert callback.best is not None and int(callback.best["epoch"]) == best
 
 
+def test_a_smaller_distance_is_better() -> None:
+    callback, trainer = ForgettingStop("distance", 2), FakeTrainer()
+    for epoch, value in enumerate([9.0, 8.0, 8.5, 8.2]):
+        callback._judge(trainer, FakeModule(), {"epoch": epoch, "distance": value, "auroc": 0.8})  # type: ignore[arg-type]
+    assert callback.best_epoch == 1 and trainer.should_stop
+
+
+@pytest.mark.parametrize(
+    ("aurocs", "best", "stop"),
+    [
+        ([0.80, 0.81, 0.80, 0.80], 3, False),  # within the tolerance
+        ([0.80, 0.81, 0.78, 0.90], 1, True),  # copies are told worse: forgetting has begun, however good the signal
+        ([0.80, 0.75, 0.80, 0.80], 0, True),
+    ],
+)
+def test_copies_told_worse_than_ever_before_are_forgetting(aurocs: list[float], best: int, stop: bool) -> None:
+    history = [{"distance": 10.0 - epoch, "auroc": value} for epoch, value in enumerate(aurocs)]
+    assert judge(history, "distance", patience=3, tolerance=0.02) == (best, stop)
+
+
 def test_its_state_survives_a_checkpoint() -> None:
-    callback, _ = judge([1.0, 1.2, 1.1])
+    callback, _ = feed([1.0, 1.2, 1.1])
     restored = ForgettingStop("gap", 2)
     restored.load_state_dict(callback.state_dict())
     assert restored.history == callback.history and restored.best_epoch == 1
     trainer: Any = FakeTrainer()
-    restored._judge(trainer, FakeModule(), {"epoch": 3, "gap": 1.0})  # type: ignore[arg-type]
+    restored._judge(trainer, FakeModule(), {"epoch": 3, "gap": 1.0, "auroc": 0.8})  # type: ignore[arg-type]
     assert trainer.should_stop
 
 
 def test_a_run_killed_after_its_last_epoch_trains_no_further() -> None:
-    callback, _ = judge([1.0, 0.9, 0.8])
+    callback, _ = feed([1.0, 0.9, 0.8])
     trainer: Any = FakeTrainer()
     callback.on_train_start(trainer, L.LightningModule())
     assert trainer.should_stop
@@ -107,5 +127,5 @@ def test_fit_without_the_frozen_state_as_epoch_zero_is_a_clear_error() -> None:
 
 
 def test_unknown_signal_is_a_clear_error() -> None:
-    with pytest.raises(UserError, match="signal=loss: expected auroc, gap or log_ratio"):
+    with pytest.raises(UserError, match="signal=loss: expected one of auroc, gap, log_ratio, distance"):
         ForgettingStop("loss")
