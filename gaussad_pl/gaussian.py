@@ -7,7 +7,7 @@ shape); `Gaussian` and `RunningGaussian` only hold state.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -270,15 +270,9 @@ class RunningGaussian(Gaussian):
 
     moment_count: Tensor
 
-    def __init__(
-        self,
-        features: int,
-        shrinkage: Shrinkage = "ledoit_wolf",
-        covariance: Covariance = "full",
-        batch: tuple[int, ...] = (),
-    ) -> None:
-        super().__init__(features, shrinkage, covariance, batch)
-        wide = (*batch, features)
+    def __init__(self, features: int, *settings: Any, **named_settings: Any) -> None:
+        super().__init__(features, *settings, **named_settings)
+        wide, batch = tuple(self.mean.shape), tuple(self.amount.shape)
         shapes = {"count": (), "pivot": wide, "sum": wide, "outer": (*wide, features), "cubic": wide, "quartic": batch}
         for field in fields(Moments):
             self.register_buffer(f"moment_{field.name}", torch.zeros(shapes[field.name], dtype=torch.float64))

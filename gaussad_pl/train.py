@@ -6,6 +6,7 @@ python -m gaussad_pl.train +category=screw
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,14 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
+from torch import Tensor
 
 from gaussad_pl import pictures
 from gaussad_pl.cli import entry_point
 from gaussad_pl.data.base import ImageDataModule
 from gaussad_pl.errors import UserError
 from gaussad_pl.forgetting import ForgettingStop
+from gaussad_pl.levels import all_levels
 from gaussad_pl.module import GaussianAD
 from gaussad_pl.results import Evaluation, provenance, table, write_json
 
@@ -52,9 +55,9 @@ def run(config: DictConfig) -> None:
         results, figures = experiment(trainer, model, data, forgetting, folder, config.fine_tune)
         report(pictures.save(figures, folder), results, loggers)
         trainer.save_checkpoint(folder / "model.ckpt", weights_only=True)
-        last_checkpoint(folder).unlink(missing_ok=True)  # was for resuming
         results |= provenance(settings, data, model)
-        write_json(folder / "metrics.json", results)  # last: marks completion
+        write_json(folder / "metrics.json", results)  # marks completion
+        last_checkpoint(folder).unlink(missing_ok=True)  # was for resuming
         completed = True
     finally:
         if any(isinstance(logger, WandbLogger) for logger in loggers):
@@ -71,6 +74,8 @@ def experiment(
     fine_tune: bool,
 ) -> tuple[dict[str, Any], dict[str, Figure]]:
     """Frozen baseline, fine-tuning, test: the results and the pictures of them."""
+    if not data.folds and (fine_tune or level_rule(model) is not all_levels):
+        raise UserError("folds=0 holds no image out for the validation: set folds=5, or fine_tune=false levels=all")
     results: dict[str, Any] = {}
     figures: dict[str, Figure] = {}
     if data.folds:
@@ -79,7 +84,7 @@ def experiment(
         figures["levels"] = pictures.level_bars(results["levels"])
     frozen = final = test(trainer, model, data)
     frozen.write_scores(folder / ("frozen_scores.csv" if fine_tune else "scores.csv"), data)
-    results["frozen"] = {**frozen.metrics(), "selection": frozen_selection(data)}
+    results["frozen"] = {**frozen.metrics(), "selection": level_selection(model)}
     scores = {"frozen": frozen.scores}
     if fine_tune:
         resume = last_checkpoint(folder)
@@ -135,12 +140,20 @@ def level_results(forgetting: ForgettingStop, model: GaussianAD, data: ImageData
     return {
         "weights": dict(zip(levels, model.level_weights.tolist(), strict=True)),
         "signals": {name: dict(zip(levels, row, strict=True)) for name, row in signals},
-        "selection": "by the AUROC of each level at telling held-out good images from augmented copies of them",
+        "selection": level_selection(model),
     }
 
 
-def frozen_selection(data: ImageDataModule) -> str:
-    return "weights of the levels: see levels" if data.folds else "nothing was selected"
+def level_selection(model: GaussianAD) -> str:
+    """How the weights of the levels came about."""
+    rule = level_rule(model)
+    if rule is all_levels:
+        return "every level counts the same"
+    return f"levels weighted by {rule.__name__} on held-out good images and augmented copies of them"
+
+
+def level_rule(model: GaussianAD) -> Callable[..., Tensor]:
+    return getattr(model.level_rule, "func", model.level_rule)  # Hydra wraps it in a partial
 
 
 def fine_tuning_results(forgetting: ForgettingStop, final: Evaluation) -> dict[str, Any]:

@@ -207,6 +207,7 @@ def test_a_sweep_leaves_one_run_and_one_offline_wandb_run_a_job(parts: Path, tmp
         (["+category=screw", "model.shrinkage=none"], "singular"),
         (["+category=screw", "folds=40"], "24 good training images found, at least 40"),
         (["+category=screw", "folds=0"], "set folds=5"),
+        (["+category=screw", "folds=0", "fine_tune=false"], "levels=all"),
         (["+category=screw", "augmentation={blur: 0.1}"], "blur"),
         (["+category=screw", "no_such_key=1"], "no_such_key"),
         (["+category=screw", "data=folder"], "category"),
