@@ -38,6 +38,7 @@ FORGET = ["model.optimizer.lr=1e-3", "trainer.max_epochs=12"]  # provokes forget
 ABLATION = {name: [f"objective={name}"] for name in ("diagonal", "center")}
 
 PRESETS: dict[str, dict[str, list[str]]] = {
+    "default": {"default": []},
     "small": {"default": [], "paper frozen": [*PAPER, *FROZEN], "forgetting": FORGET},
     "frozen": {
         f"{levels}, {light} light, {moved} moved": [
