@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +147,22 @@ def test_a_folder_of_good_images_is_enough(parts: Path, tmp_path: Path) -> None:
 def test_mistakes_are_named(changes: dict[str, Any], message: str, parts: Path) -> None:
     with pytest.raises(UserError, match=message):
         mvtec(parts, **changes).val_dataloader()
+
+
+def test_mvtec_is_downloaded_once_and_only_when_asked(parts: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "mvtec.tar.xz"
+    with tarfile.open(archive, "w:xz") as tar:
+        tar.add(parts / "screw", "screw")
+    source = {"url": archive.as_uri(), "sha256": hashlib.sha256(archive.read_bytes()).hexdigest()}
+    root = tmp_path / "root"
+    data = MVTec(str(root), "screw", download=False, **source, **SETTINGS)
+    data.prepare_data()
+    assert not root.exists()
+    for _ in range(2):  # the second time without the archive: everything is there
+        data = MVTec(str(root), "screw", download=True, **source, **SETTINGS)
+        data.prepare_data()
+        assert len(data.samples.train) == 24 and len(data.samples.test) == 12
+        archive.unlink(missing_ok=True)
 
 
 def test_a_missing_root_is_named(tmp_path: Path) -> None:

@@ -33,7 +33,8 @@ QUICK = [
 
 
 def arguments(root: Path, folder: Path, *more: str) -> list[str]:
-    return [f"data.root={root}", f"hydra.run.dir={folder}", "+category=screw", "logger=csv", *QUICK, *more]
+    logger = [] if any(argument.startswith("logger=") for argument in more) else ["logger=csv"]
+    return [f"data.root={root}", f"hydra.run.dir={folder}", "+category=screw", *logger, *QUICK, *more]
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> None:
@@ -143,6 +144,11 @@ def test_good_images_alone_are_enough(parts: Path, tmp_path: Path, monkeypatch: 
     found = metrics(tmp_path / "run")
     assert found["frozen"]["image_auroc"] is None and found["images"]["test_bad"] == 0
     assert len((tmp_path / "run" / "scores.csv").read_text().splitlines()) == 1 + 5
+
+
+def test_tensorboard_is_there_by_choice(parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(monkeypatch, *arguments(parts, tmp_path / "run", "+experiment=frozen", "logger=tensorboard"))
+    assert list((tmp_path / "run").glob("tensorboard/*/events.*"))
 
 
 @pytest.mark.parametrize("running", ["epoch", "ema"])
