@@ -25,7 +25,7 @@ from rich.console import Console
 from torch import Tensor
 
 from benchmarks.analysis import report
-from gaussad_pl.cli import CONF
+from gaussad_pl.cli import CONF, keep_freed_memory
 from gaussad_pl.data.base import ImageDataModule
 from gaussad_pl.forgetting import ForgettingStop
 from gaussad_pl.metrics import auroc
@@ -120,6 +120,7 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
+    keep_freed_memory()
     console = Console()
     jobs = [
         (folder, seed, name, [*overrides, *arguments.set])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import inspect
 import logging
 import os
@@ -48,6 +50,7 @@ def entry_point(task: Callable[[DictConfig], None]) -> Callable[[], None]:
     def main() -> None:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise instead of printing and exiting by itself
         _quiet()
+        keep_freed_memory()
         try:
             hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)()
         except (UserError, HydraException, OmegaConfBaseException) as error:
@@ -70,6 +73,19 @@ def one_line(error: BaseException) -> str:
     return " ".join(
         line for line in dict.fromkeys(lines) if line and not line.startswith(("full_key:", "object_type="))
     )
+
+
+def keep_freed_memory() -> None:
+    """Keep freed memory for the next tensor instead of giving it back to the kernel.
+
+    glibc maps every large tensor anew and pays a page fault for each of its pages: on a CPU that is a third of the time
+    of a forward pass and nearly half of a training step. Without glibc this does nothing.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        allocator = ctypes.CDLL(None)
+        m_trim_threshold, m_mmap_threshold = -1, -3  # from malloc.h
+        allocator.mallopt(m_mmap_threshold, 2**30)
+        allocator.mallopt(m_trim_threshold, 2**31 - 1)
 
 
 def _quiet() -> None:
