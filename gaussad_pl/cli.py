@@ -7,6 +7,7 @@ import ctypes
 import inspect
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -42,7 +43,7 @@ def entry_point(task: Callable[[DictConfig], None]) -> Callable[[], None]:
     def job(config: DictConfig) -> None:
         try:
             task(config)
-        except UserError as error:
+        except (UserError, InstantiationException) as error:
             if _VERBOSE or HydraConfig.get().mode == RunMode.MULTIRUN:  # the other jobs of a sweep go on
                 raise
             sys.exit(f"error: {one_line(error)}")
@@ -63,7 +64,12 @@ def entry_point(task: Callable[[DictConfig], None]) -> Callable[[], None]:
 
 def one_line(error: BaseException) -> str:
     """The message of an error on one line, with what Hydra's own errors leave out."""
+    if isinstance(error, InstantiationException) and isinstance(error.__cause__, UserError):
+        error = error.__cause__
     text = str(error).partition("Config search path:")[0]
+    unknown = re.search(r"Error in call to target '([\w.]+)'.*unexpected keyword argument '(\w+)'", text, re.DOTALL)
+    if unknown:
+        return f"{unknown[1]} has no setting {unknown[2]}: leave it out"
     if "data.category" in text and "issing mandatory value" in text:
         return "no category chosen: add for example +category=screw"
     if "Missing mandatory value" in text:

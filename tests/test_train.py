@@ -49,6 +49,8 @@ def message(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
         run(monkeypatch, *overrides)
     text = str(stop.value.code)
     assert text.startswith("error: ") and "\n" not in text
+    for inside in ("Error in call to target", "full_key", "Traceback"):
+        assert inside not in text + capsys.readouterr().err
     return text
 
 
@@ -216,7 +218,7 @@ def test_a_sweep_leaves_one_run_and_one_offline_wandb_run_a_job(parts: Path, tmp
         (["+category=screw", "folds=0", "fine_tune=false"], "levels=all"),
         (["+category=screw", "augmentation={blur: 0.1}"], "blur"),
         (["+category=screw", "no_such_key=1"], "no_such_key"),
-        (["+category=screw", "data=folder"], "category"),
+        (["+category=screw", "data=folder"], "Folder has no setting category"),
         (["data=demo", "data.category=cable", "data.root=unused"], "cable"),
     ],
 )
