@@ -12,6 +12,7 @@ from conftest import TINY
 from rich.console import Console
 
 from benchmarks import analysis, fine_tuning
+from gaussad_pl.forgetting import judge
 
 
 def job(signal: list[float], test: list[float], seed: int = 0) -> dict[str, Any]:
@@ -48,6 +49,21 @@ def test_the_report_names_what_forgetting_would_have_cost(tmp_path: Path) -> Non
     text = (tmp_path / "tables.txt").read_text()
     assert "5.00 ± 0.00" in text and "15.00 ± 0.00" in text and "runs that forget (3 runs)" in text
     assert len(list(tmp_path.glob("*.png"))) == 3
+
+
+def test_a_job_runs_on_through_forgetting(parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Regret can only be measured against epochs that were trained, however bad the signals were."""
+    values = iter(range(100))
+
+    def falling(*scores: object) -> dict[str, float]:
+        return dict.fromkeys(("auroc", "gap", "log_ratio"), 1 - 0.01 * next(values))
+
+    monkeypatch.setattr("gaussad_pl.forgetting.signals", falling)
+    quick = [f"backbone.name={TINY['name']}", "backbone.weights=random", "backbone.image_size=64", "trainer=cpu"]
+    steps = ["trainer.max_epochs=4", "data.steps_per_epoch=1", "data.batch_size=4"]
+    found = fine_tuning.run_job(parts / "screw", 0, [*quick, *steps])
+    assert len(found["history"]) == len(found["test_auroc"]) == 5
+    assert judge(found["history"], "distance", patience=10, tolerance=0.02)[1]  # the default would have stopped it
 
 
 def test_the_benchmark_runs_and_goes_on_where_it_was_interrupted(
