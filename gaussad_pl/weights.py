@@ -79,20 +79,13 @@ def load_pretrained(name: str, weights: str, image_size: int) -> tuple[nn.Module
             f"backbone.weights={weights}: expected auto, bundled, hub, random or a file, and no file is there"
         )
     try:
-        timm.models.load_checkpoint(model, str(path), strict=False, weights_only=True)
-        missing = _missing(model, path)
+        held = timm.models.load_checkpoint(model, str(path), strict=False, weights_only=True)
     except Exception as error:
         raise UserError(f"backbone.weights={weights}: not a state dict of {name}: {_first_line(error)}") from error
+    missing = [key for key in held.missing_keys if "num_batches_tracked" not in key]  # a classifier too many is fine
     if missing:
-        raise UserError(f"backbone.weights={weights}: not a state dict of {name}: {missing} is not in it")
+        raise UserError(f"backbone.weights={weights}: not a state dict of {name}: {missing[0]} is not in it")
     return model, f"file {path.name}"
-
-
-def _missing(model: nn.Module, path: Path) -> str | None:
-    """The first parameter of the model that the file does not hold; a classifier too many does not matter."""
-    held = timm.models.load_state_dict(str(path), weights_only=True)
-    held = timm.models.clean_state_dict(held)
-    return next((key for key in model.state_dict() if key not in held and "num_batches_tracked" not in key), None)
 
 
 def _bundled(architecture: str) -> tuple[nn.Module, str]:
