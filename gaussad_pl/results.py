@@ -68,14 +68,13 @@ class Evaluation:
         found["per_level"] = {str(level): auroc(column, self.labels) for level, column in columns}
         return found
 
-    def write_scores(self, path: Path, data: ImageDataModule) -> None:
-        """One row an image; ``defect_area`` is the share of the image that its mask marks."""
+    def write_scores(self, path: Path, defect_areas: list[float | None]) -> None:
+        """One row an image; ``defect_areas`` are the shares of the N images that their masks mark."""
         with path.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["path", "kind", "label", "score", "defect_area", *(f"level_{i}" for i in self.levels)])
-            rows = zip(self.samples, self.scores.tolist(), self.distances.tolist(), strict=True)
-            for sample, score, distances in rows:
-                area = data.defect_area(sample)
+            rows = zip(self.samples, self.scores.tolist(), defect_areas, self.distances.tolist(), strict=True)
+            for sample, score, area, distances in rows:
                 writer.writerow([sample.path.as_posix(), sample.kind, sample.label, score, area, *distances])
 
 

@@ -83,7 +83,7 @@ def experiment(
         results["levels"] = level_results(forgetting, model, data)
         figures["levels"] = pictures.level_bars(results["levels"])
     frozen = final = test(trainer, model, data)
-    frozen.write_scores(folder / ("frozen_scores.csv" if fine_tune else "scores.csv"), data)
+    frozen.write_scores(folder / ("frozen_scores.csv" if fine_tune else "scores.csv"), data.defect_areas)
     results["frozen"] = {**frozen.metrics(), "selection": level_selection(model)}
     scores = {"frozen": frozen.scores}
     if fine_tune:
@@ -92,7 +92,7 @@ def experiment(
         if forgetting.best_epoch:
             final = test(trainer, model, data)
             scores["fine-tuned"] = final.scores
-        final.write_scores(folder / "scores.csv", data)
+        final.write_scores(folder / "scores.csv", data.defect_areas)
         results |= fine_tuning_results(forgetting, final)
         figures["forgetting"] = pictures.forgetting_curve(forgetting.history, forgetting.signal, forgetting.best_epoch)
     if final.has_both_classes:

@@ -39,7 +39,7 @@ class Views(Dataset[dict[str, Tensor]]):
         image, change = self.images[index], self.views[view]
         if change is not None:
             image = torch.from_numpy(change(image.permute(1, 2, 0).numpy(), seed)).permute(2, 0, 1)
-        return {"image": image, "index": index}
+        return {"image": image}
 
 
 class DrawSampler(Sampler[Draw]):
@@ -183,8 +183,12 @@ class ImageDataModule(L.LightningDataModule, ABC):
         labels = torch.tensor([sample.label for sample in self.test_samples])
         return _stacked(image=self._load(self.test_samples, "test"), label=labels)
 
-    def defect_area(self, sample: Sample) -> float | None:
-        """Share of the image that its mask marks as defective; None without a mask, 0 for good images."""
+    @cached_property
+    def defect_areas(self) -> list[float | None]:
+        """Share of each test image that its mask marks as defective; None without a mask, 0 for good images."""
+        return [self._defect_area(sample) for sample in self.test_samples]
+
+    def _defect_area(self, sample: Sample) -> float | None:
         if sample.mask is None:
             return None if sample.label else 0.0
         return float(read_mask(sample.mask, self.image_size).mean())
