@@ -14,7 +14,7 @@ from scipy.stats import spearmanr, wilcoxon
 
 from gaussad_pl.forgetting import SIGNALS, judge, worth
 
-DEFAULT_SIGNAL, PATIENCE, TOLERANCE = "distance", 3, 0.02
+DEFAULT_SIGNAL, PATIENCE = "paired/elastic", 3
 FORGOT = 1.0  # a run has forgotten if its last epoch is this many AUROC points below its best one
 
 Job = dict[str, Any]
@@ -24,7 +24,7 @@ def chosen_epoch(job: Job, signal: str = DEFAULT_SIGNAL) -> int:
     """The epoch whose weights `ForgettingStop` would put back, had it watched this run."""
     history = job["history"]
     for seen in range(1, len(history) + 1):
-        best, stop = judge(history[:seen], signal, PATIENCE, TOLERANCE)
+        best, stop = judge(history[:seen], signal, PATIENCE)
         if stop:
             break
     return best
@@ -114,7 +114,7 @@ def forgetting_figure(job: Job) -> Figure:
     losses = [record.get("loss", float("nan")) for record in job["history"]]
     rows = (
         ("training loss", losses),
-        ("held-out distance", [-value for value in signal]),
+        (DEFAULT_SIGNAL, signal),
         ("AUROC, augmented copies", signal_values(job, "auroc")),
         ("test AUROC in percent", test_curve(job)),
     )
@@ -138,7 +138,7 @@ def report(jobs: list[Job], out: Path, console: Console) -> None:
         if some:
             augmentations = [name.removeprefix("auroc/") for name in some[0]["history"][0] if name.startswith("auroc/")]
             tables.append(signals_table(some, SIGNALS, title))
-            alone = [f"log_ratio/{name}" for name in augmentations]
+            alone = [f"paired/{name}" for name in augmentations]
             tables.append(signals_table(some, alone, f"{title}: each augmentation alone"))
     for table in tables:
         console.print(table)

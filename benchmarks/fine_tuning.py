@@ -34,7 +34,7 @@ from gaussad_pl.results import write_json
 
 FROZEN = ["fine_tune=false"]
 PAPER = ["levels=all", "data.light_copies=0", "data.moved_copies=0"]
-FORGET = ["model.optimizer.lr=1e-3", "trainer.max_epochs=12"]  # provokes forgetting
+FORGET = ["callbacks.averaging.decay=0", "trainer.max_epochs=12"]  # provokes forgetting
 ABLATION = {name: [f"objective={name}"] for name in ("diagonal", "center")}
 
 PRESETS: dict[str, dict[str, list[str]]] = {
@@ -52,9 +52,17 @@ PRESETS: dict[str, dict[str, list[str]]] = {
     },
     "ablation": {"default": [], **ABLATION},
     "objectives": {"default": [], "squared": ["objective=squared"], "all levels": ["levels=all"]},
+    "recipes": {
+        "default": [],
+        "no averaging": ["callbacks.averaging.decay=0"],
+        "learning rate 1e-4": ["model.optimizer.lr=1e-4"],
+        "all levels trained": ["model.train_levels=null"],
+        "Gaussian of each epoch": ["model.running=epoch"],
+    },
     "inputs": {
         "lite0 224": [],
         "lite0 320": ["backbone.image_size=320"],
+        "lite0 384": ["backbone.image_size=384"],
         "lite1 240": ["backbone=efficientnet_lite1"],
         "lite2 260": ["backbone=efficientnet_lite2"],
     },
@@ -68,7 +76,7 @@ class TestEachEpoch(L.Callback):
         self.scores: list[Tensor] = []
         self.distances: list[Tensor] = []
 
-    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, GaussianAD)
         loader = trainer.datamodule.test_dataloader()  # type: ignore[attr-defined]
         distances = torch.cat([module(batch["image"].to(module.device)) for batch in loader])
@@ -86,10 +94,11 @@ def run_job(folder: Path, seed: int, overrides: list[str]) -> dict[str, Any]:
     L.seed_everything(seed, verbose=False)
     data: ImageDataModule = instantiate(config.data)
     model: GaussianAD = instantiate(config.model)
-    forgetting = ForgettingStop(config.callbacks.forgetting.signal, patience=10**6, tolerance=1.0)  # never stops
+    forgetting = ForgettingStop(config.callbacks.forgetting.signal, patience=10**6)  # never stops
+    averaging = instantiate(config.callbacks.averaging)
     tests = TestEachEpoch()
     trainer: L.Trainer = instantiate(
-        config.trainer, callbacks=[forgetting, tests], logger=False, enable_checkpointing=False,
+        config.trainer, callbacks=[averaging, forgetting, tests], logger=False, enable_checkpointing=False,
         enable_progress_bar=False, default_root_dir=None,
     )  # fmt: skip
     start = time.perf_counter()

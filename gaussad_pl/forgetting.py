@@ -17,18 +17,27 @@ from gaussad_pl.levels import level_signals
 from gaussad_pl.metrics import auroc
 from gaussad_pl.module import GaussianAD
 
-SIGNALS = ("auroc", "gap", "log_ratio", "distance")
+SIGNALS = ("paired", "log_ratio", "gap", "auroc", "distance")
 
 
 def worth(record: Mapping[str, float], signal: str) -> float:
-    """The signal of an epoch's record, turned so that larger is better."""
+    """The signal of an epoch's record, turned so that larger is better.
+
+    Raises:
+        UserError: no such signal, or the validation has no such augmentation.
+    """
+    if signal not in record:
+        known = ", ".join(key for key in record if key.split("/")[0] in SIGNALS)
+        raise UserError(f"callbacks.forgetting.signal={signal}: expected one of {known}")
     return -record[signal] if signal == "distance" else record[signal]
 
 
 def signals(normal: Tensor, augmented: Tensor) -> dict[str, float]:
-    """How well scores tell good images ``(N,)`` from augmented copies ``(M,)``; larger is better for each.
+    """How well scores tell good images ``(N,)`` from an augmented copy of each ``(N,)``; larger is better for each.
 
     Returns:
+        paired: mean logarithm of a copy's score over its original's, in units of its standard deviation over the
+            pairs (Cohen's d_z). What makes one image score higher than another cancels, so it sees faint changes.
         auroc: area under the ROC curve; saturates at 1 where the copies are easy to tell.
         gap: difference of the means in units of the pooled standard deviation (Cohen's d); does not saturate.
         log_ratio: difference of the mean logarithms; does not saturate, and blind to a common scale of the scores.
@@ -37,30 +46,25 @@ def signals(normal: Tensor, augmented: Tensor) -> dict[str, float]:
     labels = torch.cat([torch.zeros_like(normal), torch.ones_like(augmented)])
     deviation = ((normal.var(correction=0) + augmented.var(correction=0)) / 2).sqrt()
     tiny = torch.finfo(scores.dtype).tiny
+    ratios = augmented.clamp(min=tiny).log() - normal.clamp(min=tiny).log()
     return {
+        "paired": float(ratios.mean() / ratios.std(correction=0).clamp(min=tiny)),
         "auroc": auroc(scores, labels),
         "gap": float((augmented.mean() - normal.mean()) / deviation.clamp(min=tiny)),
-        "log_ratio": float(augmented.clamp(min=tiny).log().mean() - normal.clamp(min=tiny).log().mean()),
+        "log_ratio": float(ratios.mean()),
     }
 
 
-def judge(history: Sequence[Mapping[str, float]], signal: str, patience: int, tolerance: float) -> tuple[int, bool]:
-    """The best epoch so far, and whether to stop.
-
-    Forgetting has begun when the copies are told worse than ever before: their AUROC is more than ``tolerance`` below
-    its best. Such an epoch is no candidate. Of the others the best one has the best signal, the earliest of equals.
+def judge(history: Sequence[Mapping[str, float]], signal: str, patience: int) -> tuple[int, bool]:
+    """The epoch with the best signal so far, the earliest of equals, and whether to stop: forgetting has begun.
 
     Args:
         history: one record an epoch, the frozen state first.
-        signal: one of `SIGNALS`.
+        signal: key of the records; see `ForgettingStop`.
         patience: epochs without a new best signal after which to stop.
-        tolerance: of the AUROC, in [0, 1].
     """
-    best, peak = 0, history[0]["auroc"]
+    best = 0
     for epoch, record in enumerate(history):
-        peak = max(peak, record["auroc"])
-        if record["auroc"] < peak - tolerance:
-            return best, True
         if worth(record, signal) > worth(history[best], signal):
             best = epoch
         if epoch - best >= patience:
@@ -72,14 +76,14 @@ class ForgettingStop(Callback):
     """Stops fine-tuning at the onset of forgetting and puts the best weights back.
 
     Each validation scores held-out good images and their augmented copies, which the datamodule made once, so that
-    epochs compare; signals are means over augmentations. The frozen state is epoch 0 and a candidate like any other:
-    run `trainer.validate` before `trainer.fit`. Source of the idea: Rippel et al. 2021 (arXiv 2108.04116).
+    epochs compare. The frozen state is epoch 0 and a candidate like any other: run `trainer.validate` before
+    `trainer.fit`. Source of the idea: Rippel et al. 2021 (arXiv 2108.04116).
 
     Args:
-        signal: what makes an epoch the best one: "distance" (smallest mean score of the held-out good images, which
-            sees overfitting but not forgetting) or "log_ratio", "gap", "auroc" (largest; see `signals`).
+        signal: what makes an epoch the best one, the mean over augmentations of one of `signals` ("paired") or its
+            value for one augmentation ("paired/elastic"); or "distance", the mean score of the held-out good images
+            (smaller is better), which sees overfitting but not forgetting.
         patience: see `judge`.
-        tolerance: see `judge`; 1 leaves the decision to the signal alone.
 
     Attributes:
         history: one record an epoch with every signal, the mean distance of good images and the training loss.
@@ -87,12 +91,9 @@ class ForgettingStop(Callback):
         best_epoch: the epoch whose weights are put back, 0 for the frozen ones.
     """
 
-    def __init__(self, signal: str = "distance", patience: int = 3, tolerance: float = 0.02) -> None:
-        if signal not in SIGNALS:
-            raise UserError(f"callbacks.forgetting.signal={signal}: expected one of {', '.join(SIGNALS)}")
+    def __init__(self, signal: str = "paired/elastic", patience: int = 3) -> None:
         self.signal = signal
         self.patience = patience
-        self.tolerance = tolerance
         self.history: list[dict[str, float]] = []
         self.level_signals: Tensor | None = None
         self.best_epoch = 0
@@ -106,7 +107,7 @@ class ForgettingStop(Callback):
                 "ForgettingStop needs the frozen state as epoch 0: call trainer.validate before trainer.fit"
             )
         # a run that was killed after its last epoch is not to train another
-        trainer.should_stop = judge(self.history, self.signal, self.patience, self.tolerance)[1]
+        trainer.should_stop = judge(self.history, self.signal, self.patience)[1]
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_index: int
@@ -129,7 +130,7 @@ class ForgettingStop(Callback):
         normal = scores[groups == 0]
         found = {name: signals(normal, scores[groups == i]) for i, name in enumerate(names, start=1)}
         record = {f"{key}/{name}": value for name, values in found.items() for key, value in values.items()}
-        for key in ("auroc", "gap", "log_ratio"):  # for equal groups the mean AUROC is that of all copies together
+        for key in next(iter(found.values())):  # for equal groups the mean AUROC is that of all copies together
             record[key] = math.fsum(values[key] for values in found.values()) / len(found)
         record["distance"] = float(normal.mean())
         if self._losses:
@@ -141,7 +142,7 @@ class ForgettingStop(Callback):
     def _judge(self, trainer: L.Trainer, module: GaussianAD, record: dict[str, float]) -> None:
         """Keep the weights if this epoch is the best so far; stop when forgetting has begun."""
         self.history.append(record)
-        self.best_epoch, stop = judge(self.history, self.signal, self.patience, self.tolerance)
+        self.best_epoch, stop = judge(self.history, self.signal, self.patience)
         if self.best_epoch == record["epoch"]:
             self.best = module.snapshot()
         trainer.should_stop = trainer.should_stop or stop

@@ -14,7 +14,7 @@ from gaussad_pl.augment.drawing import perlin_noise, rectangle, warp
 from gaussad_pl.augment.vicinal import draw_severity
 from gaussad_pl.errors import UserError
 
-LOCAL = ["confetti", "cutmix", "cutout", "cutpaste", "perlin", "scar"]
+LOCAL = ["confetti", "cutmix", "cutout", "cutpaste", "elastic", "perlin", "scar"]
 everyone = pytest.mark.parametrize("name", sorted(VICINAL))
 
 

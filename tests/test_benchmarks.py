@@ -12,14 +12,14 @@ from conftest import TINY
 from rich.console import Console
 
 from benchmarks import analysis, fine_tuning
-from gaussad_pl.forgetting import judge
+from gaussad_pl.forgetting import SIGNALS, judge
 
 
 def job(signal: list[float], test: list[float], seed: int = 0) -> dict[str, Any]:
-    names = ("log_ratio", "gap", "auroc", "distance", "log_ratio/scar", "auroc/scar")
+    names = (*SIGNALS, "paired/elastic", "auroc/elastic")
     history = [dict.fromkeys(names, value) for value in signal]
     for record in history:
-        record["distance"], record["auroc"] = -record["gap"], 0.8
+        record["distance"] = -record["gap"]
     for record in history[1:]:
         record["loss"] = 1.0
     return {
@@ -56,14 +56,14 @@ def test_a_job_runs_on_through_forgetting(parts: Path, monkeypatch: pytest.Monke
     values = iter(range(100))
 
     def falling(*scores: object) -> dict[str, float]:
-        return dict.fromkeys(("auroc", "gap", "log_ratio"), 1 - 0.01 * next(values))
+        return dict.fromkeys(("paired", "auroc", "gap", "log_ratio"), 1 - 0.01 * next(values))
 
     monkeypatch.setattr("gaussad_pl.forgetting.signals", falling)
     quick = [f"backbone.name={TINY['name']}", "backbone.weights=random", "backbone.image_size=64", "trainer=cpu"]
     steps = ["trainer.max_epochs=4", "data.steps_per_epoch=1", "data.batch_size=4"]
     found = fine_tuning.run_job(parts / "screw", 0, [*quick, *steps])
     assert len(found["history"]) == len(found["test_auroc"]) == 5
-    assert judge(found["history"], "distance", patience=10, tolerance=0.02)[1]  # the default would have stopped it
+    assert judge(found["history"], "paired/elastic", patience=3)[1]  # the default would have stopped it
 
 
 def test_the_benchmark_runs_and_goes_on_where_it_was_interrupted(

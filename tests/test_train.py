@@ -85,7 +85,7 @@ def test_metrics_say_where_every_number_came_from(finished: Path) -> None:
     assert "held-out good images" in found["finetuned"]["selection"]
     assert [record["epoch"] for record in found["forgetting"]["history"]] == [0, 1, 2, 3]
     assert "loss" not in found["forgetting"]["history"][0]
-    best = min(found["forgetting"]["history"], key=lambda record: record["distance"])
+    best = max(found["forgetting"]["history"], key=lambda record: record["paired/elastic"])
     assert found["forgetting"]["epoch_chosen"] == best["epoch"]
 
 
