@@ -89,7 +89,14 @@ def run_job(folder: Path, seed: int, overrides: list[str]) -> dict[str, Any]:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose(
             "train",
-            ["data=folder", f"data.root={folder}", f"seed={seed}", f"fold={seed % 5}", *overrides],
+            [
+                f"data.root={folder}",
+                "data=folder",
+                "model.segmentation=null",
+                f"seed={seed}",
+                f"fold={seed % 5}",
+                *overrides,
+            ],
         )
     L.seed_everything(seed, verbose=False)
     data: ImageDataModule = instantiate(config.data)

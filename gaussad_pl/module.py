@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -21,8 +22,37 @@ from gaussad_pl.gaussian import Covariance, Gaussian, Moments, RunningGaussian, 
 from gaussad_pl.levels import all_levels
 from gaussad_pl.metrics import image_metrics
 from gaussad_pl.objectives import mahalanobis
+from gaussad_pl.segmentation import Segmenter, Validation
 
 Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Detection:
+    """What the model finds in N images.
+
+    Attributes:
+        distances: to the Gaussian of each level, ``(N, levels)``.
+        scores: of the images, float64 ``(N,)``.
+        maps: anomaly maps ``(N, 256, 256)``, None where the model makes none.
+    """
+
+    distances: Tensor
+    scores: Tensor
+    maps: Tensor | None
+
+    def cpu(self) -> Detection:
+        return Detection(self.distances.cpu(), self.scores.cpu(), None if self.maps is None else self.maps.cpu())
+
+    @staticmethod
+    def join(parts: Sequence[Detection]) -> Detection:
+        """All parts in one."""
+        maps = [part.maps for part in parts if part.maps is not None]
+        return Detection(
+            torch.cat([part.distances for part in parts]),
+            torch.cat([part.scores for part in parts]),
+            torch.cat(maps) if maps else None,
+        )
 
 
 class GaussianAD(L.LightningModule):
@@ -48,6 +78,7 @@ class GaussianAD(L.LightningModule):
         train_levels: levels whose parameters are fine-tuned, None for all.
         optimizer: makes the optimizer from the parameters.
         warmup_steps: steps over which the learning rate rises linearly.
+        segmentation: arguments of `gaussad_pl.segmentation.Segmenter`; None for no anomaly maps.
     """
 
     gaussians: Sequence[Gaussian]  # one a level: what scores
@@ -66,6 +97,7 @@ class GaussianAD(L.LightningModule):
         train_levels: Sequence[int] | None = None,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = Adam,
         warmup_steps: int = 0,
+        segmentation: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if running not in ("fixed", "epoch", "ema"):
@@ -82,6 +114,9 @@ class GaussianAD(L.LightningModule):
         self.gaussians = nn.ModuleList(Gaussian(width, shrinkage, covariance) for width in widths)  # type: ignore[assignment]
         self.targets = nn.ModuleList(RunningGaussian(width, shrinkage, covariance) for width in widths)  # type: ignore[assignment]
         self.register_buffer("level_weights", torch.ones(len(widths)))
+        self.segmenter: Segmenter | None = None
+        if segmentation is not None:
+            self.segmenter = Segmenter(self.backbone.levels, self.backbone.image_size, **segmentation)
         self.stale = True  # whether the weights have changed since the Gaussians were estimated
         if train_levels is not None:
             trained = {id(p) for p in self.backbone.parameters_of(train_levels)}
@@ -99,8 +134,18 @@ class GaussianAD(L.LightningModule):
         """
         return _distances(self.backbone.pooled(images), self.gaussians)
 
+    def detect(self, images: Tensor) -> Detection:
+        """Everything there is to say about ``images`` ``(N, 3, H, W)``, uint8."""
+        maps = self.backbone(images)
+        distances = _distances([level.mean((-2, -1)) for level in maps], self.gaussians)
+        pooled = self.scores(distances.double())
+        if self.segmenter is None:
+            return Detection(distances, pooled, None)
+        anomaly_maps = self.segmenter(self.segmenter.patches(maps))
+        return Detection(distances, self.segmenter.score(pooled, anomaly_maps), anomaly_maps)
+
     def scores(self, distances: Tensor) -> Tensor:
-        """Anomaly scores ``(N,)``: the weighted sum of the distances ``(N, levels)``."""
+        """Pooled anomaly scores ``(N,)``: the weighted sum of the distances ``(N, levels)``."""
         return distances @ self.level_weights.to(distances)
 
     def choose_levels(self, signals: Tensor) -> None:
@@ -117,6 +162,32 @@ class GaussianAD(L.LightningModule):
             if self.running == "epoch" or not target.is_fitted:
                 target.fit(level)
         self.stale = False
+
+    @torch.no_grad()
+    def estimate_maps(self, good: Iterable[Batch], validation: Iterable[Batch]) -> dict[str, Any]:
+        """Estimate the Gaussians of patches from good images; choose by the augmented validation what is still open.
+
+        Returns:
+            See `Segmenter.choose`.
+        """
+        assert self.segmenter is not None
+        for batch in good:
+            self.segmenter.observe(self.segmenter.patches(self.backbone(batch["image"].to(self.device))))
+        self.segmenter.estimate()
+        found: dict[str, list[Tensor]] = {name: [] for name in ("groups", "masks", "pooled", *self.segmenter.forms)}
+        for batch in validation:
+            maps = self.backbone(batch["image"].to(self.device))
+            patches = self.segmenter.patches(maps)
+            pooled = self.scores(_distances([level.mean((-2, -1)) for level in maps], self.gaussians).double())
+            row = {"groups": batch["group"], "masks": batch["mask"], "pooled": pooled}
+            row |= {name: self.segmenter(patches, name) for name in self.segmenter.forms}
+            for name, value in row.items():
+                found[name].append(value.cpu())
+        columns = {name: torch.cat(parts) for name, parts in found.items()}
+        given = {name: columns.pop(name) for name in ("groups", "masks", "pooled")}
+        chosen = self.segmenter.choose(Validation(**given, maps=columns))
+        self.hparams["segmentation"] |= {key: chosen[key] for key in ("form", "combine")}  # what a checkpoint holds
+        return chosen
 
     def prepare_scores(self) -> None:
         """Bring the Gaussians that score up to date with the weights."""
@@ -151,16 +222,17 @@ class GaussianAD(L.LightningModule):
 
     def on_test_start(self) -> None:
         self.prepare_scores()
-        self._tested: list[tuple[Tensor, Tensor]] = []
+        self._tested: list[tuple[Detection, Tensor]] = []
 
     def test_step(self, batch: Batch, batch_index: int) -> None:
-        self._tested.append((self(batch["image"]), batch["label"]))
+        self._tested.append((self.detect(batch["image"]).cpu(), batch["label"].cpu()))
 
     def on_test_epoch_end(self) -> None:
-        """Log the image metrics and keep ``test_distances`` ``(N, levels)`` in the order of the test set."""
-        distances, labels = (torch.cat(part) for part in zip(*self._tested, strict=True))
-        self.test_distances = distances.cpu()
-        for name, value in image_metrics(self.scores(distances), labels).items():
+        """Log the image metrics and keep what was ``detected`` in the order of the test set."""
+        parts, labels = zip(*self._tested, strict=True)
+        self.detected = Detection.join(parts)
+        self._tested = []
+        for name, value in image_metrics(self.detected.scores, torch.cat(labels)).items():
             if value is not None:
                 self.log(f"test/{name}", value)
 
@@ -176,15 +248,17 @@ class GaussianAD(L.LightningModule):
         self.backbone.eval()
         return self
 
-    def snapshot(self) -> dict[str, Tensor]:
-        """A copy on the CPU of all that scoring needs: the weights and the Gaussians."""
-        state = self.state_dict()
+    def snapshot(self, everything: bool = False) -> dict[str, Tensor]:
+        """A copy on the CPU of the weights and the pooled Gaussians, or of the Gaussians of patches, too."""
+        left_out = ("targets.",) if everything else ("targets.", "segmenter.")
         return {
-            key: value.detach().to("cpu", copy=True) for key, value in state.items() if not key.startswith("targets.")
+            key: value.detach().to("cpu", copy=True)
+            for key, value in self.state_dict().items()
+            if not key.startswith(left_out)
         }
 
     def restore(self, snapshot: dict[str, Tensor]) -> None:
-        """Put the weights and Gaussians of a `snapshot` back."""
+        """Put what is in a `snapshot` back."""
         self.load_state_dict(snapshot, strict=False)
         self.stale = False
 

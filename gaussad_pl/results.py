@@ -22,6 +22,7 @@ from gaussad_pl.data.base import ImageDataModule
 from gaussad_pl.data.samples import Sample
 from gaussad_pl.metrics import auroc, image_metrics
 from gaussad_pl.module import GaussianAD
+from gaussad_pl.pixel_metrics import pixel_metrics
 
 PACKAGES = (
     "torch", "torchvision", "lightning", "timm", "hydra-core", "omegaconf", "torchmetrics",
@@ -36,14 +37,18 @@ class Evaluation:
     Attributes:
         samples: the N test images.
         distances: ``(N, levels)``.
-        scores: ``(N,)`` float64, the weighted sum of the distances.
+        scores: of the images, ``(N,)`` float64.
         levels: index of each level in the backbone.
+        maps: anomaly maps ``(N, H, W)``, if the model makes any.
+        masks: true defects ``(N, H, W)`` bool, empty for good images and where there is no mask.
     """
 
     samples: list[Sample]
     distances: Tensor
     scores: Tensor
     levels: list[int]
+    maps: Tensor | None
+    masks: Tensor
 
     @property
     def labels(self) -> Tensor:
@@ -54,8 +59,10 @@ class Evaluation:
         return len(self.labels.unique()) == 2
 
     def metrics(self) -> dict[str, Any]:
-        """Image metrics over all defects, and the AUROC of each kind of defect and of each level alone."""
+        """Image and pixel metrics over all defects, and the AUROC of each kind of defect and of each level alone."""
         found: dict[str, Any] = image_metrics(self.scores, self.labels)
+        if self.maps is not None:
+            found |= pixel_metrics(self.maps, self.masks, self.labels)
         if not self.has_both_classes:
             return found
         good = self.labels == 0
@@ -116,12 +123,20 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     partial.replace(path)
 
 
+COLUMNS = {
+    "image AUROC": "image_auroc", "AP": "image_ap", "F1max": "image_f1max",
+    "pixel AUROC": "pixel_auroc", "AUPRO": "aupro",
+}  # fmt: skip
+
+
 def table(title: str, rows: Iterable[tuple[str, dict[str, Any]]]) -> Table:
-    """The image metrics of each row in percent."""
+    """The metrics of each row in percent; those of pixels where there are any."""
+    rows = list(rows)
+    columns = {name: key for name, key in COLUMNS.items() if any(key in metrics for _, metrics in rows)}
     result = Table(title=title, title_justify="left")
-    for column in ("", "image AUROC", "AP", "F1max"):
+    for column in ("", *columns):
         result.add_column(column, justify="right" if column else "left")
     for name, metrics in rows:
-        values = (metrics[key] for key in ("image_auroc", "image_ap", "image_f1max"))
+        values = (metrics.get(key) for key in columns.values())
         result.add_row(name, *("-" if value is None else f"{100 * value:.1f} %" for value in values))
     return result

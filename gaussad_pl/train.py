@@ -26,6 +26,7 @@ from gaussad_pl.cli import entry_point
 from gaussad_pl.data.base import ImageDataModule
 from gaussad_pl.errors import UserError
 from gaussad_pl.forgetting import ForgettingStop
+from gaussad_pl.gallery import galleries
 from gaussad_pl.levels import all_levels
 from gaussad_pl.module import GaussianAD
 from gaussad_pl.results import Evaluation, provenance, table, write_json
@@ -82,22 +83,33 @@ def experiment(
         trainer.validate(model, datamodule=data, verbose=False)  # chooses the levels; epoch 0 of the forgetting curve
         results["levels"] = level_results(forgetting, model, data)
         figures["levels"] = pictures.level_bars(results["levels"])
+    if model.segmenter is not None:
+        results["segmentation"] = model.estimate_maps(data.good_dataloader(), data.val_dataloader())
     frozen = final = test(trainer, model, data)
     frozen.write_scores(folder / ("frozen_scores.csv" if fine_tune else "scores.csv"), data.defect_areas)
     results["frozen"] = {**frozen.metrics(), "selection": level_selection(model)}
     scores = {"frozen": frozen.scores}
     if fine_tune:
-        resume = last_checkpoint(folder)
+        resume, before = last_checkpoint(folder), model.snapshot(everything=True)
         trainer.fit(model, datamodule=data, ckpt_path=resume if resume.is_file() else None, weights_only=True)
-        if forgetting.best_epoch:
+        used = forgetting.best_epoch > 0
+        if used and model.segmenter is not None:
+            tuned = model.estimate_maps(data.good_dataloader(), data.val_dataloader())
+            results["segmentation"]["worth_finetuned"] = tuned["worth"]
+            used = tuned["worth"] > results["segmentation"]["worth"]
+        if not used:
+            model.restore(before)
+        else:
             final = test(trainer, model, data)
             scores["fine-tuned"] = final.scores
         final.write_scores(folder / "scores.csv", data.defect_areas)
-        results |= fine_tuning_results(forgetting, final)
+        results |= fine_tuning_results(forgetting, final, used)
         figures["forgetting"] = pictures.forgetting_curve(forgetting.history, forgetting.signal, forgetting.best_epoch)
     if final.has_both_classes:
         figures["roc"] = pictures.roc_curves(scores, final.labels)
     figures["histogram"] = pictures.histogram(final.scores, final.labels)
+    if model.segmenter is not None:
+        figures |= galleries(final, data.test, float(model.segmenter.threshold))
     return results, figures
 
 
@@ -127,9 +139,9 @@ def last_checkpoint(folder: Path) -> Path:
 def test(trainer: L.Trainer, model: GaussianAD, data: ImageDataModule) -> Evaluation:
     """Score the test set with the model as it is."""
     trainer.test(model, datamodule=data, verbose=False)
-    distances = model.test_distances
+    found = model.detected
     levels = [level.index for level in model.backbone.levels]
-    return Evaluation(data.test_samples, distances, model.scores(distances.double()).cpu(), levels)
+    return Evaluation(data.test_samples, found.distances, found.scores, levels, found.maps, data.test_masks)
 
 
 def level_results(forgetting: ForgettingStop, model: GaussianAD, data: ImageDataModule) -> dict[str, Any]:
@@ -156,9 +168,8 @@ def level_rule(model: GaussianAD) -> Callable[..., Tensor]:
     return getattr(model.level_rule, "func", model.level_rule)  # Hydra wraps it in a partial
 
 
-def fine_tuning_results(forgetting: ForgettingStop, final: Evaluation) -> dict[str, Any]:
+def fine_tuning_results(forgetting: ForgettingStop, final: Evaluation, used: bool) -> dict[str, Any]:
     """What fine-tuning brought, and how its epoch was chosen."""
-    used = forgetting.best_epoch > 0
     selection = (
         f"epoch {forgetting.best_epoch} of {forgetting.history[-1]['epoch']} by the signal {forgetting.signal} "
         "on held-out good images and augmented copies of them"

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, StackDataset
 
 from gaussad_pl.augment import Nuisance, vicinal_copies
-from gaussad_pl.data.images import load_images, read_mask
+from gaussad_pl.data.images import MASK_SIZE, load_images, read_mask
 from gaussad_pl.data.samples import Sample, Samples
 from gaussad_pl.errors import UserError
 
@@ -162,15 +162,20 @@ class ImageDataModule(L.LightningDataModule, ABC):
 
     @cached_property
     def validation(self) -> Dataset[dict[str, Tensor]]:
-        """Held-out good images (group 0) and a copy of each by each augmentation (groups 1, 2, ...), made once."""
+        """Held-out good images (group 0) and a copy of each by each augmentation (groups 1, 2, ...), made once.
+
+        ``mask`` says which pixels of a copy the augmentation changed.
+        """
         if not self.folds:
             raise UserError("no image is held out for validation: set folds=5 (or another number of at least 2)")
         if not self.augmentations:
             raise UserError("the augmented validation has no augmentation: choose augmentation=subtle")
         normal = self.good_images[self.split[1]]
-        copies = [vicinal_copies(normal, name, strength, self.seed)[0] for name, strength in self.augmentations.items()]
+        made = [vicinal_copies(normal, name, strength, self.seed) for name, strength in self.augmentations.items()]
+        copies, masks = zip(*made, strict=True)
         groups = torch.arange(len(copies) + 1).repeat_interleave(len(normal))
-        return _stacked(image=torch.cat([normal, *copies]), group=groups)
+        unchanged = torch.zeros_like(masks[0])
+        return _stacked(image=torch.cat([normal, *copies]), group=groups, mask=torch.cat([unchanged, *masks]))
 
     @property
     def test_samples(self) -> list[Sample]:
@@ -184,14 +189,17 @@ class ImageDataModule(L.LightningDataModule, ABC):
         return _stacked(image=self._load(self.test_samples, "test"), label=labels)
 
     @cached_property
+    def test_masks(self) -> Tensor:
+        """Defects of the test images ``(N, 256, 256)`` bool: empty for good images and where there is no mask."""
+        empty = np.zeros((MASK_SIZE, MASK_SIZE), dtype=bool)
+        masks = [read_mask(s.mask, MASK_SIZE) if s.mask is not None and s.label else empty for s in self.test_samples]
+        return torch.from_numpy(np.stack(masks))
+
+    @property
     def defect_areas(self) -> list[float | None]:
         """Share of each test image that its mask marks as defective; None without a mask, 0 for good images."""
-        return [self._defect_area(sample) for sample in self.test_samples]
-
-    def _defect_area(self, sample: Sample) -> float | None:
-        if sample.mask is None:
-            return None if sample.label else 0.0
-        return float(read_mask(sample.mask, self.image_size).mean())
+        areas = self.test_masks.double().mean((1, 2)).tolist()
+        return [None if s.label and s.mask is None else a for s, a in zip(self.test_samples, areas, strict=True)]
 
     def _load(self, samples: Sequence[Sample], what: str) -> Tensor:
         paths = [sample.path for sample in samples]
@@ -202,6 +210,12 @@ class ImageDataModule(L.LightningDataModule, ABC):
         views = range(len(self.views))
         draws = [(index, view, view * len(self.good_images) + index) for index in self.split[0] for view in views]
         return DataLoader(Views(self.good_images, self.views), self.eval_batch_size, sampler=draws)
+
+    def good_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        """Every training image as it is: what the Gaussians of patches are estimated from."""
+        return DataLoader(
+            Views(self.good_images, [None]), self.eval_batch_size, sampler=[(i, 0, 0) for i in self.split[0]]
+        )
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         used = self.split[0]

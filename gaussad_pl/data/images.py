@@ -22,6 +22,8 @@ CACHE_VERSION = 1  # raise it whenever the pixels that `read_image` returns chan
 # Only these decoders are tried, whatever a file is called: Pillow knows formats that start external programs.
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 
+MASK_SIZE = 256  # side in pixels at which masks and anomaly maps are compared
+
 
 def read_image(path: Path, size: int) -> np.ndarray:
     """Decode an image to RGB and resize it to a square, whatever its aspect ratio.
