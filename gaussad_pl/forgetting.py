@@ -98,7 +98,7 @@ class ForgettingStop(Callback):
         self.level_signals: Tensor | None = None
         self.best_epoch = 0
         self.best: dict[str, Tensor] | None = None
-        self._outputs: list[tuple[Tensor, Tensor]] = []
+        self._outputs: list[dict[str, Tensor]] = []
         self._losses: list[Tensor] = []
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -117,21 +117,22 @@ class ForgettingStop(Callback):
     def on_validation_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_index: int, *args: Any
     ) -> None:
-        self._outputs.append((outputs["distances"].cpu(), outputs["group"].cpu()))
+        self._outputs.append({name: column.cpu() for name, column in outputs.items()})
 
     def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, GaussianAD)
         names: list[str] = trainer.datamodule.augmentation_names  # type: ignore[attr-defined]
-        distances, groups = (torch.cat(part) for part in zip(*self._outputs, strict=True))
+        found = {name: torch.cat([part[name] for part in self._outputs]) for name in self._outputs[0]}
+        distances, groups = found["distances"], found["group"]
         if not self.history:
             self.level_signals = level_signals(distances, groups, len(names))
             module.choose_levels(self.level_signals)
-        scores = module.scores(distances)
+        scores = found.get("patches", module.scores(distances))  # of what is trained
         normal = scores[groups == 0]
-        found = {name: signals(normal, scores[groups == i]) for i, name in enumerate(names, start=1)}
-        record = {f"{key}/{name}": value for name, values in found.items() for key, value in values.items()}
-        for key in next(iter(found.values())):  # for equal groups the mean AUROC is that of all copies together
-            record[key] = math.fsum(values[key] for values in found.values()) / len(found)
+        told = {name: signals(normal, scores[groups == i]) for i, name in enumerate(names, start=1)}
+        record = {f"{key}/{name}": value for name, values in told.items() for key, value in values.items()}
+        for key in next(iter(told.values())):  # for equal groups the mean AUROC is that of all copies together
+            record[key] = math.fsum(values[key] for values in told.values()) / len(told)
         record["distance"] = float(normal.mean())
         if self._losses:
             record["loss"] = float(torch.stack(self._losses).mean())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LinearLR
 
 from gaussad_pl.backbone import Backbone
+from gaussad_pl.dense import PatchGaussians
 from gaussad_pl.errors import UserError
 from gaussad_pl.gaussian import Covariance, Gaussian, Moments, RunningGaussian, Shrinkage, merge, moments
 from gaussad_pl.levels import all_levels
@@ -79,6 +81,8 @@ class GaussianAD(L.LightningModule):
         optimizer: makes the optimizer from the parameters.
         warmup_steps: steps over which the learning rate rises linearly.
         segmentation: arguments of `gaussad_pl.segmentation.Segmenter`; None for no anomaly maps.
+        train_on: what the loss and the forgetting signal are computed from: "pooled" features, or "patches", whose
+            distances are averaged over the image.
     """
 
     gaussians: Sequence[Gaussian]  # one a level: what scores
@@ -98,6 +102,7 @@ class GaussianAD(L.LightningModule):
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = Adam,
         warmup_steps: int = 0,
         segmentation: dict[str, Any] | None = None,
+        train_on: Literal["pooled", "patches"] = "pooled",
     ) -> None:
         super().__init__()
         if running not in ("fixed", "epoch", "ema"):
@@ -117,6 +122,15 @@ class GaussianAD(L.LightningModule):
         self.segmenter: Segmenter | None = None
         if segmentation is not None:
             self.segmenter = Segmenter(self.backbone.levels, self.backbone.image_size, **segmentation)
+        self.patch_target: PatchGaussians | None = None  # what the loss measures the distance of patches to
+        if train_on == "patches":
+            if self.segmenter is None or len(self.segmenter.forms) > 1:
+                raise UserError(
+                    "model.train_on=patches needs one form: set model.segmentation.form=position, clusters or shared"
+                )
+            self.patch_target = deepcopy(self.segmenter.gaussians)
+        elif train_on != "pooled":
+            raise UserError(f"model.train_on={train_on}: expected pooled or patches")
         self.stale = True  # whether the weights have changed since the Gaussians were estimated
         if train_levels is not None:
             trained = {id(p) for p in self.backbone.parameters_of(train_levels)}
@@ -171,9 +185,7 @@ class GaussianAD(L.LightningModule):
             See `Segmenter.choose`.
         """
         assert self.segmenter is not None
-        for batch in good:
-            self.segmenter.observe(self.segmenter.patches(self.backbone(batch["image"].to(self.device))))
-        self.segmenter.estimate()
+        self._estimate_patches(good)
         found: dict[str, list[Tensor]] = {name: [] for name in ("groups", "masks", "pooled", *self.segmenter.forms)}
         for batch in validation:
             maps = self.backbone(batch["image"].to(self.device))
@@ -189,11 +201,24 @@ class GaussianAD(L.LightningModule):
         self.hparams["segmentation"] |= {key: chosen[key] for key in ("form", "combine")}  # what a checkpoint holds
         return chosen
 
+    @torch.no_grad()
+    def _estimate_patches(self, good: Iterable[Batch]) -> None:
+        assert self.segmenter is not None
+        for batch in good:
+            self.segmenter.observe(self.segmenter.patches(self.backbone(batch["image"].to(self.device))))
+        self.segmenter.estimate()
+
     def prepare_scores(self) -> None:
         """Bring the Gaussians that score up to date with the weights."""
         if not self.stale:
             return
-        if self.refit or not self.gaussians[0].is_fitted:
+        first = not self.gaussians[0].is_fitted
+        if self.patch_target is not None and (self.refit or first):
+            assert self.segmenter is not None
+            self._estimate_patches(self.trainer.datamodule.good_dataloader())  # type: ignore[attr-defined]
+            if first:
+                self.patch_target.load_state_dict(self.segmenter.gaussians.state_dict())
+        if self.refit or first:
             loader = self.trainer.datamodule.reference_dataloader()  # type: ignore[attr-defined]
             self.estimate(track(loader, description="Estimating the Gaussian", transient=True))
             return
@@ -202,11 +227,17 @@ class GaussianAD(L.LightningModule):
         self.stale = False
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        features = self.backbone.pooled(batch["image"])
-        if self.running == "ema":
-            for target, level in zip(self.targets, features, strict=True):
-                target.update(level)
-        loss = self.objective(_distances(features, self.targets), self.level_weights)
+        maps = self.backbone(batch["image"])
+        if self.patch_target is not None:
+            assert self.segmenter is not None
+            distances = self.patch_target(self.segmenter.patches(maps)).mean(1, keepdim=True)
+            loss = self.objective(distances, distances.new_ones(1))
+        else:
+            features = [level.mean((-2, -1)) for level in maps]
+            if self.running == "ema":
+                for target, level in zip(self.targets, features, strict=True):
+                    target.update(level)
+            loss = self.objective(_distances(features, self.targets), self.level_weights)
         self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=False, batch_size=len(batch["image"]))
         return loss
 
@@ -217,8 +248,16 @@ class GaussianAD(L.LightningModule):
         self.prepare_scores()
 
     def validation_step(self, batch: Batch, batch_index: int) -> Batch:
-        """Distances ``(N, levels)`` of good images and their augmented copies; the forgetting callback judges them."""
-        return {"distances": self(batch["image"]), "group": batch["group"]}
+        """Distances ``(N, levels)`` of good images and their augmented copies; the forgetting callback judges them.
+
+        With train_on="patches" also ``patches`` ``(N,)``, the mean distance of the patches of each image.
+        """
+        maps = self.backbone(batch["image"])
+        found = {"distances": _distances([level.mean((-2, -1)) for level in maps], self.gaussians)}
+        if self.patch_target is not None:
+            assert self.segmenter is not None
+            found["patches"] = self.segmenter.gaussians(self.segmenter.patches(maps)).mean(1)
+        return {**found, "group": batch["group"]}
 
     def on_test_start(self) -> None:
         self.prepare_scores()
@@ -250,7 +289,7 @@ class GaussianAD(L.LightningModule):
 
     def snapshot(self, everything: bool = False) -> dict[str, Tensor]:
         """A copy on the CPU of the weights and the pooled Gaussians, or of the Gaussians of patches, too."""
-        left_out = ("targets.",) if everything else ("targets.", "segmenter.")
+        left_out = ("targets.", "patch_target.") + (() if everything else ("segmenter.",))
         return {
             key: value.detach().to("cpu", copy=True)
             for key, value in self.state_dict().items()

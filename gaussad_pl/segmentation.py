@@ -116,6 +116,11 @@ class Segmenter(nn.Module):
         """The form that makes the maps."""
         return next(iter(self.forms))
 
+    @property
+    def gaussians(self) -> PatchGaussians:
+        """The Gaussians that make the maps."""
+        return self._gaussians()[0]
+
     def patches(self, maps: Sequence[Tensor]) -> Tensor:
         """Patches ``(N, P, D)`` of the backbone's feature maps."""
         return embed([maps[i] for i in self.places])

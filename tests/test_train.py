@@ -70,10 +70,36 @@ def finished(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_leaves_all_its_results(finished: Path) -> None:
     names = {"config.yaml", "model.ckpt", "metrics.json", "scores.csv", "frozen_scores.csv"}
-    pictures = {"roc.png", "histogram.png", "forgetting.png"}
+    pictures = {"roc.png", "histogram.png", "forgetting.png", "levels.png"}
+    pictures |= {"misses.png", "false_alarms.png", "defects.png"}
     assert names | pictures <= {path.name for path in finished.iterdir()}
     for name in pictures:
         assert Image.open(finished / name).size[0] > 600
+
+
+def test_form_and_image_score_are_chosen_on_the_augmented_validation(finished: Path) -> None:
+    found = metrics(finished)["segmentation"]
+    assert set(found["forms"]) == {"position", "clusters", "shared"}
+    worth = {name: sum(signals.values()) for name, signals in found["forms"].items()}
+    assert found["form"] == max(worth, key=lambda name: worth[name])
+    assert found["combinations"][found["combine"]] == max(found["combinations"].values())
+    assert 0 <= metrics(finished)["frozen"]["aupro"] <= 1 and metrics(finished)["frozen"]["pixel_size"] == [256, 256]
+
+
+def test_the_dense_objective_fine_tunes_the_map(
+    parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = "model.segmentation.clusters=4"
+    run(monkeypatch, *arguments(parts, tmp_path / "dense", "objective=dense", small))
+    found = metrics(tmp_path / "dense")
+    assert found["segmentation"]["form"] == "clusters"
+    losses = [record["loss"] for record in found["forgetting"]["history"][1:]]
+    held_out = found["forgetting"]["history"][0]["distance"]
+    assert all(0.3 * held_out < loss < 3 * held_out for loss in losses)  # the callback watches what is trained
+    text = message(
+        capsys, monkeypatch, *arguments(parts, tmp_path / "auto", "objective=dense", "model.segmentation.form=auto")
+    )
+    assert "model.train_on=patches needs one form" in text
 
 
 def test_metrics_say_where_every_number_came_from(finished: Path) -> None:

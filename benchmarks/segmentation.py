@@ -1,0 +1,127 @@
+"""How good are the anomaly maps, form by form, and what do they cost?
+
+    python -m benchmarks.segmentation --data /data/mvtec_ad/screw /data/magnetic_tile/tile --peers runs/peers
+
+Fits the frozen detector with each form of the Gaussians of patches alone (image score from the map only) and with the
+default, which chooses form and image score on the augmented validation. `--peers` adds the records of benchmarks.peers
+to the table. One JSON file a job: what is there already is not computed again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.analysis import mean_sem
+from gaussad_pl.cli import CONF, keep_freed_memory
+from gaussad_pl.data.base import ImageDataModule
+from gaussad_pl.dense import FORMS
+from gaussad_pl.forgetting import ForgettingStop
+from gaussad_pl.metrics import image_metrics
+from gaussad_pl.module import Detection, GaussianAD
+from gaussad_pl.pixel_metrics import pixel_metrics
+from gaussad_pl.results import write_json
+
+METHODS = ("default", *FORMS)
+
+
+@torch.no_grad()
+def run_job(folder: Path, method: str, seed: int, overrides: list[str]) -> dict[str, Any]:
+    """Fit and score one method; image decoding is not in the times, choosing by the validation is."""
+    forced = [] if method == "default" else [f"model.segmentation.form={method}", "model.segmentation.combine=map"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        settings = ["data=folder", f"data.root={folder}", f"seed={seed}", f"fold={seed % 5}", "trainer=cpu"]
+        config = compose("train", [*settings, *forced, *overrides])
+    L.seed_everything(seed, verbose=False)
+    data: ImageDataModule = instantiate(config.data)
+    model: GaussianAD = instantiate(config.model)
+    trainer: L.Trainer = instantiate(
+        config.trainer, callbacks=[ForgettingStop()], logger=False, enable_checkpointing=False,
+        enable_progress_bar=False,
+    )  # fmt: skip
+    images, masks = data.good_images, data.test_masks
+    assert len(images) and len(data.validation) and len(data.test)  # type: ignore[arg-type]  # decode first
+    start = time.perf_counter()
+    trainer.validate(model, datamodule=data, verbose=False)
+    chosen = model.estimate_maps(data.good_dataloader(), data.val_dataloader())
+    fitted = time.perf_counter()
+    found = Detection.join([model.detect(batch["image"]) for batch in data.test_dataloader()])
+    scored = time.perf_counter()
+    assert found.maps is not None
+    labels = torch.tensor([sample.label for sample in data.test_samples])
+    file = io.BytesIO()
+    torch.save({k: v for k, v in model.state_dict().items() if not k.startswith("targets.")}, file)
+    return {
+        "method": method, "dataset": folder.name, "seed": seed,
+        **image_metrics(found.scores, labels), **pixel_metrics(found.maps, masks, labels),
+        "chosen": chosen, "train_images": len(data.split[0]), "threads": torch.get_num_threads(),
+        "fit_seconds": fitted - start, "score_seconds": scored - fitted, "state_bytes": file.tell(),
+    }  # fmt: skip
+
+
+def table(records: list[dict[str, Any]]) -> Table:
+    """One row for each dataset and method: means +- SEM over seeds, in percent; medians of the costs."""
+    result = Table(title="Frozen detectors, percent", title_justify="left")
+    for column in ("dataset", "method", "image AUROC", "pixel AUROC", "AUPRO", "fit s", "score s", "MB", "seeds"):
+        result.add_column(column, justify="left" if column in ("dataset", "method") else "right")
+    for dataset in dict.fromkeys(record["dataset"] for record in records):
+        names = list(dict.fromkeys(r["method"] for r in records if r["dataset"] == dataset))
+        for method in names:
+            rows = [r for r in records if (r["dataset"], r["method"]) == (dataset, method) and "aupro" in r]
+            if not rows:
+                result.add_row(dataset, method, *["not finished"] * 3, *[""] * 4)
+                continue
+            quality = [mean_sem([100 * r[key] for r in rows]) for key in ("image_auroc", "pixel_auroc", "aupro")]
+            fit, score, size = (
+                sorted(r[key] for r in rows)[len(rows) // 2] for key in ("fit_seconds", "score_seconds", "state_bytes")
+            )
+            result.add_row(dataset, method, *quality, f"{fit:.0f}", f"{score:.0f}", f"{size / 1e6:.0f}", str(len(rows)))
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders in the layout of MVTec AD")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, default=Path("runs/segmentation"))
+    parser.add_argument("--peers", type=Path, help="folder of records of benchmarks.peers")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings for every job")
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    keep_freed_memory()
+    console = Console(width=130)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    records = []
+    for seed in arguments.seeds:
+        for method in arguments.methods:
+            for folder in arguments.data:
+                path = arguments.out / f"{folder.name}-{method}-seed{seed}.json"
+                if not path.is_file():
+                    console.print(f"{folder.name}, {method}, seed {seed}", highlight=False)
+                    write_json(path, run_job(folder.resolve(), method, seed, arguments.set))
+                records.append(json.loads(path.read_text()))
+    peers = sorted(arguments.peers.glob("*.json")) if arguments.peers else []
+    known = {record["dataset"] for record in records}
+    records += [record for path in peers if (record := json.loads(path.read_text()))["dataset"] in known]
+    records.sort(key=lambda record: record["dataset"])
+    result = table(records)
+    console.print(result)
+    with (arguments.out / "table.txt").open("w") as file:
+        Console(file=file, width=130).print(result)
+
+
+if __name__ == "__main__":
+    main()
