@@ -171,9 +171,10 @@ class ClusterGaussians(PatchGaussians):
 
     def estimate(self) -> None:
         assert self._sample is not None
-        keys, x = self._sample
-        x = x[keys.argsort().to(x.device)]
-        self.scale.copy_(x.std(0).clamp(min=torch.finfo(x.dtype).tiny))
+        x = self._sample[1]
+        deviation, size = x.std(0), x.abs().amax(0)
+        constant = ~(deviation > 1e-4 * size)  # but for rounding; in units of its own size it leaves the clusters alone
+        self.scale.copy_(torch.where(constant, size.clamp(min=1e-6), deviation))
         clusters = max(1, min(len(self.mean), len(x) // 2))
         if clusters == 1:
             centre = (x / self.scale).mean(0, keepdim=True)
@@ -183,7 +184,7 @@ class ClusterGaussians(PatchGaussians):
             )
             fitted = kmeans.fit((x / self.scale).cpu().numpy()).cluster_centers_
             centre = torch.from_numpy(fitted).to(x)
-        self.centre.copy_(centre[torch.arange(len(self.mean)) % clusters])  # what is left over repeats the first
+        self.centre.fill_(1e15)[:clusters] = centre  # what is left over is nobody's nearest
         cells = self.cells(x)
         k, d = self.mean.shape
         counts = torch.bincount(cells, minlength=k).double()

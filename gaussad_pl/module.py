@@ -198,7 +198,8 @@ class GaussianAD(L.LightningModule):
         columns = {name: torch.cat(parts) for name, parts in found.items()}
         given = {name: columns.pop(name) for name in ("groups", "masks", "pooled")}
         chosen = self.segmenter.choose(Validation(**given, maps=columns))
-        self.hparams["segmentation"] |= {key: chosen[key] for key in ("form", "combine")}  # what a checkpoint holds
+        decided = {key: chosen[key] for key in ("form", "combine")}
+        self.hparams["segmentation"] = {**self.hparams["segmentation"], **decided}  # what a checkpoint holds
         return chosen
 
     @torch.no_grad()

@@ -160,7 +160,7 @@ class Segmenter(nn.Module):
         self.threshold.copy_(pixels.topk(max(1, round(RARE * len(pixels)))).values[-1])
         good = parts[normal]
         self.centre.copy_(good.mean(0))
-        self.spread.copy_(good.std(0).nan_to_num(1.0).clamp(min=1e-6))
+        self.spread.copy_(good.std(0).clamp(min=1e-6) if len(good) > 1 else torch.ones(2))
         scaled = ((parts - self.centre.cpu()) / self.spread.cpu()).double()
         combined = {name: validation.image_auroc(scaled @ scaled.new_tensor(w)) for name, w in COMBINATIONS.items()}
         if self.combine == "auto":

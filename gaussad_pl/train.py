@@ -75,8 +75,11 @@ def experiment(
     fine_tune: bool,
 ) -> tuple[dict[str, Any], dict[str, Figure]]:
     """Frozen baseline, fine-tuning, test: the results and the pictures of them."""
-    if not data.folds and (fine_tune or level_rule(model) is not all_levels):
-        raise UserError("folds=0 holds no image out for the validation: set folds=5, or fine_tune=false levels=all")
+    if not data.folds and (fine_tune or level_rule(model) is not all_levels or model.segmenter is not None):
+        raise UserError(
+            "folds=0 holds no image out for the validation: set folds=5, or fine_tune=false levels=all "
+            "model.segmentation=null"
+        )
     results: dict[str, Any] = {}
     figures: dict[str, Figure] = {}
     if data.folds:
