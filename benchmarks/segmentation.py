@@ -37,7 +37,6 @@ from gaussad_pl.results import write_json
 METHODS = ("default", *FORMS)
 
 
-@torch.no_grad()
 def run_job(folder: Path, method: str, seed: int, overrides: list[str]) -> dict[str, Any]:
     """Fit and score one method; image decoding is not in the times, choosing by the validation is."""
     forced = [] if method == "default" else [f"model.segmentation.form={method}", "model.segmentation.combine=map"]
@@ -49,7 +48,7 @@ def run_job(folder: Path, method: str, seed: int, overrides: list[str]) -> dict[
     model: GaussianAD = instantiate(config.model)
     trainer: L.Trainer = instantiate(
         config.trainer, callbacks=[ForgettingStop()], logger=False, enable_checkpointing=False,
-        enable_progress_bar=False,
+        enable_progress_bar=False, default_root_dir=None,
     )  # fmt: skip
     images, masks = data.good_images, data.test_masks
     assert len(images) and len(data.validation) and len(data.test)  # type: ignore[arg-type]  # decode first
@@ -57,7 +56,8 @@ def run_job(folder: Path, method: str, seed: int, overrides: list[str]) -> dict[
     trainer.validate(model, datamodule=data, verbose=False)
     chosen = model.estimate_maps(data.good_dataloader(), data.val_dataloader())
     fitted = time.perf_counter()
-    found = Detection.join([model.detect(batch["image"]) for batch in data.test_dataloader()])
+    with torch.no_grad():
+        found = Detection.join([model.detect(batch["image"]) for batch in data.test_dataloader()])
     scored = time.perf_counter()
     assert found.maps is not None
     labels = torch.tensor([sample.label for sample in data.test_samples])

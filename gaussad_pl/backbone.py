@@ -96,12 +96,12 @@ class Backbone(nn.Module):
         image = torch.zeros(1, 3, self.image_size, self.image_size, device=self.scale.device)
         with torch.enable_grad():
             final, maps = self.model.forward_intermediates(image, **self._options)
-        owned, rest = [], list(trainable)
-        for index, output in enumerate([*maps, final] if self._has_head else maps):
-            gradients = torch.autograd.grad(output.sum(), rest, retain_graph=True, allow_unused=True)
-            reached = {p for p, gradient in zip(rest, gradients, strict=True) if gradient is not None}
-            owned += [p for p in rest if p in reached and index in wanted]
-            rest = [p for p in rest if p not in reached]
+            owned, rest = [], list(trainable)
+            for index, output in enumerate([*maps, final] if self._has_head else maps):
+                gradients = torch.autograd.grad(output.sum(), rest, retain_graph=True, allow_unused=True)
+                reached = {p for p, gradient in zip(rest, gradients, strict=True) if gradient is not None}
+                owned += [p for p in rest if p in reached and index in wanted]
+                rest = [p for p in rest if p not in reached]
         for parameter, flag in trainable.items():
             parameter.requires_grad = flag
         return owned

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from conftest import TINY
 from rich.console import Console
 
-from benchmarks import analysis, fine_tuning
+from benchmarks import analysis, fine_tuning, segmentation
 from gaussad_pl.forgetting import SIGNALS, judge
 
 
@@ -90,3 +91,22 @@ def test_the_benchmark_runs_and_goes_on_where_it_was_interrupted(
     files[0].unlink()
     fine_tuning.main()
     assert files[0].is_file() and [file.stat().st_mtime_ns for file in files[1:]] == before
+
+
+def test_the_benchmark_of_the_maps_tells_each_form_and_the_peers(
+    parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quick = [f"backbone.name={TINY['name']}", "backbone.weights=random", "backbone.image_size=64"]
+    peers = tmp_path / "peers"
+    peers.mkdir()
+    (peers / "x.json").write_text('{"dataset": "screw", "method": "padim", "seed": 0, "status": "not finished"}')
+    where = ["--data", str(parts / "screw"), "--seeds", "0", "--out", str(tmp_path), "--peers", str(peers)]
+    monkeypatch.setattr(sys, "argv", ["segmentation.py", *where, "--set", *quick, "model.segmentation.clusters=4"])
+    segmentation.main()
+    records = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
+    assert records["screw-position-seed0"]["chosen"]["form"] == "position"
+    assert records["screw-position-seed0"]["chosen"]["combine"] == "map"
+    assert records["screw-default-seed0"]["chosen"]["form"] in ("position", "clusters", "shared")
+    printed = capsys.readouterr().out
+    for method in ("default", "position", "clusters", "shared", "padim", "not finished"):
+        assert method in printed
