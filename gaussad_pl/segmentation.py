@@ -23,6 +23,7 @@ from gaussad_pl.pixel_metrics import aupro
 SIZE = MASK_SIZE  # side of the anomaly maps in pixels
 BLUR = SIZE / 64  # standard deviation of the Gaussian blur of the maps in pixels
 TOP = 0.01  # share of the map whose mean is the map's image score
+MARGIN = 0.02  # of AUROC by which pooled score or map alone must beat both: the noise of some 60 held-out images
 RARE = 0.001  # share of the pixels of held-out good images beyond the threshold of the maps
 
 Form = Literal["auto", "position", "clusters", "shared"]
@@ -147,6 +148,7 @@ class Segmenter(nn.Module):
         """Keep the form and the combination that tell good images and pixels from augmented ones best.
 
         A form's worth is its image AUROC plus its AUPRO, a combination's its image AUROC, as means over augmentations.
+        Pooled score and map see different defects, so both count unless one alone is clearly better.
 
         Returns:
             What was chosen, and the signals it was chosen by.
@@ -164,7 +166,8 @@ class Segmenter(nn.Module):
         scaled = ((parts - self.centre.cpu()) / self.spread.cpu()).double()
         combined = {name: validation.image_auroc(scaled @ scaled.new_tensor(w)) for name, w in COMBINATIONS.items()}
         if self.combine == "auto":
-            self.combine = max(COMBINATIONS, key=lambda name: combined[name])
+            best_alone = max(COMBINATIONS, key=lambda name: combined[name])
+            self.combine = best_alone if combined[best_alone] > combined["both"] + MARGIN else "both"
         self.weights.copy_(torch.tensor(COMBINATIONS[self.combine]))
         return {
             "form": best,
