@@ -15,13 +15,22 @@ from torch.nn import functional as F
 
 from gaussad_pl.backbone import Level
 from gaussad_pl.data.images import MASK_SIZE
-from gaussad_pl.dense import FORMS, ClusterGaussians, PatchGaussians, PositionGaussians, embed, middle_levels
+from gaussad_pl.dense import (
+    FORMS,
+    ClusterGaussians,
+    Clusterings,
+    PatchGaussians,
+    PositionGaussians,
+    embed,
+    middle_levels,
+)
 from gaussad_pl.errors import UserError
 from gaussad_pl.metrics import auroc
 from gaussad_pl.pixel_metrics import aupro
 
 SIZE = MASK_SIZE  # side of the anomaly maps in pixels
 BLUR = SIZE / 64  # standard deviation of the Gaussian blur of the maps in pixels
+CLUSTERINGS = 3  # whose distances the form "clusters" averages
 TOP = 0.01  # share of the map whose mean is the map's image score
 MARGIN = 0.02  # of AUROC by which pooled score or map alone must beat both: the noise of some 60 held-out images
 RARE = 0.001  # share of the pixels of held-out good images beyond the threshold of the maps
@@ -74,7 +83,7 @@ class Segmenter(nn.Module):
         image_size: side of the images in pixels.
         form: partition of the patches; "auto" keeps all until `choose`.
         combine: what the image score is made of; "auto" leaves it to `choose`.
-        clusters: number of Gaussians of the form "clusters".
+        clusters: number of Gaussians in each clustering of the form "clusters".
         seed: of the clusters.
     """
 
@@ -102,7 +111,7 @@ class Segmenter(nn.Module):
         features = sum(levels[i].channels for i in self.places)
         makers = {
             "position": lambda: PositionGaussians(self.side**2, features),
-            "clusters": lambda: ClusterGaussians(clusters, features, seed),
+            "clusters": lambda: Clusterings(CLUSTERINGS, clusters, features, seed),
             "shared": lambda: ClusterGaussians(1, features, seed),
         }
         self.forms = nn.ModuleDict({name: makers[name]() for name in (FORMS if form == "auto" else [form])})

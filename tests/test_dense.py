@@ -16,7 +16,15 @@ from torch import Tensor
 
 from gaussad_pl import dense
 from gaussad_pl.backbone import Level
-from gaussad_pl.dense import ClusterGaussians, PatchGaussians, PositionGaussians, blend, embed, middle_levels
+from gaussad_pl.dense import (
+    CellGaussians,
+    ClusterGaussians,
+    Clusterings,
+    PositionGaussians,
+    blend,
+    embed,
+    middle_levels,
+)
 from gaussad_pl.errors import UserError
 
 Array = NDArray[Any]
@@ -39,7 +47,7 @@ def blobs(n: int, p: int, d: int, count: int = 3, seed: int = 0) -> tuple[Tensor
     return x * 10.0 ** torch.linspace(-2, 2, d, dtype=torch.float64), group
 
 
-def fitted(gaussians: PatchGaussians, x: Tensor, sizes: int | Sequence[int] = 4) -> Any:
+def fitted(gaussians: CellGaussians, x: Tensor, sizes: int | Sequence[int] = 4) -> Any:
     gaussians = gaussians.to(x.dtype)
     for part in x.split(sizes):
         gaussians.observe(part)
@@ -296,3 +304,17 @@ def test_the_middle_levels_are_the_deepest_at_strides_8_and_16(sides: list[int],
 def test_middle_levels_are_places_among_the_chosen_levels() -> None:
     levels = [Level(index, 3, side) for index, side in ((2, 56), (5, 28), (7, 14))]
     assert middle_levels(levels, 224) == [1, 2]
+
+
+def test_several_clusterings_give_the_mean_distance_of_each() -> None:
+    patches = torch.randn(6, 40, 5, generator=torch.Generator().manual_seed(0))
+    together = Clusterings(3, 4, 5, seed=7)
+    together.observe(patches)
+    together.estimate()
+    alone = [member(patches) for member in together.members]
+    assert not torch.allclose(alone[0], alone[1])
+    torch.testing.assert_close(together(patches), (alone[0] + alone[1] + alone[2]) / 3)
+    again = Clusterings(3, 4, 5, seed=7)
+    again.observe(patches)
+    again.estimate()
+    assert torch.equal(again(patches), together(patches))
