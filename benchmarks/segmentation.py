@@ -54,7 +54,7 @@ def run_job(folder: Path, method: str, seed: int, overrides: list[str]) -> dict[
     assert len(images) and len(data.validation) and len(data.test)  # type: ignore[arg-type]  # decode first
     start = time.perf_counter()
     trainer.validate(model, datamodule=data, verbose=False)
-    chosen = model.estimate_maps(data.good_dataloader(), data.val_dataloader())
+    chosen = model.estimate_maps(data.good_dataloader(), data.map_validation_dataloader())
     fitted = time.perf_counter()
     with torch.no_grad():
         found = Detection.join([model.detect(batch["image"]) for batch in data.test_dataloader()])

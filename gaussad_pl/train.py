@@ -87,7 +87,7 @@ def experiment(
         results["levels"] = level_results(forgetting, model, data)
         figures["levels"] = pictures.level_bars(results["levels"])
     if model.segmenter is not None:
-        results["segmentation"] = model.estimate_maps(data.good_dataloader(), data.val_dataloader())
+        results["segmentation"] = model.estimate_maps(data.good_dataloader(), data.map_validation_dataloader())
     frozen = final = test(trainer, model, data)
     frozen.write_scores(folder / ("frozen_scores.csv" if fine_tune else "scores.csv"), data.defect_areas)
     results["frozen"] = {**frozen.metrics(), "selection": level_selection(model)}
@@ -97,7 +97,7 @@ def experiment(
         trainer.fit(model, datamodule=data, ckpt_path=resume if resume.is_file() else None, weights_only=True)
         used = forgetting.best_epoch > 0
         if used and model.segmenter is not None:
-            tuned = model.estimate_maps(data.good_dataloader(), data.val_dataloader())
+            tuned = model.estimate_maps(data.good_dataloader(), data.map_validation_dataloader())
             results["segmentation"]["worth_finetuned"] = tuned["worth"]
             used = tuned["worth"] > results["segmentation"]["worth"]
         if not used:

@@ -14,13 +14,14 @@ import numpy as np
 import torch
 from sklearn.model_selection import KFold
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, StackDataset
+from torch.utils.data import DataLoader, Dataset, Sampler, StackDataset, Subset
 
 from gaussad_pl.augment import Nuisance, vicinal_copies
 from gaussad_pl.data.images import MASK_SIZE, load_images, read_mask
 from gaussad_pl.data.samples import Sample, Samples
 from gaussad_pl.errors import UserError
 
+MAP_IMAGES = 100  # held-out images that choose the form of the anomaly map, at most
 Draw = tuple[int, int, int]  # index of an image, the view of it, the seed of the view
 
 
@@ -226,6 +227,13 @@ class ImageDataModule(L.LightningDataModule, ABC):
 
     def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         return self._eval_loader(self.validation)
+
+    def map_validation_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        """At most 100 held-out images, drawn by the seed, and their copies: maps are large, and these are kept."""
+        n = len(self.split[1])
+        drawn = np.sort(np.random.default_rng(self.seed).permutation(n)[:MAP_IMAGES])
+        rows = [group * n + int(i) for group in range(len(self.augmentations) + 1) for i in drawn]
+        return self._eval_loader(Subset(self.validation, rows))
 
     def test_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         return self._eval_loader(self.test)
