@@ -115,7 +115,10 @@ def main() -> None:
                 records.append(json.loads(path.read_text()))
     peers = sorted(arguments.peers.glob("*.json")) if arguments.peers else []
     known = {record["dataset"] for record in records}
-    records += [record for path in peers if (record := json.loads(path.read_text()))["dataset"] in known]
+    for record in (json.loads(path.read_text()) for path in peers):
+        if record["dataset"] in known:
+            more = ", all images" if record.get("train") == "all" else ""  # not the fold that the others see
+            records.append({**record, "method": record["method"] + more})
     records.sort(key=lambda record: record["dataset"])
     result = table(records)
     console.print(result)
