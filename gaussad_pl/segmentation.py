@@ -30,6 +30,7 @@ from gaussad_pl.pixel_metrics import aupro
 
 SIZE = MASK_SIZE  # side of the anomaly maps in pixels
 BLUR = SIZE / 64  # standard deviation of the Gaussian blur of the maps in pixels
+FEATURES = 256  # of a patch, at most: hundreds of covariances of wide ones would not fit into memory
 CLUSTERINGS = 3  # whose distances the form "clusters" averages
 TOP = 0.01  # share of the map whose mean is the map's image score
 MARGIN = 0.02  # of AUROC by which pooled score or map alone must beat both: the noise of some 60 held-out images
@@ -108,7 +109,12 @@ class Segmenter(nn.Module):
             raise UserError(f"model.segmentation.combine={combine}: expected auto, {', '.join(COMBINATIONS)}")
         self.places = middle_levels(levels, image_size)
         self.side = max(levels[i].side for i in self.places)
-        features = sum(levels[i].channels for i in self.places)
+        width = sum(levels[i].channels for i in self.places)
+        features = min(width, FEATURES)
+        self.projection: Tensor | None
+        random = torch.Generator().manual_seed(seed)
+        directions = torch.linalg.qr(torch.randn(width, features, generator=random)).Q
+        self.register_buffer("projection", directions if width > FEATURES else None)
         makers = {
             "position": lambda: PositionGaussians(self.side**2, features),
             "clusters": lambda: Clusterings(CLUSTERINGS, clusters, features, seed),
@@ -132,8 +138,9 @@ class Segmenter(nn.Module):
         return self._gaussians()[0]
 
     def patches(self, maps: Sequence[Tensor]) -> Tensor:
-        """Patches ``(N, P, D)`` of the backbone's feature maps."""
-        return embed([maps[i] for i in self.places])
+        """Patches ``(N, P, D)`` of the backbone's feature maps; wide ones projected at random to D = 256 directions."""
+        patches = embed([maps[i] for i in self.places])
+        return patches if self.projection is None else patches @ self.projection
 
     def forward(self, patches: Tensor, form: str | None = None) -> Tensor:
         """Anomaly maps ``(N, 256, 256)`` of patches ``(N, P, D)``: smoothed Mahalanobis distances."""

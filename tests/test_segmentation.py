@@ -488,3 +488,19 @@ def test_detections_of_batches_join_in_order(estimated: tuple[GaussianAD, dict[s
     torch.testing.assert_close(joined.maps, expected.maps, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(joined.scores, expected.scores, rtol=1e-3, atol=1e-3)
     assert Detection.join([detect(tiny(None))]).maps is None
+
+
+def test_wide_patches_are_projected_to_orthonormal_directions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gaussad_pl.segmentation.FEATURES", 3)
+    wide = Segmenter(LEVELS, 64, form="shared", seed=1)
+    maps = [torch.randn(2, level.channels, level.side, level.side) for level in LEVELS]
+    assert wide.projection is not None
+    torch.testing.assert_close(wide.projection.T @ wide.projection, torch.eye(3))
+    assert wide.patches(maps).shape == (2, 64, 3)
+    same, other = Segmenter(LEVELS, 64, form="shared", seed=1), Segmenter(LEVELS, 64, form="shared", seed=2)
+    assert torch.equal(wide.patches(maps), same.patches(maps))
+    assert not torch.allclose(wide.patches(maps), other.patches(maps))
+
+
+def test_narrow_patches_stay_as_they_are() -> None:
+    assert Segmenter(LEVELS, 64, form="shared").projection is None
