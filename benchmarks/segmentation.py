@@ -28,9 +28,10 @@ from benchmarks.analysis import mean_sem
 from gaussad_pl.cli import CONF, keep_freed_memory
 from gaussad_pl.data.base import ImageDataModule
 from gaussad_pl.dense import FORMS
+from gaussad_pl.detection import Detection
 from gaussad_pl.forgetting import ForgettingStop
 from gaussad_pl.metrics import image_metrics
-from gaussad_pl.module import Detection, GaussianAD
+from gaussad_pl.module import GaussianAD
 from gaussad_pl.pixel_metrics import pixel_metrics
 from gaussad_pl.results import write_json
 

@@ -82,7 +82,7 @@ class Backbone(nn.Module):
 
     def pooled(self, images: Tensor) -> list[Tensor]:
         """Globally average-pooled features of the chosen levels: a list of ``(N, C)``."""
-        return [feature_map.mean((-2, -1)) for feature_map in self(images)]
+        return pool(self(images))
 
     def parameters_of(self, levels: Sequence[int]) -> list[nn.Parameter]:
         """Parameters that first take part in one of these levels (indices as in the constructor).
@@ -121,6 +121,11 @@ class Backbone(nn.Module):
         outputs = [*maps, final] if has_head else maps
         levels = [Level(i, o.shape[1], o.shape[-1]) for i, o in enumerate(outputs)]
         return len(maps), has_head, levels
+
+
+def pool(maps: Sequence[Tensor]) -> list[Tensor]:
+    """Global average of each feature map ``(N, C, h, w)``: a list of ``(N, C)``."""
+    return [feature_map.mean((-2, -1)) for feature_map in maps]
 
 
 def _accepts_extra_blocks(model: Any) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -17,8 +16,9 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LinearLR
 
-from gaussad_pl.backbone import Backbone
+from gaussad_pl.backbone import Backbone, pool
 from gaussad_pl.dense import PatchGaussians
+from gaussad_pl.detection import Detection
 from gaussad_pl.errors import UserError
 from gaussad_pl.gaussian import Covariance, Gaussian, Moments, RunningGaussian, Shrinkage, merge, moments
 from gaussad_pl.levels import all_levels
@@ -27,34 +27,6 @@ from gaussad_pl.objectives import mahalanobis
 from gaussad_pl.segmentation import Segmenter, Validation
 
 Batch = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Detection:
-    """What the model finds in N images.
-
-    Attributes:
-        distances: to the Gaussian of each level, ``(N, levels)``.
-        scores: of the images, float64 ``(N,)``.
-        maps: anomaly maps ``(N, 256, 256)``, None where the model makes none.
-    """
-
-    distances: Tensor
-    scores: Tensor
-    maps: Tensor | None
-
-    def cpu(self) -> Detection:
-        return Detection(self.distances.cpu(), self.scores.cpu(), None if self.maps is None else self.maps.cpu())
-
-    @staticmethod
-    def join(parts: Sequence[Detection]) -> Detection:
-        """All parts in one."""
-        maps = [part.maps for part in parts if part.maps is not None]
-        return Detection(
-            torch.cat([part.distances for part in parts]),
-            torch.cat([part.scores for part in parts]),
-            torch.cat(maps) if maps else None,
-        )
 
 
 class GaussianAD(L.LightningModule):
@@ -151,7 +123,7 @@ class GaussianAD(L.LightningModule):
     def detect(self, images: Tensor) -> Detection:
         """Everything there is to say about ``images`` ``(N, 3, H, W)``, uint8."""
         maps = self.backbone(images)
-        distances = _distances([level.mean((-2, -1)) for level in maps], self.gaussians)
+        distances = _distances(pool(maps), self.gaussians)
         pooled = self.scores(distances.double())
         if self.segmenter is None:
             return Detection(distances, pooled, None)
@@ -190,7 +162,7 @@ class GaussianAD(L.LightningModule):
         for batch in validation:
             maps = self.backbone(batch["image"].to(self.device))
             patches = self.segmenter.patches(maps)
-            pooled = self.scores(_distances([level.mean((-2, -1)) for level in maps], self.gaussians).double())
+            pooled = self.scores(_distances(pool(maps), self.gaussians).double())
             row = {"groups": batch["group"], "masks": batch["mask"], "pooled": pooled}
             row |= {name: self.segmenter(patches, name) for name in self.segmenter.forms}
             for name, value in row.items():
@@ -234,7 +206,7 @@ class GaussianAD(L.LightningModule):
             distances = self.patch_target(self.segmenter.patches(maps)).mean(1, keepdim=True)
             loss = self.objective(distances, distances.new_ones(1))
         else:
-            features = [level.mean((-2, -1)) for level in maps]
+            features = pool(maps)
             if self.running == "ema":
                 for target, level in zip(self.targets, features, strict=True):
                     target.update(level)
@@ -254,7 +226,7 @@ class GaussianAD(L.LightningModule):
         With train_on="patches" also ``patches`` ``(N,)``, the mean distance of the patches of each image.
         """
         maps = self.backbone(batch["image"])
-        found = {"distances": _distances([level.mean((-2, -1)) for level in maps], self.gaussians)}
+        found = {"distances": _distances(pool(maps), self.gaussians)}
         if self.patch_target is not None:
             assert self.segmenter is not None
             found["patches"] = self.segmenter.gaussians(self.segmenter.patches(maps)).mean(1)

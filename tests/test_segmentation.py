@@ -18,8 +18,9 @@ from torch.nn.functional import interpolate
 
 from gaussad_pl.backbone import Level
 from gaussad_pl.dense import FORMS
+from gaussad_pl.detection import Detection
 from gaussad_pl.errors import UserError
-from gaussad_pl.module import Detection, GaussianAD
+from gaussad_pl.module import GaussianAD
 from gaussad_pl.pixel_metrics import aupro
 from gaussad_pl.segmentation import Segmenter, Validation, map_score, smooth
 
