@@ -22,12 +22,7 @@ Job = dict[str, Any]
 
 def chosen_epoch(job: Job, signal: str = DEFAULT_SIGNAL) -> int:
     """The epoch whose weights `ForgettingStop` would put back, had it watched this run."""
-    history = job["history"]
-    for seen in range(1, len(history) + 1):
-        best, stop = judge(history[:seen], signal, PATIENCE)
-        if stop:
-            break
-    return best
+    return judge(job["history"], signal, PATIENCE)[0]
 
 
 def signal_values(job: Job, name: str) -> list[float]:

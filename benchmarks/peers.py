@@ -42,7 +42,7 @@ from gaussad_pl import __version__
 from gaussad_pl.backbone import Backbone
 from gaussad_pl.cli import CONF, keep_freed_memory
 from gaussad_pl.data.base import ImageDataModule
-from gaussad_pl.data.images import read_mask
+from gaussad_pl.data.images import MASK_SIZE
 from gaussad_pl.metrics import image_metrics
 from gaussad_pl.pixel_metrics import pixel_metrics
 from gaussad_pl.results import PACKAGES, write_json
@@ -54,7 +54,6 @@ LAYERS = {"padim": ["blocks.1", "blocks.2", "blocks.4"], "patchcore": ["blocks.2
 PADIM_FEATURES = 100
 CORESET = 0.1
 NEIGHBOURS = 9
-MAP_SIZE = 256
 BATCH = 32
 
 
@@ -187,13 +186,13 @@ class Job:
         model = build(self.method, self.coreset)
         fit_times = fit(model, self.method, train)
         scores, maps, score_times = score(model, test)
-        maps = F.interpolate(maps[:, None], (MAP_SIZE, MAP_SIZE), mode="bilinear", align_corners=False)[:, 0]
+        maps = F.interpolate(maps[:, None], (MASK_SIZE, MASK_SIZE), mode="bilinear", align_corners=False)[:, 0]
         content = {
             **self.settings,
             "train_images": len(train),
             "test_images": len(test),
             **image_metrics(scores, labels),
-            **pixel_metrics(maps, read_masks(data), labels),
+            **pixel_metrics(maps, data.test_masks, labels),
             **fit_times,
             **score_times,
             "score_seconds_per_image": score_times["score_seconds"] / len(test),
@@ -252,15 +251,6 @@ def clocks() -> tuple[float, float]:
 def since(start: tuple[float, float], what: str) -> dict[str, float]:
     wall, cpu = (now - then for now, then in zip(clocks(), start, strict=True))
     return {f"{what}_seconds": wall, f"{what}_cpu_seconds": cpu}
-
-
-def read_masks(data: ImageDataModule) -> Tensor:
-    """Masks of the test images ``(N, MAP_SIZE, MAP_SIZE)`` bool, empty where there is none."""
-    masks = torch.zeros(len(data.test_samples), MAP_SIZE, MAP_SIZE, dtype=torch.bool)
-    for mask, sample in zip(masks, data.test_samples, strict=True):
-        if sample.mask is not None:
-            mask[:] = torch.tensor(read_mask(sample.mask, MAP_SIZE))
-    return masks
 
 
 def state_bytes(module: nn.Module) -> int:

@@ -112,9 +112,10 @@ class Segmenter(nn.Module):
         width = sum(levels[i].channels for i in self.places)
         features = min(width, FEATURES)
         self.projection: Tensor | None
-        random = torch.Generator().manual_seed(seed)
-        directions = torch.linalg.qr(torch.randn(width, features, generator=random)).Q
-        self.register_buffer("projection", directions if width > FEATURES else None)
+        self.register_buffer("projection", None)
+        if width > FEATURES:
+            random = torch.Generator().manual_seed(seed)
+            self.projection = torch.linalg.qr(torch.randn(width, features, generator=random)).Q
         makers = {
             "position": lambda: PositionGaussians(self.side**2, features),
             "clusters": lambda: Clusterings(CLUSTERINGS, clusters, features, seed),
