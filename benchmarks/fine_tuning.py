@@ -27,6 +27,7 @@ from torch import Tensor
 from benchmarks.analysis import report
 from gaussad_pl.cli import CONF, keep_freed_memory
 from gaussad_pl.data.base import ImageDataModule
+from gaussad_pl.detection import Detection
 from gaussad_pl.forgetting import ForgettingStop
 from gaussad_pl.metrics import auroc
 from gaussad_pl.module import GaussianAD
@@ -79,9 +80,9 @@ class TestEachEpoch(L.Callback):
     def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, GaussianAD)
         loader = trainer.datamodule.test_dataloader()  # type: ignore[attr-defined]
-        distances = torch.cat([module(batch["image"].to(module.device)) for batch in loader])
-        self.distances.append(distances.cpu())
-        self.scores.append(module.scores(distances).cpu())
+        found = Detection.join([module(batch["image"].to(module.device)).cpu() for batch in loader])
+        self.distances.append(found.distances)
+        self.scores.append(found.scores)
 
 
 def run_job(folder: Path, seed: int, overrides: list[str]) -> dict[str, Any]:
@@ -100,7 +101,7 @@ def run_job(folder: Path, seed: int, overrides: list[str]) -> dict[str, Any]:
         )
     L.seed_everything(seed, verbose=False)
     data: ImageDataModule = instantiate(config.data)
-    model: GaussianAD = instantiate(config.model)
+    module: GaussianAD = instantiate(config.model)
     forgetting = ForgettingStop(config.callbacks.forgetting.signal, patience=10**6)  # never stops
     averaging = instantiate(config.callbacks.averaging)
     tests = TestEachEpoch()
@@ -109,9 +110,9 @@ def run_job(folder: Path, seed: int, overrides: list[str]) -> dict[str, Any]:
         enable_progress_bar=False, default_root_dir=None,
     )  # fmt: skip
     start = time.perf_counter()
-    trainer.validate(model, data, verbose=False)
+    trainer.validate(module, data, verbose=False)
     if config.fine_tune:
-        trainer.fit(model, data)
+        trainer.fit(module, data)
     labels = torch.tensor([sample.label for sample in data.test_samples])
     return {
         "dataset": folder.name,
@@ -120,7 +121,7 @@ def run_job(folder: Path, seed: int, overrides: list[str]) -> dict[str, Any]:
         "history": forgetting.history,
         "test_auroc": [auroc(scores, labels) for scores in tests.scores],
         "test_auroc_per_level": [[auroc(column, labels) for column in d.T] for d in tests.distances],
-        "level_weights": model.level_weights.tolist(),
+        "level_weights": module.model.level_weights.tolist(),
         "level_signals": forgetting.level_signals.tolist() if forgetting.level_signals is not None else None,
         "seconds": time.perf_counter() - start,
     }

@@ -27,7 +27,7 @@ from rich.table import Table
 from benchmarks.analysis import mean_sem
 from gaussad_pl.cli import CONF, keep_freed_memory
 from gaussad_pl.data.base import ImageDataModule
-from gaussad_pl.dense import FORMS
+from gaussad_pl.anomaly_maps import FORMS
 from gaussad_pl.detection import Detection
 from gaussad_pl.forgetting import ForgettingStop
 from gaussad_pl.metrics import image_metrics
@@ -46,7 +46,7 @@ def run_job(folder: Path, method: str, seed: int, overrides: list[str]) -> dict[
         config = compose("train", [*settings, *forced, *overrides])
     L.seed_everything(seed, verbose=False)
     data: ImageDataModule = instantiate(config.data)
-    model: GaussianAD = instantiate(config.model)
+    module: GaussianAD = instantiate(config.model)
     trainer: L.Trainer = instantiate(
         config.trainer, callbacks=[ForgettingStop()], logger=False, enable_checkpointing=False,
         enable_progress_bar=False, default_root_dir=None,
@@ -54,16 +54,16 @@ def run_job(folder: Path, method: str, seed: int, overrides: list[str]) -> dict[
     images, masks = data.good_images, data.test_masks
     assert len(images) and len(data.validation) and len(data.test)  # type: ignore[arg-type]  # decode first
     start = time.perf_counter()
-    trainer.validate(model, datamodule=data, verbose=False)
-    chosen = model.estimate_maps(data.good_dataloader(), data.map_validation_dataloader())
+    trainer.validate(module, datamodule=data, verbose=False)
+    chosen = module.choose_maps(data.map_validation_dataloader())
     fitted = time.perf_counter()
     with torch.no_grad():
-        found = Detection.join([model.detect(batch["image"]) for batch in data.test_dataloader()])
+        found = Detection.join([module(batch["image"]) for batch in data.test_dataloader()])
     scored = time.perf_counter()
     assert found.maps is not None
     labels = torch.tensor([sample.label for sample in data.test_samples])
     file = io.BytesIO()
-    torch.save({k: v for k, v in model.state_dict().items() if not k.startswith("targets.")}, file)
+    torch.save(module.model.state_dict(), file)
     return {
         "method": method, "dataset": folder.name, "seed": seed,
         **image_metrics(found.scores, labels), **pixel_metrics(found.maps, masks, labels),

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,7 +22,6 @@ from gaussad_pl.gaussian import mahalanobis, shrink, whitening
 
 RIDGE = 0.1  # shrinkage of the covariance of all cells towards the identity: it, too, comes from a sample
 SAMPLE = 100_000  # patches that the clusters are found in, and the most that are ever held
-FORMS = ("position", "clusters", "shared")
 
 
 def middle_levels(levels: Sequence[Level], image_size: int) -> list[int]:
@@ -188,6 +186,8 @@ class ClusterGaussians(CellGaussians):
         if clusters == 1:
             centre = (x / self.scale).mean(0, keepdim=True)
         else:
+            from sklearn.cluster import MiniBatchKMeans  # here: scoring alone is to do without scikit-learn
+
             kmeans = MiniBatchKMeans(
                 clusters, batch_size=4096, init_size=3 * clusters, n_init=1, random_state=self.seed
             )

@@ -127,7 +127,7 @@ class ForgettingStop(Callback):
         if not self.history:
             self.level_signals = level_signals(distances, groups, len(names))
             module.choose_levels(self.level_signals)
-        scores = found.get("patches", module.scores(distances))  # of what is trained
+        scores = found.get("patches", module.model.scores(distances))  # of what is trained
         normal = scores[groups == 0]
         told = {name: signals(normal, scores[groups == i]) for i, name in enumerate(names, start=1)}
         record = {f"{key}/{name}": value for name, values in told.items() for key, value in values.items()}

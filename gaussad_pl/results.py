@@ -21,7 +21,7 @@ from gaussad_pl import __version__
 from gaussad_pl.data.base import ImageDataModule
 from gaussad_pl.data.samples import Sample
 from gaussad_pl.metrics import auroc, image_metrics
-from gaussad_pl.module import GaussianAD
+from gaussad_pl.model import GaussianModel
 from gaussad_pl.pixel_metrics import pixel_metrics
 
 PACKAGES = (
@@ -85,7 +85,7 @@ class Evaluation:
                 writer.writerow([sample.path.as_posix(), sample.kind, sample.label, score, area, *distances])
 
 
-def provenance(config: dict[str, Any], data: ImageDataModule, model: GaussianAD) -> dict[str, Any]:
+def provenance(config: dict[str, Any], data: ImageDataModule, model: GaussianModel) -> dict[str, Any]:
     """Everything needed to say where a number came from."""
     test = data.test_samples
     return {

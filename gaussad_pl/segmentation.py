@@ -1,4 +1,4 @@
-"""Anomaly maps: which Gaussians of patches make them, and how map and pooled distances make the score of an image.
+"""Which Gaussians of patches make the anomaly maps, and how map and pooled distances make the score of an image.
 
 Both are chosen on held-out good images and augmented copies of them, whose masks are known: no defect takes part.
 """
@@ -11,69 +11,19 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from gaussad_pl.anomaly_maps import FORMS, MapHead, map_score
 from gaussad_pl.backbone import Level
-from gaussad_pl.data.images import MASK_SIZE
-from gaussad_pl.dense import (
-    FORMS,
-    ClusterGaussians,
-    Clusterings,
-    PatchGaussians,
-    PositionGaussians,
-    embed,
-    middle_levels,
-)
+from gaussad_pl.dense import middle_levels
 from gaussad_pl.errors import UserError
-from gaussad_pl.metrics import auroc
-from gaussad_pl.pixel_metrics import aupro
+from gaussad_pl.map_validation import Validation
 
-SIZE = MASK_SIZE  # side of the anomaly maps in pixels
-BLUR = SIZE / 64  # standard deviation of the Gaussian blur of the maps in pixels
-FEATURES = 256  # of a patch, at most: hundreds of covariances of wide ones would not fit into memory
-CLUSTERINGS = 3  # whose distances the form "clusters" averages
-TOP = 0.01  # share of the map whose mean is the map's image score
-MARGIN = 0.02  # of AUROC by which pooled score or map alone must beat both: the noise of some 60 held-out images
+MARGIN = 0.02  # in AUROC and AUPRO, by which a part must beat the whole: the noise of some 60 held-out images
 RARE = 0.001  # share of the pixels of held-out good images beyond the threshold of the maps
 
 Form = Literal["auto", "position", "clusters", "shared"]
 Combination = Literal["auto", "pooled", "map", "both"]
 COMBINATIONS: dict[Combination, tuple[float, float]] = {"pooled": (1, 0), "map": (0, 1), "both": (1, 1)}
-
-
-class Validation:
-    """Scores of the augmented validation: held-out good images (group 0) and their copies by augmentation a (group a).
-
-    Args:
-        groups: ``(V,)``.
-        masks: what the augmentations changed, ``(V, H, W)`` bool.
-        pooled: pooled scores, ``(V,)``.
-        maps: anomaly maps by each form, ``(V, 256, 256)``.
-    """
-
-    def __init__(self, groups: Tensor, masks: Tensor, pooled: Tensor, maps: Mapping[str, Tensor]) -> None:
-        self.groups = groups
-        self.masks = F.interpolate(masks[:, None].byte(), size=(SIZE, SIZE))[:, 0].bool()
-        self.pooled = pooled
-        self.maps = maps
-
-    def image_auroc(self, scores: Tensor) -> float:
-        """AUROC of good images against copies, mean over augmentations."""
-        return self._mean([auroc(scores[chosen], self.groups[chosen] > 0) for chosen in self._pairs()])
-
-    def signals(self, scores: Tensor, maps: Tensor) -> dict[str, float]:
-        """Image AUROC of ``scores`` ``(V,)`` and AUPRO of ``maps``, means over augmentations."""
-        marked = [chosen for chosen in self._pairs() if self.masks[chosen].any()]
-        return {
-            "image_auroc": self.image_auroc(scores),
-            "aupro": self._mean([aupro(maps[chosen], self.masks[chosen]) for chosen in marked]),
-        }
-
-    def _pairs(self) -> list[Tensor]:
-        return [(self.groups == 0) | (self.groups == i) for i in range(1, int(self.groups.max()) + 1)]
-
-    def _mean(self, values: Sequence[float]) -> float:
-        return math.fsum(values) / max(len(values), 1)
 
 
 class Segmenter(nn.Module):
@@ -82,10 +32,15 @@ class Segmenter(nn.Module):
     Args:
         levels: of the backbone.
         image_size: side of the images in pixels.
-        form: partition of the patches; "auto" keeps all until `choose`.
+        form: partition of the patches; "auto" keeps candidates until `choose`.
+        map_levels: levels (`Level.index`) that the patches are made of; "middle" for those of
+            `gaussad_pl.dense.middle_levels`, "auto" to try them alone, too.
         combine: what the image score is made of; "auto" leaves it to `choose`.
         clusters: number of Gaussians in each clustering of the form "clusters".
         seed: of the clusters.
+
+    Raises:
+        UserError: an unknown form or combination, or a level that the backbone does not give.
     """
 
     centre: Tensor  # mean of pooled and map score on held-out good images, (2,)
@@ -98,6 +53,7 @@ class Segmenter(nn.Module):
         levels: Sequence[Level],
         image_size: int,
         form: Form = "auto",
+        map_levels: Sequence[int] | Literal["auto", "middle"] = "auto",
         combine: Combination = "auto",
         clusters: int = 512,
         seed: int = 0,
@@ -105,23 +61,17 @@ class Segmenter(nn.Module):
         super().__init__()
         if form not in ("auto", *FORMS):
             raise UserError(f"model.segmentation.form={form}: expected auto, {', '.join(FORMS)}")
+        if isinstance(map_levels, str) and map_levels not in ("auto", "middle"):
+            raise UserError(f"model.segmentation.map_levels={map_levels}: expected auto, middle or a list of levels")
         if combine not in ("auto", *COMBINATIONS):
             raise UserError(f"model.segmentation.combine={combine}: expected auto, {', '.join(COMBINATIONS)}")
-        self.places = middle_levels(levels, image_size)
-        self.side = max(levels[i].side for i in self.places)
-        width = sum(levels[i].channels for i in self.places)
-        features = min(width, FEATURES)
-        self.projection: Tensor | None
-        self.register_buffer("projection", None)
-        if width > FEATURES:
-            random = torch.Generator().manual_seed(seed)
-            self.projection = torch.linalg.qr(torch.randn(width, features, generator=random)).Q
-        makers = {
-            "position": lambda: PositionGaussians(self.side**2, features),
-            "clusters": lambda: Clusterings(CLUSTERINGS, clusters, features, seed),
-            "shared": lambda: ClusterGaussians(1, features, seed),
-        }
-        self.forms = nn.ModuleDict({name: makers[name]() for name in (FORMS if form == "auto" else [form])})
+        forms = FORMS if form == "auto" else (form,)
+        places = middle_levels(levels, image_size) if isinstance(map_levels, str) else _places(map_levels, levels)
+        alone = [[place] for place in places] if map_levels == "auto" and len(places) > 1 else []
+        self.heads = nn.ModuleDict()
+        for name, chosen in [*((each, places) for each in forms), *((forms[0], place) for place in alone)]:
+            head = MapHead(levels, chosen, name, clusters, seed)
+            self.heads[f"{name} {'+'.join(map(str, head.levels))}"] = head
         self.combine: Combination = combine
         self.register_buffer("centre", torch.zeros(2))
         self.register_buffer("spread", torch.ones(2))
@@ -129,53 +79,55 @@ class Segmenter(nn.Module):
         self.register_buffer("threshold", torch.tensor(math.inf))
 
     @property
-    def form(self) -> str:
-        """The form that makes the maps."""
-        return next(iter(self.forms))
+    def candidates(self) -> dict[str, MapHead]:
+        """What is left to choose from, by name: form and levels."""
+        return dict(self.heads.items())  # type: ignore[arg-type]
 
     @property
-    def gaussians(self) -> PatchGaussians:
-        """The Gaussians that make the maps."""
-        return self._gaussians()[0]
+    def head(self) -> MapHead:
+        """What makes the maps."""
+        return next(iter(self.candidates.values()))
 
-    def patches(self, maps: Sequence[Tensor]) -> Tensor:
-        """Patches ``(N, P, D)`` of the backbone's feature maps; wide ones projected at random to D = 256 directions."""
-        patches = embed([maps[i] for i in self.places])
-        return patches if self.projection is None else patches @ self.projection
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """The settings that make a segmenter like this one, with nothing left open."""
+        return {"form": self.head.form, "map_levels": self.head.levels, "combine": self.combine}
 
-    def forward(self, patches: Tensor, form: str | None = None) -> Tensor:
-        """Anomaly maps ``(N, 256, 256)`` of patches ``(N, P, D)``: smoothed Mahalanobis distances."""
-        gaussians = self.forms[form or self.form]
-        return smooth(gaussians(patches).unflatten(1, (self.side, self.side)))
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Anomaly maps ``(N, 256, 256)`` of the backbone's feature maps."""
+        return self.head(maps)
 
     def score(self, pooled: Tensor, maps: Tensor) -> Tensor:
         """Scores ``(N,)`` of images: the weighted sum of pooled ``(N,)`` and map score, in units of good images."""
         parts = torch.stack([pooled.double(), map_score(maps).double()], dim=1)
         return ((parts - self.centre) / self.spread) @ self.weights.double()
 
-    def observe(self, patches: Tensor) -> None:
-        for gaussians in self._gaussians():
-            gaussians.observe(patches)
+    def observe(self, maps: Sequence[Tensor]) -> None:
+        """Take in the feature maps of good images."""
+        for head in self.candidates.values():
+            head.gaussians.observe(head.patches(maps))
 
     def estimate(self) -> None:
-        for gaussians in self._gaussians():
-            gaussians.estimate()
+        """Estimate the Gaussians of patches from all that was observed, and forget it."""
+        for head in self.candidates.values():
+            head.gaussians.estimate()
 
     def choose(self, validation: Validation) -> dict[str, Any]:
-        """Keep the form and the combination that tell good images and pixels from augmented ones best.
+        """Keep the candidate and the combination that tell good images and pixels from augmented ones best.
 
-        A form's worth is its image AUROC plus its AUPRO, a combination's its image AUROC, as means over augmentations.
-        Pooled score and map see different defects, so both count unless one alone is clearly better.
+        A candidate's worth is its image AUROC plus its AUPRO, a combination's its image AUROC, as means over
+        augmentations. What is seen by one level and not by the other, or by the map and not by pooled features, is
+        not known beforehand, so both count unless one alone is clearly better.
 
         Returns:
             What was chosen, and the signals it was chosen by.
         """
-        found = {name: validation.signals(map_score(maps), maps) for name, maps in validation.maps.items()}
-        best = max(found, key=lambda name: found[name]["image_auroc"] + found[name]["aupro"])
-        self.forms = nn.ModuleDict({best: self.forms[best]})
-        parts = torch.stack([validation.pooled, map_score(validation.maps[best])], dim=1).double()
+        best, found = self._choose_head(validation)
+        self.heads = nn.ModuleDict({best: self.heads[best]})
+        maps = validation.maps[best]
+        parts = torch.stack([validation.pooled, map_score(maps)], dim=1).double()
         normal = validation.groups == 0
-        pixels = validation.maps[best][normal].flatten()
+        pixels = maps[normal].flatten()
         self.threshold.copy_(pixels.topk(max(1, round(RARE * len(pixels)))).values[-1])
         good = parts[normal]
         self.centre.copy_(good.mean(0))
@@ -187,30 +139,32 @@ class Segmenter(nn.Module):
             self.combine = best_alone if combined[best_alone] > combined["both"] + MARGIN else "both"
         self.weights.copy_(torch.tensor(COMBINATIONS[self.combine]))
         return {
-            "form": best,
-            "forms": found,
-            "combine": self.combine,
+            **self.chosen,
+            "candidates": found,
             "combinations": combined,
             "worth": combined[self.combine] + found[best]["aupro"],
-            "selection": "form and combination chosen on held-out good images and augmented copies of them",
+            "selection": "form, levels and combination chosen on held-out good images and augmented copies of them",
         }
 
-    def _gaussians(self) -> list[PatchGaussians]:
-        return list(self.forms.values())  # type: ignore[arg-type]
+    def _choose_head(self, validation: Validation) -> tuple[str, Mapping[str, dict[str, float]]]:
+        """The name of the best candidate, and the signals of all."""
+        found = {}
+        for name in self.candidates:
+            maps = validation.maps[name]
+            found[name] = validation.signals(map_score(maps), maps)
+        most = max(len(head.levels) for head in self.candidates.values())
+
+        def worth(name: str) -> float:
+            margin = 0 if len(self.candidates[name].levels) == most else 2 * MARGIN
+            return found[name]["image_auroc"] + found[name]["aupro"] - margin
+
+        return max(found, key=worth), found
 
 
-def smooth(grid: Tensor) -> Tensor:
-    """Distances on a grid ``(N, h, w)`` as maps ``(N, 256, 256)``: bilinear, then a Gaussian blur."""
-    maps = F.interpolate(grid[:, None], size=(SIZE, SIZE), mode="bilinear")
-    reach = math.ceil(3 * BLUR)
-    offsets = torch.arange(-reach, reach + 1, device=grid.device, dtype=grid.dtype)
-    kernel = torch.exp(-((offsets / BLUR) ** 2) / 2)
-    kernel = kernel / kernel.sum()
-    padded = F.pad(maps, (reach, reach, reach, reach), mode="reflect")
-    return F.conv2d(F.conv2d(padded, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1))[:, 0]
-
-
-def map_score(maps: Tensor) -> Tensor:
-    """Mean of the highest percent of each map ``(N, H, W)``: ``(N,)``."""
-    flat = maps.flatten(1)
-    return flat.topk(max(1, round(TOP * flat.shape[1]))).values.mean(1)
+def _places(wanted: Sequence[int], levels: Sequence[Level]) -> list[int]:
+    known = [level.index for level in levels]
+    if isinstance(wanted, str) or not wanted or not set(wanted) <= set(known):
+        raise UserError(
+            f"model.segmentation.map_levels={wanted}: expected auto or some of {known}, the backbone's levels"
+        )
+    return [known.index(index) for index in sorted(set(wanted))]

@@ -5,6 +5,7 @@ python -m gaussad_pl.train +category=screw
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -34,15 +35,16 @@ from gaussad_pl.results import Evaluation, provenance, table, write_json
 log = logging.getLogger(__name__)
 
 
-def run(config: DictConfig) -> None:
-    """One run, from the configuration to a folder full of results."""
+def run(config: DictConfig) -> float | None:
+    """One run, from the configuration to a folder full of results; returns what a search maximises."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     settings = open_folder(folder, config)
     if settings is None:
-        return
+        signal: float | None = json.loads((folder / "metrics.json").read_text())["validation_signal"]
+        return signal
     L.seed_everything(config.seed, workers=True, verbose=False)
     data: ImageDataModule = instantiate(config.data)
-    model: GaussianAD = instantiate(config.model)
+    module: GaussianAD = instantiate(config.model)
     callbacks = instantiate(config.callbacks)
     forgetting: ForgettingStop = callbacks["forgetting"]
     loggers: list[Logger] = list(instantiate(config.logger or {}).values())
@@ -53,10 +55,11 @@ def run(config: DictConfig) -> None:
     try:
         for logger in loggers:
             logger.log_hyperparams(settings)
-        results, figures = experiment(trainer, model, data, forgetting, folder, config.fine_tune)
+        results, figures = experiment(trainer, module, data, forgetting, folder, config.fine_tune)
         report(pictures.save(figures, folder), results, loggers)
         trainer.save_checkpoint(folder / "model.ckpt", weights_only=True)
-        results |= provenance(settings, data, model)
+        results["validation_signal"] = validation_signal(results, forgetting.history)
+        results |= provenance(settings, data, module.model)
         write_json(folder / "metrics.json", results)  # marks completion
         last_checkpoint(folder).unlink(missing_ok=True)  # was for resuming
         completed = True
@@ -64,18 +67,20 @@ def run(config: DictConfig) -> None:
         if any(isinstance(logger, WandbLogger) for logger in loggers):
             wandb.finish(exit_code=0 if completed else 1)  # or the next job of a sweep would write into this run
     show(folder, results)
+    signal = results["validation_signal"]
+    return signal
 
 
 def experiment(
     trainer: L.Trainer,
-    model: GaussianAD,
+    module: GaussianAD,
     data: ImageDataModule,
     forgetting: ForgettingStop,
     folder: Path,
     fine_tune: bool,
 ) -> tuple[dict[str, Any], dict[str, Figure]]:
     """Frozen baseline, fine-tuning, test: the results and the pictures of them."""
-    if not data.folds and (fine_tune or level_rule(model) is not all_levels or model.segmenter is not None):
+    if not data.folds and (fine_tune or level_rule(module) is not all_levels or module.model.segmenter is not None):
         raise UserError(
             "folds=0 holds no image out for the validation: set folds=5, or fine_tune=false levels=all "
             "model.segmentation=null"
@@ -83,27 +88,28 @@ def experiment(
     results: dict[str, Any] = {}
     figures: dict[str, Figure] = {}
     if data.folds:
-        trainer.validate(model, datamodule=data, verbose=False)  # chooses the levels; epoch 0 of the forgetting curve
-        results["levels"] = level_results(forgetting, model, data)
+        trainer.validate(module, datamodule=data, verbose=False)  # chooses the levels; epoch 0 of the forgetting curve
+        results["levels"] = level_results(forgetting, module, data)
         figures["levels"] = pictures.level_bars(results["levels"])
-    if model.segmenter is not None:
-        results["segmentation"] = model.estimate_maps(data.good_dataloader(), data.map_validation_dataloader())
-    frozen = final = test(trainer, model, data)
+    if module.model.segmenter is not None:
+        results["segmentation"] = module.choose_maps(data.map_validation_dataloader())
+    frozen = final = test(trainer, module, data)
     frozen.write_scores(folder / ("frozen_scores.csv" if fine_tune else "scores.csv"), data.defect_areas)
-    results["frozen"] = {**frozen.metrics(), "selection": level_selection(model)}
+    results["frozen"] = {**frozen.metrics(), "selection": level_selection(module)}
     scores = {"frozen": frozen.scores}
     if fine_tune:
-        resume, before = last_checkpoint(folder), model.snapshot(everything=True)
-        trainer.fit(model, datamodule=data, ckpt_path=resume if resume.is_file() else None, weights_only=True)
+        resume, before = last_checkpoint(folder), module.snapshot(everything=True)
+        trainer.fit(module, datamodule=data, ckpt_path=resume if resume.is_file() else None, weights_only=True)
         used = forgetting.best_epoch > 0
-        if used and model.segmenter is not None:
-            tuned = model.estimate_maps(data.good_dataloader(), data.map_validation_dataloader())
+        if used and module.model.segmenter is not None:
+            module.estimate_patches(data.good_dataloader())
+            tuned = module.choose_maps(data.map_validation_dataloader())
             results["segmentation"]["worth_finetuned"] = tuned["worth"]
             used = tuned["worth"] > results["segmentation"]["worth"]
         if not used:
-            model.restore(before)
+            module.restore(before)
         else:
-            final = test(trainer, model, data)
+            final = test(trainer, module, data)
             scores["fine-tuned"] = final.scores
         final.write_scores(folder / "scores.csv", data.defect_areas)
         results |= fine_tuning_results(forgetting, final, used)
@@ -111,8 +117,8 @@ def experiment(
     if final.has_both_classes:
         figures["roc"] = pictures.roc_curves(scores, final.labels)
     figures["histogram"] = pictures.histogram(final.scores, final.labels)
-    if model.segmenter is not None:
-        figures |= galleries(final, data.test, float(model.segmenter.threshold))
+    if module.model.segmenter is not None:
+        figures |= galleries(final, data.test, float(module.segmenter.threshold))
     return results, figures
 
 
@@ -139,36 +145,36 @@ def last_checkpoint(folder: Path) -> Path:
     return folder / "checkpoints" / "last.ckpt"
 
 
-def test(trainer: L.Trainer, model: GaussianAD, data: ImageDataModule) -> Evaluation:
-    """Score the test set with the model as it is."""
-    trainer.test(model, datamodule=data, verbose=False)
-    found = model.detected
-    levels = [level.index for level in model.backbone.levels]
+def test(trainer: L.Trainer, module: GaussianAD, data: ImageDataModule) -> Evaluation:
+    """Score the test set with the module as it is."""
+    trainer.test(module, datamodule=data, verbose=False)
+    found = module.detected
+    levels = [level.index for level in module.model.backbone.levels]
     return Evaluation(data.test_samples, found.distances, found.scores, levels, found.maps, data.test_masks)
 
 
-def level_results(forgetting: ForgettingStop, model: GaussianAD, data: ImageDataModule) -> dict[str, Any]:
+def level_results(forgetting: ForgettingStop, module: GaussianAD, data: ImageDataModule) -> dict[str, Any]:
     """The weight of each level in the score, and the signals it was chosen by."""
     assert forgetting.level_signals is not None
-    levels = [str(level.index) for level in model.backbone.levels]
+    levels = [str(level.index) for level in module.model.backbone.levels]
     signals = zip(data.augmentation_names, forgetting.level_signals.tolist(), strict=True)
     return {
-        "weights": dict(zip(levels, model.level_weights.tolist(), strict=True)),
+        "weights": dict(zip(levels, module.model.level_weights.tolist(), strict=True)),
         "signals": {name: dict(zip(levels, row, strict=True)) for name, row in signals},
-        "selection": level_selection(model),
+        "selection": level_selection(module),
     }
 
 
-def level_selection(model: GaussianAD) -> str:
+def level_selection(module: GaussianAD) -> str:
     """How the weights of the levels came about."""
-    rule = level_rule(model)
+    rule = level_rule(module)
     if rule is all_levels:
         return "every level counts the same"
     return f"levels weighted by {rule.__name__} on held-out good images and augmented copies of them"
 
 
-def level_rule(model: GaussianAD) -> Callable[..., Tensor]:
-    return getattr(model.level_rule, "func", model.level_rule)  # Hydra wraps it in a partial
+def level_rule(module: GaussianAD) -> Callable[..., Tensor]:
+    return getattr(module.level_rule, "func", module.level_rule)  # Hydra wraps it in a partial
 
 
 def fine_tuning_results(forgetting: ForgettingStop, final: Evaluation, used: bool) -> dict[str, Any]:
@@ -186,6 +192,18 @@ def fine_tuning_results(forgetting: ForgettingStop, final: Evaluation, used: boo
             "history": forgetting.history,
         },
     }
+
+
+def validation_signal(results: dict[str, Any], history: list[dict[str, float]]) -> float | None:
+    """How well held-out good images are told from augmented copies of them; None without a validation.
+
+    With a map the image AUROC plus the AUPRO, without one the AUROC of the pooled features, as means over augmentations.
+    """
+    forgetting = results.get("forgetting", {"fine_tuning_used": False, "epoch_chosen": 0})
+    if "segmentation" in results:
+        signal: float = results["segmentation"]["worth_finetuned" if forgetting["fine_tuning_used"] else "worth"]
+        return signal
+    return history[forgetting["epoch_chosen"]]["auroc"] if history else None
 
 
 def report(figures: list[Path], results: dict[str, Any], loggers: list[Logger]) -> None:

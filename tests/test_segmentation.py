@@ -16,20 +16,26 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from gaussad_pl.anomaly_maps import FORMS, map_score, smooth
 from gaussad_pl.backbone import Level
-from gaussad_pl.dense import FORMS
 from gaussad_pl.detection import Detection
 from gaussad_pl.errors import UserError
+from gaussad_pl.map_validation import Smoothed, Validation
 from gaussad_pl.module import GaussianAD
 from gaussad_pl.pixel_metrics import aupro
-from gaussad_pl.segmentation import Segmenter, Validation, map_score, smooth
+from gaussad_pl.segmentation import Segmenter
 
 LEVELS = [Level(0, 2, 32), Level(1, 3, 8), Level(2, 2, 4)]  # of images of side 64: strides 8 and 16 are the last two
 GOOD, COPIES = 6, 2  # good images, and augmented copies of each
 
 
 def segmenter(**settings: Any) -> Segmenter:
-    return Segmenter(LEVELS, 64, **{"clusters": 3, **settings})
+    return Segmenter(LEVELS, 64, **{"clusters": 3, "map_levels": "middle", **settings})
+
+
+def random_maps(count: int, rng: torch.Generator) -> list[Tensor]:
+    """Feature maps of images, one a level."""
+    return [torch.randn(count, level.channels, level.side, level.side, generator=rng) for level in LEVELS]
 
 
 def groups(good: int = GOOD) -> Tensor:
@@ -56,7 +62,12 @@ def marking(masks: Tensor, seed: int = 0) -> Tensor:
 
 
 def validation(**maps: Tensor) -> Validation:
-    return Validation(groups(), squares(), torch.zeros(len(groups())), maps)
+    return Validation(groups(), squares(), torch.zeros(len(groups())), named(maps))
+
+
+def named(maps: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Maps of forms by the names of the candidates that patches of both middle levels make."""
+    return {name if "+" in name else f"{name} 1+2": part for name, part in maps.items()}
 
 
 def numpy_map_score(maps: Tensor) -> np.ndarray:
@@ -92,14 +103,14 @@ def test_the_score_of_a_map_is_the_mean_of_its_highest_percent() -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_a_map_is_the_smoothed_grid_of_distances_row_by_row(form: str) -> None:
     rng = torch.Generator().manual_seed(0)
-    maps = [torch.randn(5, level.channels, level.side, level.side, generator=rng) for level in LEVELS]
+    maps = random_maps(5, rng)
     module = segmenter(form=form)
-    patches = module.patches(maps)
+    patches = module.head.patches(maps)
     assert patches.shape == (5, 64, 5)  # the first level is finer than stride 8: not among the middle ones
-    module.observe(patches)
+    module.observe(maps)
     module.estimate()
-    distances = module.forms[form](patches).unflatten(1, (8, 8))
-    np.testing.assert_allclose(module(patches), scipy_smooth(distances), rtol=1e-4)
+    distances = module.head.gaussians(patches).unflatten(1, (8, 8))
+    np.testing.assert_allclose(module(maps), scipy_smooth(distances), rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -116,13 +127,14 @@ def test_an_unknown_form_or_combination_is_a_clear_error(settings: dict[str, Any
 @pytest.mark.parametrize("best", FORMS)
 def test_the_form_whose_maps_mark_the_augmented_pixels_is_kept_alone(best: str) -> None:
     module = segmenter()
-    assert tuple(module.forms) == FORMS
-    kept = module.forms[best]
+    assert tuple(module.candidates) == tuple(f"{form} 1+2" for form in FORMS)
+    kept = module.heads[f"{best} 1+2"]
     maps = {form: marking(squares(), 1) if form == best else noise(seed=2 + i) for i, form in enumerate(FORMS)}
     chosen = module.choose(validation(**maps))
-    assert chosen["form"] == module.form == best
-    assert dict(module.forms) == {best: kept}
-    assert chosen["forms"][best]["aupro"] > 0.9 > max(v["aupro"] for k, v in chosen["forms"].items() if k != best)
+    assert chosen["form"] == module.head.form == best
+    assert module.head is kept and len(module.heads) == 1
+    found = {name.split()[0]: signals["aupro"] for name, signals in chosen["candidates"].items()}
+    assert found[best] > 0.9 > max(value for form, value in found.items() if form != best)
 
 
 def test_maps_that_find_the_image_but_not_the_place_lose_to_those_that_find_both() -> None:
@@ -131,15 +143,63 @@ def test_maps_that_find_the_image_but_not_the_place_lose_to_those_that_find_both
     chosen = segmenter().choose(
         validation(position=marking(elsewhere), clusters=marking(masks), shared=marking(elsewhere, 1))
     )
-    assert [chosen["forms"][form]["image_auroc"] for form in FORMS] == [1, 1, 1]
+    assert [signals["image_auroc"] for signals in chosen["candidates"].values()] == [1, 1, 1]
     assert chosen["form"] == "clusters"
+
+
+def alone(best: Tensor, both: Tensor) -> Validation:
+    return Validation(
+        groups(),
+        squares(),
+        torch.zeros(len(groups())),
+        {"shared 1+2": both, "shared 1": noise(seed=7), "shared 2": best},
+    )
+
+
+def test_one_level_alone_makes_the_maps_where_it_is_clearly_better() -> None:
+    module = segmenter(form="shared", map_levels="auto")
+    assert tuple(module.candidates) == ("shared 1+2", "shared 1", "shared 2")
+    chosen = module.choose(alone(marking(squares()), noise()))
+    assert chosen["map_levels"] == module.head.levels == [2]
+
+
+def test_both_levels_make_the_maps_where_one_alone_is_hardly_better() -> None:
+    module = segmenter(form="shared", map_levels="auto")
+    worse = marking(squares())
+    worse[-1] = noise()[0]  # one copy is missed
+    chosen = module.choose(alone(marking(squares()), worse))
+    signals = {name: sum(found.values()) for name, found in chosen["candidates"].items()}
+    assert signals["shared 1+2"] < signals["shared 2"]
+    assert (chosen["map_levels"] == [1, 2]) == (signals["shared 2"] < signals["shared 1+2"] + 0.04)
+
+
+@pytest.mark.parametrize("given", [[1], [0, 2], [2]])
+def test_forced_levels_make_the_patches(given: list[int]) -> None:
+    module = segmenter(form="shared", map_levels=given)
+    assert [head.levels for head in module.candidates.values()] == [given]
+    maps = random_maps(2, torch.Generator().manual_seed(0))
+    assert module.head.patches(maps).shape[2] == sum(LEVELS[i].channels for i in given)
+
+
+@pytest.mark.parametrize("given", [[], [3], "deep"])
+def test_levels_that_are_not_there_are_a_clear_error(given: Any) -> None:
+    with pytest.raises(UserError, match="model.segmentation.map_levels=.*: expected"):
+        segmenter(map_levels=given)
+
+
+def test_maps_are_smoothed_when_they_are_looked_at() -> None:
+    grids = {"a": torch.rand(70, 4, 4), "b": torch.rand(2, 8, 8)}
+    maps = Smoothed(grids)
+    assert list(maps) == ["a", "b"] and len(maps) == 2
+    for name, grid in grids.items():
+        torch.testing.assert_close(maps[name], smooth(grid))
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_forced_form_stays_whatever_its_maps(form: str) -> None:
     module = segmenter(form=form)
-    assert tuple(module.forms) == (form,)
-    assert module.choose(validation(**{form: noise()}))["form"] == module.form == form
+    assert tuple(module.candidates) == (f"{form} 1+2",)
+    assert module.choose(validation(**{form: noise()}))["form"] == module.head.form == form
 
 
 def combinable(informative: str) -> Validation:
@@ -155,7 +215,7 @@ def combinable(informative: str) -> Validation:
         "both": (flat.roll(1) + signal * half, flat + signal * ~half),
     }[informative]
     maps = noise() + level[:, None, None]
-    return Validation(groups(), squares(), pooled.double(), {"shared": maps})
+    return Validation(groups(), squares(), pooled.double(), named({"shared": maps}))
 
 
 @pytest.mark.parametrize(("best", "weights"), [("pooled", [1, 0]), ("map", [0, 1]), ("both", [1, 1])])
@@ -166,7 +226,7 @@ def test_the_combination_that_tells_the_copies_best_is_chosen(best: str, weights
     assert module.weights.tolist() == weights
     assert chosen["combinations"][best] == 1
     assert all(value < 0.95 for name, value in chosen["combinations"].items() if name != best)
-    assert chosen["worth"] == pytest.approx(1 + chosen["forms"]["shared"]["aupro"])
+    assert chosen["worth"] == pytest.approx(1 + chosen["candidates"]["shared 1+2"]["aupro"])
 
 
 @pytest.mark.parametrize(("forced", "weights"), [("pooled", [1, 0]), ("map", [0, 1]), ("both", [1, 1])])
@@ -178,7 +238,7 @@ def test_a_forced_combination_stays_though_another_is_better(forced: str, weight
     assert chosen["combinations"][better] > chosen["combinations"][forced]
     assert chosen["combine"] == module.combine == forced
     assert module.weights.tolist() == weights
-    assert chosen["worth"] == pytest.approx(chosen["combinations"][forced] + chosen["forms"]["shared"]["aupro"])
+    assert chosen["worth"] == pytest.approx(chosen["combinations"][forced] + chosen["candidates"]["shared 1+2"]["aupro"])
 
 
 def test_the_signals_are_means_over_the_augmentations_of_scikit_learn_on_each() -> None:
@@ -200,7 +260,7 @@ def test_an_augmentation_that_marks_no_pixel_counts_for_the_image_auroc_alone() 
     masks = squares()
     maps = marking(masks)
     masks[groups() == 2] = False
-    given = Validation(groups(), masks, torch.zeros(len(masks)), {"shared": maps})
+    given = Validation(groups(), masks, torch.zeros(len(masks)), named({"shared": maps}))
     found = given.signals(map_score(maps), maps)
     first = groups() < 2
     only = Validation(groups()[first], masks[first], torch.zeros(int(first.sum())), {"shared": maps[first]})
@@ -211,7 +271,7 @@ def test_an_augmentation_that_marks_no_pixel_counts_for_the_image_auroc_alone() 
 
 def test_the_form_is_chosen_by_the_images_where_no_augmentation_marks_a_pixel() -> None:
     maps = {"position": noise(), "clusters": marking(squares()), "shared": noise(seed=1)}
-    given = Validation(groups(), torch.zeros_like(squares()), torch.zeros(len(groups())), maps)
+    given = Validation(groups(), torch.zeros_like(squares()), torch.zeros(len(groups())), named(maps))
     assert segmenter().choose(given)["form"] == "clusters"
 
 
@@ -230,19 +290,19 @@ def test_masks_of_any_side_are_compared_with_the_maps(side: int) -> None:
 def test_scores_are_in_units_of_good_images() -> None:
     module, given = segmenter(form="shared", combine="both"), combinable("both")
     module.choose(given)
-    parts = np.stack([given.pooled.numpy(), numpy_map_score(given.maps["shared"])], axis=1)
+    parts = np.stack([given.pooled.numpy(), numpy_map_score(given.maps["shared 1+2"])], axis=1)
     good = parts[:GOOD]
     np.testing.assert_allclose(module.centre, good.mean(0), rtol=1e-5)
     np.testing.assert_allclose(module.spread, good.std(0, ddof=1), rtol=1e-5)
     expected = ((parts - good.mean(0)) / good.std(0, ddof=1)).sum(1)
-    np.testing.assert_allclose(module.score(given.pooled, given.maps["shared"]), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(module.score(given.pooled, given.maps["shared 1+2"]), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("combine", "column"), [("pooled", 0), ("map", 1)])
 def test_the_part_that_does_not_count_leaves_the_score_alone(combine: str, column: int) -> None:
     module, given = segmenter(form="shared", combine=combine), combinable("both")
     module.choose(given)
-    maps = given.maps["shared"]
+    maps = given.maps["shared 1+2"]
     parts = np.stack([given.pooled.numpy(), numpy_map_score(maps)], axis=1)[:, column]
     expected = (parts - parts[:GOOD].mean()) / parts[:GOOD].std(ddof=1)
     np.testing.assert_allclose(module.score(given.pooled, maps), expected, rtol=1e-4, atol=1e-4)
@@ -261,7 +321,7 @@ def test_one_good_image_gives_finite_scores() -> None:
     maps = marking(masks)
     pooled = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
     module = segmenter(form="shared")
-    module.choose(Validation(groups(good=1), masks, pooled, {"shared": maps}))
+    module.choose(Validation(groups(good=1), masks, pooled, named({"shared": maps})))
     assert module.spread.tolist() == [1, 1]
     scores = module.score(pooled, maps)
     assert scores.isfinite().all()
@@ -280,17 +340,18 @@ def test_good_images_of_one_and_the_same_score_give_finite_scores() -> None:
 def test_a_segmenter_of_the_chosen_form_loads_what_was_chosen(best: str) -> None:
     auto = segmenter()
     rng = torch.Generator().manual_seed(0)
-    for side in (7, 4):
-        auto.observe(torch.randn(side, 64, 5, generator=rng))
+    for count in (7, 4):
+        auto.observe(random_maps(count, rng))
     auto.estimate()
     maps = {form: marking(squares(), 1) if form == best else noise(seed=2) for form in FORMS}
     chosen = auto.choose(validation(**maps))
-    forced = segmenter(form=chosen["form"], combine=chosen["combine"])
+    assert auto.chosen.items() <= chosen.items()
+    forced = segmenter(**auto.chosen)
     forced.load_state_dict(auto.state_dict())
-    patches = torch.randn(3, 64, 5, generator=rng)
-    assert torch.equal(forced(patches), auto(patches))
+    found = random_maps(3, rng)
+    assert torch.equal(forced(found), auto(found))
     pooled = torch.rand(3, dtype=torch.float64)
-    assert torch.equal(forced.score(pooled, auto(patches)), auto.score(pooled, auto(patches)))
+    assert torch.equal(forced.score(pooled, auto(found)), auto.score(pooled, auto(found)))
 
 
 # ---------------------------------------------------------------------------------------------------------- the module
@@ -304,7 +365,7 @@ def images(count: int, seed: int) -> Tensor:
 
 
 def good_batches(seed: int = 0) -> list[dict[str, Tensor]]:
-    return [{"image": part} for part in images(24, seed).split(10)]
+    return [{"image": part, "view": torch.zeros(len(part))} for part in images(24, seed).split(10)]
 
 
 def validation_batches(seed: int = 1) -> list[dict[str, Tensor]]:
@@ -323,15 +384,15 @@ def tiny(segmentation: dict[str, Any] | None) -> GaussianAD:
 
 @torch.no_grad()
 def detect(model: GaussianAD, seed: int = 2) -> Detection:
-    return model.detect(images(4, seed))
+    return model(images(4, seed))
 
 
 @pytest.fixture(scope="module")
 def estimated() -> tuple[GaussianAD, dict[str, Any]]:
     """A model that has chosen by itself, and what it says about that; tests that change it copy it."""
     model = tiny({"clusters": 4})
-    model.estimate(good_batches())
-    return model, model.estimate_maps(good_batches(), validation_batches())
+    model.estimate(good_batches(), patches=True)
+    return model, model.choose_maps(validation_batches())
 
 
 def test_without_segmentation_there_are_pooled_scores_and_no_maps() -> None:
@@ -340,25 +401,24 @@ def test_without_segmentation_there_are_pooled_scores_and_no_maps() -> None:
     found = detect(model)
     assert found.maps is None
     with torch.no_grad():
-        assert torch.equal(found.distances, model(images(4, 2)))
+        assert torch.equal(found.distances, model.model.distances(model.model.backbone.pooled(images(4, 2))))
     torch.testing.assert_close(found.scores, found.distances.double().sum(1))
 
 
 @pytest.mark.parametrize("combine", ["pooled", "map", "both"])
 def test_the_detected_scores_equal_the_formula(combine: str) -> None:
     model = tiny({"form": "shared", "combine": combine})
-    model.estimate(good_batches())
-    model.choose_levels(torch.rand(2, len(model.backbone.levels)))
-    model.level_weights[:2] = torch.tensor([0.5, 3.0])
-    model.estimate_maps(good_batches(), validation_batches())
+    model.estimate(good_batches(), patches=True)
+    model.choose_levels(torch.rand(2, len(model.model.backbone.levels)))
+    model.model.level_weights[:2] = torch.tensor([0.5, 3.0])
+    model.choose_maps(validation_batches())
     held_out, found = images(GOOD, 1), detect(model)
     with torch.no_grad():
-        good = model.detect(held_out)
-        assert torch.equal(found.distances, model(images(4, 2)))
+        good = model(held_out)
     assert good.maps is not None and found.maps is not None
     expected = np.zeros(4)
     if combine != "map":
-        pooled, reference = (x.distances.double().numpy() @ model.level_weights.numpy() for x in (found, good))
+        pooled, reference = (x.distances.double().numpy() @ model.model.level_weights.numpy() for x in (found, good))
         expected += (pooled - reference.mean()) / reference.std(ddof=1)
     if combine != "pooled":
         score, reference = numpy_map_score(found.maps), numpy_map_score(good.maps)
@@ -368,16 +428,15 @@ def test_the_detected_scores_equal_the_formula(combine: str) -> None:
 
 
 def test_the_maps_equal_the_textbook_from_the_features_of_the_backbone() -> None:
-    model = tiny({"form": "shared"})
-    model.estimate(good_batches())
-    model.estimate_maps(good_batches(), validation_batches())
-    assert model.segmenter is not None
+    model = tiny({"form": "shared", "map_levels": "middle"})
+    model.estimate(good_batches(), patches=True)
+    model.choose_maps(validation_batches())
     with torch.no_grad():
         train, test = (
             torch.cat([m[3], interpolate(m[4], size=(8, 8), mode="bilinear")], dim=1)  # strides 8 and 16
             .permute(0, 2, 3, 1)
             .double()
-            for m in (model.backbone(images(24, 0)), model.backbone(images(4, 2)))
+            for m in (model.model.backbone(images(24, 0)), model.model.backbone(images(4, 2)))
         )
     x = train.reshape(-1, train.shape[-1]).numpy()
     n, d = x.shape
@@ -393,28 +452,30 @@ def test_the_maps_equal_the_textbook_from_the_features_of_the_backbone() -> None
 
 def test_squares_in_the_validation_decide_what_is_chosen(estimated: tuple[GaussianAD, dict[str, Any]]) -> None:
     model, chosen = estimated
-    assert model.segmenter is not None
-    assert set(chosen["forms"]) == set(FORMS)
-    worth = {name: sum(found.values()) for name, found in chosen["forms"].items()}
-    assert chosen["form"] == model.segmenter.form == max(worth, key=lambda name: worth[name])
+    assert set(chosen["candidates"]) == {*(f"{form} 3+4" for form in FORMS), "position 3", "position 4"}
+    margin = {name: 0 if "+" in name else 0.04 for name in chosen["candidates"]}
+    worth = {name: sum(found.values()) - margin[name] for name, found in chosen["candidates"].items()}
+    best = max(worth, key=lambda name: worth[name])
+    assert tuple(model.segmenter.candidates) == (best,)
+    assert best == f"{chosen['form']} {'+'.join(map(str, chosen['map_levels']))}"
     assert chosen["worth"] > 1.2  # chance is 0.5 + 0.15
-    for key in ("form", "combine"):
+    for key in ("form", "map_levels", "combine"):
         assert model.hparams["segmentation"][key] == chosen[key]
 
 
 def test_the_settings_given_to_a_model_stay_as_they_are() -> None:
     settings = {"clusters": 4}
     model = tiny(settings)
-    model.estimate(good_batches())
-    model.estimate_maps(good_batches(), validation_batches())
+    model.estimate(good_batches(), patches=True)
+    model.choose_maps(validation_batches())
     assert settings == {"clusters": 4}
 
 
 @pytest.mark.parametrize("settings", [{}, {"form": "clusters", "combine": "both"}])
 def test_a_checkpoint_detects_the_same(settings: dict[str, Any], tmp_path: Path) -> None:
     model = tiny({"clusters": 4, **settings})
-    model.estimate(good_batches())
-    model.estimate_maps(good_batches(), validation_batches())
+    model.estimate(good_batches(), patches=True)
+    model.choose_maps(validation_batches())
     trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_model_summary=False)
     trainer.strategy.connect(model)
     trainer.save_checkpoint(tmp_path / "model.ckpt", weights_only=True)
@@ -424,7 +485,6 @@ def test_a_checkpoint_detects_the_same(settings: dict[str, Any], tmp_path: Path)
     assert torch.equal(actual.maps, expected.maps)
     assert torch.equal(actual.scores, expected.scores)
     assert torch.equal(actual.distances, expected.distances)
-    assert loaded.segmenter is not None and model.segmenter is not None
     assert loaded.segmenter.threshold == model.segmenter.threshold < torch.inf
 
 
@@ -432,10 +492,10 @@ def changed(model: GaussianAD) -> GaussianAD:
     """A copy with other weights, whose Gaussians are those of other images."""
     model = copy.deepcopy(model)
     with torch.no_grad():
-        for parameter in model.backbone.parameters():
+        for parameter in model.model.backbone.parameters():
             parameter.add_(0.05 * parameter.abs().mean() * torch.randn_like(parameter))
-    model.estimate(good_batches(seed=5))
-    model.estimate_maps(good_batches(seed=5), validation_batches(seed=6))
+    model.estimate(good_batches(seed=5), patches=True)
+    model.choose_maps(validation_batches(seed=6))
     return model
 
 
@@ -445,8 +505,8 @@ def test_a_snapshot_leaves_the_gaussians_of_patches_out_unless_asked(
     model, _ = estimated
     small, everything = model.snapshot(), model.snapshot(everything=True)
     scoring = {"backbone", "gaussians", "level_weights"}  # not what the loss alone needs
-    assert small.keys() == {key for key in model.state_dict() if key.split(".")[0] in scoring}
-    assert everything.keys() == {key for key in model.state_dict() if key.split(".")[0] in scoring | {"segmenter"}}
+    assert small.keys() == {key for key in model.model.state_dict() if key.split(".")[0] in scoring}
+    assert everything.keys() == model.model.state_dict().keys()
 
 
 def test_a_snapshot_of_everything_brings_maps_and_scores_back_bit_for_bit(
@@ -470,10 +530,10 @@ def test_a_second_estimate_keeps_what_was_chosen_and_forgets_the_first_images(
 ) -> None:
     model, first = estimated
     expected, other = detect(model), changed(model)
-    assert other.segmenter is not None and tuple(other.segmenter.forms) == (first["form"],)
-    assert other.segmenter.combine == first["combine"]
+    assert other.segmenter.chosen.items() <= first.items()
     other.restore(model.snapshot())  # the weights and the pooled Gaussians
-    other.estimate_maps(good_batches(), validation_batches())
+    other.estimate_patches(good_batches())
+    other.choose_maps(validation_batches())
     found = detect(other)
     assert found.maps is not None and expected.maps is not None
     assert torch.equal(found.maps, expected.maps)
@@ -483,7 +543,7 @@ def test_a_second_estimate_keeps_what_was_chosen_and_forgets_the_first_images(
 def test_detections_of_batches_join_in_order(estimated: tuple[GaussianAD, dict[str, Any]]) -> None:
     model, _ = estimated
     with torch.no_grad():
-        joined = Detection.join([model.detect(part) for part in images(4, 2).split(3)])
+        joined = Detection.join([model(part) for part in images(4, 2).split(3)])
     expected = detect(model)
     assert joined.maps is not None and expected.maps is not None
     torch.testing.assert_close(joined.maps, expected.maps, rtol=1e-3, atol=1e-3)
@@ -492,16 +552,16 @@ def test_detections_of_batches_join_in_order(estimated: tuple[GaussianAD, dict[s
 
 
 def test_wide_patches_are_projected_to_orthonormal_directions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gaussad_pl.segmentation.FEATURES", 3)
-    wide = Segmenter(LEVELS, 64, form="shared", seed=1)
+    monkeypatch.setattr("gaussad_pl.anomaly_maps.FEATURES", 3)
+    wide = segmenter(form="shared", seed=1).head
     maps = [torch.randn(2, level.channels, level.side, level.side) for level in LEVELS]
     assert wide.projection is not None
     torch.testing.assert_close(wide.projection.T @ wide.projection, torch.eye(3))
     assert wide.patches(maps).shape == (2, 64, 3)
-    same, other = Segmenter(LEVELS, 64, form="shared", seed=1), Segmenter(LEVELS, 64, form="shared", seed=2)
+    same, other = (segmenter(form="shared", seed=seed).head for seed in (1, 2))
     assert torch.equal(wide.patches(maps), same.patches(maps))
     assert not torch.allclose(wide.patches(maps), other.patches(maps))
 
 
 def test_narrow_patches_stay_as_they_are() -> None:
-    assert Segmenter(LEVELS, 64, form="shared").projection is None
+    assert segmenter(form="shared").head.projection is None

@@ -79,9 +79,11 @@ def test_a_run_leaves_all_its_results(finished: Path) -> None:
 
 def test_form_and_image_score_are_chosen_on_the_augmented_validation(finished: Path) -> None:
     found = metrics(finished)["segmentation"]
-    assert set(found["forms"]) == {"position", "clusters", "shared"}
-    worth = {name: sum(signals.values()) for name, signals in found["forms"].items()}
-    assert found["form"] == max(worth, key=lambda name: worth[name])
+    assert {name.split()[0] for name in found["candidates"]} == {"position", "clusters", "shared"}
+    assert any("+" not in name for name in found["candidates"])  # levels alone
+    worth = {name: sum(signals.values()) - 0.04 * ("+" not in name) for name, signals in found["candidates"].items()}
+    chosen = f"{found['form']} {'+'.join(map(str, found['map_levels']))}"
+    assert chosen == max(worth, key=lambda name: worth[name])
     best = max(found["combinations"].values())
     assert found["combine"] == "both" or found["combinations"][found["combine"]] == best
     assert 0 <= metrics(finished)["frozen"]["aupro"] <= 1 and metrics(finished)["frozen"]["pixel_size"] == [256, 256]
@@ -100,7 +102,7 @@ def test_the_dense_objective_fine_tunes_the_map(
     text = message(
         capsys, monkeypatch, *arguments(parts, tmp_path / "auto", "objective=dense", "model.segmentation.form=auto")
     )
-    assert "model.train_on=patches needs one form" in text
+    assert "model.train_on=patches needs one kind of map" in text
 
 
 def test_metrics_say_where_every_number_came_from(finished: Path) -> None:

@@ -40,7 +40,7 @@ class Views(Dataset[dict[str, Tensor]]):
         image, change = self.images[index], self.views[view]
         if change is not None:
             image = torch.from_numpy(change(image.permute(1, 2, 0).numpy(), seed)).permute(2, 0, 1)
-        return {"image": image}
+        return {"image": image, "view": view}
 
 
 class DrawSampler(Sampler[Draw]):

@@ -1,0 +1,85 @@
+"""Feature maps in, anomaly maps out: Gaussians of patches, their distances enlarged and smoothed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gaussad_pl.backbone import Level
+from gaussad_pl.data.images import MASK_SIZE
+from gaussad_pl.dense import ClusterGaussians, Clusterings, PatchGaussians, PositionGaussians, embed
+
+SIZE = MASK_SIZE  # side of the anomaly maps in pixels
+BLUR = SIZE / 64  # standard deviation of the Gaussian blur of the maps in pixels
+FEATURES = 256  # of a patch, at most: hundreds of covariances of wide ones would not fit into memory
+CLUSTERINGS = 3  # whose distances the form "clusters" averages
+TOP = 0.01  # share of the map whose mean is the map's image score
+FORMS = ("position", "clusters", "shared")
+
+
+class MapHead(nn.Module):
+    """Anomaly maps from some levels of the backbone by one form of the Gaussians of patches.
+
+    Args:
+        levels: all that the backbone gives.
+        places: which of them the patches are made of.
+        form: which patches share a Gaussian, one of `FORMS`.
+        clusters: number of Gaussians in each clustering of the form "clusters".
+        seed: of the clusters, and of the directions that wide patches are projected to.
+    """
+
+    projection: Tensor | None
+
+    def __init__(self, levels: Sequence[Level], places: Sequence[int], form: str, clusters: int, seed: int) -> None:
+        super().__init__()
+        self.places = list(places)
+        self.form = form
+        self.levels = [levels[i].index for i in places]
+        self.side = max(levels[i].side for i in places)
+        width = sum(levels[i].channels for i in places)
+        features = min(width, FEATURES)
+        self.register_buffer("projection", None)
+        if width > FEATURES:
+            random = torch.Generator().manual_seed(seed)
+            self.projection = torch.linalg.qr(torch.randn(width, features, generator=random)).Q
+        self.gaussians: PatchGaussians
+        if form == "position":
+            self.gaussians = PositionGaussians(self.side**2, features)
+        elif form == "clusters":
+            self.gaussians = Clusterings(CLUSTERINGS, clusters, features, seed)
+        else:
+            self.gaussians = ClusterGaussians(1, features, seed)
+
+    def patches(self, maps: Sequence[Tensor]) -> Tensor:
+        """Patches ``(N, P, D)`` of the backbone's feature maps; wide ones projected at random to D = 256 directions."""
+        patches = embed([maps[i] for i in self.places])
+        return patches if self.projection is None else patches @ self.projection
+
+    def grid(self, maps: Sequence[Tensor]) -> Tensor:
+        """Mahalanobis distances of the patches where they lie, ``(N, side, side)``."""
+        return self.gaussians(self.patches(maps)).unflatten(1, (self.side, self.side))
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Anomaly maps ``(N, 256, 256)`` of the backbone's feature maps."""
+        return smooth(self.grid(maps))
+
+
+def smooth(grid: Tensor) -> Tensor:
+    """Distances on a grid ``(N, h, w)`` as maps ``(N, 256, 256)``: bilinear, then a Gaussian blur."""
+    maps = F.interpolate(grid[:, None], size=(SIZE, SIZE), mode="bilinear")
+    reach = math.ceil(3 * BLUR)
+    offsets = torch.arange(-reach, reach + 1, device=grid.device, dtype=grid.dtype)
+    kernel = torch.exp(-((offsets / BLUR) ** 2) / 2)
+    kernel = kernel / kernel.sum()
+    padded = F.pad(maps, (reach, reach, reach, reach), mode="reflect")
+    return F.conv2d(F.conv2d(padded, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1))[:, 0]
+
+
+def map_score(maps: Tensor) -> Tensor:
+    """Mean of the highest percent of each map ``(N, H, W)``: ``(N,)``."""
+    flat = maps.flatten(1)
+    return flat.topk(max(1, round(TOP * flat.shape[1]))).values.mean(1)

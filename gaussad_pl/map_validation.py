@@ -1,0 +1,68 @@
+"""What the augmented validation says about anomaly maps: held-out good images and copies whose damage is known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gaussad_pl.anomaly_maps import SIZE, smooth
+from gaussad_pl.metrics import auroc
+from gaussad_pl.pixel_metrics import aupro
+
+
+class Smoothed(Mapping[str, Tensor]):
+    """Anomaly maps ``(V, 256, 256)`` by name, made from grids of distances each time they are looked at.
+
+    All of them at once would take gigabytes.
+    """
+
+    def __init__(self, grids: Mapping[str, Tensor]) -> None:
+        self.grids = grids
+
+    def __getitem__(self, name: str) -> Tensor:
+        return torch.cat([smooth(part) for part in self.grids[name].split(64)])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.grids)
+
+    def __len__(self) -> int:
+        return len(self.grids)
+
+
+class Validation:
+    """Scores of the augmented validation: held-out good images (group 0) and their copies by augmentation a (group a).
+
+    Args:
+        groups: ``(V,)``.
+        masks: what the augmentations changed, ``(V, H, W)`` bool.
+        pooled: pooled scores, ``(V,)``.
+        maps: anomaly maps by each candidate, ``(V, 256, 256)``.
+    """
+
+    def __init__(self, groups: Tensor, masks: Tensor, pooled: Tensor, maps: Mapping[str, Tensor]) -> None:
+        self.groups = groups
+        self.masks = F.interpolate(masks[:, None].byte(), size=(SIZE, SIZE))[:, 0].bool()
+        self.pooled = pooled
+        self.maps = maps
+
+    def image_auroc(self, scores: Tensor) -> float:
+        """AUROC of good images against copies, mean over augmentations."""
+        return self._mean([auroc(scores[chosen], self.groups[chosen] > 0) for chosen in self._pairs()])
+
+    def signals(self, scores: Tensor, maps: Tensor) -> dict[str, float]:
+        """Image AUROC of ``scores`` ``(V,)`` and AUPRO of ``maps``, means over augmentations."""
+        marked = [chosen for chosen in self._pairs() if self.masks[chosen].any()]
+        return {
+            "image_auroc": self.image_auroc(scores),
+            "aupro": self._mean([aupro(maps[chosen], self.masks[chosen]) for chosen in marked]),
+        }
+
+    def _pairs(self) -> list[Tensor]:
+        return [(self.groups == 0) | (self.groups == i) for i in range(1, int(self.groups.max()) + 1)]
+
+    def _mean(self, values: Sequence[float]) -> float:
+        return math.fsum(values) / max(len(values), 1)
