@@ -71,7 +71,10 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Feature maps of the chosen levels of ``images`` ``(N, 3, H, W)``, uint8: a list of ``(N, C, h, w)``."""
-        x = torch.addcmul(self.offset, images, self.scale).contiguous(memory_format=torch.channels_last)
+        return self.maps(torch.addcmul(self.offset, images, self.scale).contiguous(memory_format=torch.channels_last))
+
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """Feature maps of the chosen levels of normalised images ``(N, 3, H, W)``: a list of ``(N, C, h, w)``."""
         middle = [i for i in self.indices if i < self._count]
         wants_head = len(middle) < len(self.indices)
         final, maps = self.model.forward_intermediates(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from copy import deepcopy
 from functools import reduce
 from pathlib import Path
@@ -20,6 +20,7 @@ from gaussad_pl.backbone import pool
 from gaussad_pl.dense import PatchGaussians
 from gaussad_pl.detection import Detection
 from gaussad_pl.errors import UserError
+from gaussad_pl.frozen import FrozenStages
 from gaussad_pl.gaussian import Covariance, Moments, RunningGaussian, Shrinkage, merge, moments
 from gaussad_pl.levels import all_levels
 from gaussad_pl.map_validation import Smoothed, Validation
@@ -98,6 +99,7 @@ class GaussianAD(L.LightningModule):
         elif train_on != "pooled":
             raise UserError(f"model.train_on={train_on}: expected pooled or patches")
         self.stale = True  # whether the weights have changed since the Gaussians were estimated
+        self.frozen: FrozenStages | None = None  # while fitting, where pooled features are all that is needed
         if train_levels is not None:
             trained = {id(p) for p in self.model.backbone.parameters_of(train_levels)}
             for parameter in self.model.backbone.parameters():
@@ -118,14 +120,14 @@ class GaussianAD(L.LightningModule):
         self.model.level_weights.copy_(self.level_rule(signals))
 
     @torch.no_grad()
-    def estimate(self, batches: Iterable[Batch], patches: bool = False) -> None:
+    def estimate(self, batches: Collection[Batch], patches: bool = False) -> None:
         """Estimate the Gaussians for the current weights from one pass over batches of good images.
 
         Args:
             batches: with ``image`` ``(N, 3, H, W)`` and, for patches, ``view`` ``(N,)``.
             patches: whether the Gaussians of patches are estimated, too, from the images as they are (view 0).
         """
-        parts = (self._observe(batch, patches) for batch in batches)
+        parts = ([moments(level) for level in features] for features in self._features(batches, patches))
         total: list[Moments] = reduce(lambda a, b: [merge(x, y) for x, y in zip(a, b, strict=True)], parts)
         for gaussian, target, level in zip(self.model.gaussians, self.targets, total, strict=True):
             gaussian.fit(level)
@@ -135,12 +137,21 @@ class GaussianAD(L.LightningModule):
             self.segmenter.estimate()
         self.stale = False
 
-    def _observe(self, batch: Batch, patches: bool) -> list[Moments]:
-        maps = self.model.backbone(batch["image"].to(self.device))
-        if patches:
-            plain = (batch["view"] == 0).to(self.device)
-            self.segmenter.observe([level[plain] for level in maps])
-        return [moments(level) for level in pool(maps)]
+    def _features(self, batches: Collection[Batch], patches: bool) -> Iterator[list[Tensor]]:
+        """Pooled features of every batch; batches are not even made where all of them are remembered."""
+        keys = [("reference", i) for i in range(len(batches))]
+        if self.frozen is not None and all(key in self.frozen for key in keys):
+            yield from map(self.frozen.features, keys)
+            return
+        shown = track(batches, description="Estimating the Gaussian", transient=True)
+        for key, batch in zip(keys, shown, strict=True):
+            maps = self.model.backbone(batch["image"].to(self.device))
+            if self.frozen is not None:
+                self.frozen.remember(key, maps)
+            if patches:
+                plain = (batch["view"] == 0).to(self.device)
+                self.segmenter.observe([level[plain] for level in maps])
+            yield pool(maps)
 
     @torch.no_grad()
     def estimate_patches(self, good: Iterable[Batch]) -> None:
@@ -179,7 +190,7 @@ class GaussianAD(L.LightningModule):
         patches = self.model.segmenter is not None and (first or (self.patch_target is not None and self.refit))
         if self.refit or first:
             loader = self.trainer.datamodule.reference_dataloader()  # type: ignore[attr-defined]
-            self.estimate(track(loader, description="Estimating the Gaussian", transient=True), patches)
+            self.estimate(loader, patches)
             if first and self.patch_target is not None:
                 self.patch_target.load_state_dict(self.segmenter.head.gaussians.state_dict())
             return
@@ -201,6 +212,13 @@ class GaussianAD(L.LightningModule):
         self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=False, batch_size=len(batch["image"]))
         return loss
 
+    def on_fit_start(self) -> None:
+        if self.patch_target is None:
+            self.frozen = FrozenStages(self.model.backbone)
+
+    def on_fit_end(self) -> None:
+        self.frozen = None  # gives the memory back
+
     def on_train_batch_end(self, *args: Any) -> None:
         self.stale = True
 
@@ -212,8 +230,13 @@ class GaussianAD(L.LightningModule):
 
         With train_on="patches" also ``patches`` ``(N,)``, the mean distance of the patches of each image.
         """
+        key = ("validation", batch_index)
+        if self.frozen is not None and key in self.frozen:
+            return {"distances": self.model.distances(self.frozen.features(key)), "group": batch["group"]}
         maps = self.model.backbone(batch["image"])
         found = {"distances": self.model.distances(pool(maps)), "group": batch["group"]}
+        if self.frozen is not None:
+            self.frozen.remember(key, maps)
         if self.patch_target is not None:
             found["patches"] = self.segmenter.head.grid(maps).mean((1, 2))
         return found

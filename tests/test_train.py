@@ -105,6 +105,17 @@ def test_the_dense_objective_fine_tunes_the_map(
     assert "model.train_on=patches needs one kind of map" in text
 
 
+def test_remembering_the_frozen_stages_changes_no_number(
+    finished: Path, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gaussad_pl.frozen.LIMIT", 0)
+    run(monkeypatch, *arguments(parts, tmp_path / "again"))
+    remembered, again = (metrics(folder)["forgetting"]["history"] for folder in (finished, tmp_path / "again"))
+    assert len(remembered) == len(again) > 1
+    for a, b in zip(remembered, again, strict=True):
+        assert a == pytest.approx(b, rel=1e-3, abs=1e-4)
+
+
 def test_metrics_say_where_every_number_came_from(finished: Path) -> None:
     found = metrics(finished)
     assert found["backbone"]["name"] == TINY["name"] and found["backbone"]["weights"] == "random"
