@@ -17,10 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gaussad_pl.backbone import Level
+from gaussad_pl.distributed import add, gather, gather_rows, rank, world
 from gaussad_pl.errors import UserError
 from gaussad_pl.gaussian import mahalanobis, shrink, whitening
 
 RIDGE = 0.1  # shrinkage of the covariance of all cells towards the identity: it, too, comes from a sample
+DIRECTIONS = 32  # principal ones, in which patches are assigned to clusters: all of them tell no better, for more work
 SAMPLE = 100_000  # patches that the clusters are found in, and the most that are ever held
 
 
@@ -127,6 +129,8 @@ class PositionGaussians(CellGaussians):
         self._count += len(patches)
 
     def estimate(self) -> None:
+        if world() > 1:
+            self._join()
         assert self._sums is not None
         pivot, total, outer = self._sums
         mean = total / self._count
@@ -134,6 +138,20 @@ class PositionGaussians(CellGaussians):
         scatter = outer.baddbmm_(total.unsqueeze(-1), mean.unsqueeze(-2), alpha=-1)
         self._fit(pivot + mean, scatter, counts)
         self._sums, self._count = None, 0
+
+    def _join(self) -> None:
+        """Put the sums of all processes, about their mean, in place of those of this one, which may have none."""
+        if self._sums is None:
+            none = self.mean.new_zeros(self.mean.shape, dtype=torch.float64)
+            self._sums = none, none.clone(), self.mean.new_zeros(self.whitener.shape, dtype=torch.float64)
+        pivot, total, outer = self._sums
+        count = int(add(torch.tensor(self._count)))
+        mean = add(pivot * self._count + total) / count
+        moved = (pivot - mean).unsqueeze(-1)
+        # in place: there may be gigabytes of it
+        outer.baddbmm_(moved, total.unsqueeze(-2)).baddbmm_(total.unsqueeze(-1) + self._count * moved, moved.mT)
+        self._sums = mean, add(total + self._count * moved.squeeze(-1)), add(outer)
+        self._count = count
 
     def forward(self, patches: Tensor) -> Tensor:
         """Mahalanobis distance of each patch ``(N, P, D)`` to the Gaussian of its position: ``(N, P)``."""
@@ -143,8 +161,9 @@ class PositionGaussians(CellGaussians):
 class ClusterGaussians(CellGaussians):
     """One Gaussian for each of several clusters of patches, wherever they are in the image.
 
-    Centres are those of k-means on standardised features, in a random sample of bounded size, which the covariances
-    are estimated from, too. A patch is measured by the Gaussian of its nearest centre.
+    Centres are those of k-means on the first principal components of standardised features, in a random sample of
+    bounded size, which the covariances are estimated from, too. A patch is measured by the Gaussian of its nearest
+    centre, with all of its features.
 
     Args:
         clusters: the most there will be; fewer where there are fewer than two sampled patches for each.
@@ -152,20 +171,26 @@ class ClusterGaussians(CellGaussians):
     """
 
     centre: Tensor
-    scale: Tensor
+    directions: Tensor  # features to the space of the centres
 
     def __init__(self, clusters: int, features: int, seed: int) -> None:
         super().__init__(clusters, features)
-        self.register_buffer("centre", torch.zeros(clusters, features))  # in units of `scale`
-        self.register_buffer("scale", torch.ones(features))
+        self.register_buffer("centre", torch.zeros(clusters, min(features, DIRECTIONS)))
+        self.register_buffer("directions", torch.eye(features)[:, :DIRECTIONS].contiguous())
         self.seed = seed
         self._sample: tuple[Tensor, Tensor] | None = None  # random keys, patches
+        self._per_image = 1
         self._random = torch.Generator().manual_seed(seed)
 
     def observe(self, patches: Tensor) -> None:
-        """Keep the patches with the smallest of random keys: a uniform sample of all, however they are batched."""
+        """Keep the patches with the smallest of random keys: a uniform sample of all, however they are batched.
+
+        Each process draws the keys of all images and uses those of its `share`: together they keep what one would.
+        """
         x = patches.flatten(0, 1)
-        keys = torch.rand(len(x), generator=self._random, dtype=torch.float64)
+        self._per_image = patches.shape[1]
+        drawn = torch.rand(len(patches) * world(), self._per_image, generator=self._random, dtype=torch.float64)
+        keys = drawn[rank() :: world()].flatten()
         if self._sample is not None:
             if len(self._sample[0]) == SAMPLE:
                 chosen = (keys < self._sample[0].max()).nonzero().squeeze(1)
@@ -177,28 +202,29 @@ class ClusterGaussians(CellGaussians):
         self._sample = (keys, x)
 
     def estimate(self) -> None:
+        if world() > 1:
+            self._join()
         assert self._sample is not None
         x = self._sample[1]
-        deviation, size = x.std(0), x.abs().amax(0)
-        constant = ~(deviation > 1e-4 * size)  # but for rounding; in units of its own size it leaves the clusters alone
-        self.scale.copy_(torch.where(constant, size.clamp(min=1e-6), deviation))
+        self.directions.copy_(principal_directions(x, self.directions.shape[1]))
+        projected = x @ self.directions
         clusters = max(1, min(len(self.mean), len(x) // 2))
         if clusters == 1:
-            centre = (x / self.scale).mean(0, keepdim=True)
+            centre = projected.mean(0, keepdim=True)
         else:
             from sklearn.cluster import MiniBatchKMeans  # here: scoring alone is to do without scikit-learn
 
             kmeans = MiniBatchKMeans(
                 clusters, batch_size=4096, init_size=3 * clusters, n_init=1, random_state=self.seed
             )
-            fitted = kmeans.fit((x / self.scale).cpu().numpy()).cluster_centers_
+            fitted = kmeans.fit(projected.cpu().numpy()).cluster_centers_
             centre = torch.from_numpy(fitted).to(x)
         self.centre.fill_(1e15)[:clusters] = centre  # what is left over is nobody's nearest
         cells = self.cells(x)
         k, d = self.mean.shape
         counts = torch.bincount(cells, minlength=k).double()
         mean = torch.zeros(k, d, dtype=torch.float64, device=x.device).index_add_(0, cells, x.double())
-        mean = torch.where(counts[:, None] > 0, mean / counts[:, None], (self.centre * self.scale).double())
+        mean /= counts.clamp(min=1)[:, None]
         order, scatter = cells.argsort(), torch.zeros(k, d, d, dtype=torch.float64, device=x.device)
         for cell, part in zip(*_runs(cells[order], x[order]), strict=True):
             y = part.double() - mean[cell]
@@ -207,11 +233,26 @@ class ClusterGaussians(CellGaussians):
         self._sample = None
         self._random.manual_seed(self.seed)
 
+    def _join(self) -> None:
+        """Put the sample of all processes, as one would have drawn it, in place of that of this one."""
+        keys, x = self._sample or (torch.zeros(0, dtype=torch.float64), self.mean[:0])
+        every = torch.cat(gather(keys))
+        if len(every) > SAMPLE:
+            kept = keys <= every.kthvalue(SAMPLE).values
+            keys, joined = (torch.cat(gather(c[kept.to(c.device)].cpu())) for c in (keys, x))
+            order = keys.argsort()
+            keys, joined = keys[order], joined[order]
+        else:
+            keys, joined = (
+                gather_rows(column.unflatten(0, (len(column) // self._per_image, self._per_image))).flatten(0, 1)
+                for column in (keys, x)
+            )
+        self._sample = keys, joined.to(self.mean.device)
+
     def cells(self, x: Tensor) -> Tensor:
         """Index of the nearest centre of patches ``(M, D)``: ``(M,)``."""
         offset = self.centre.square().sum(-1) / 2
-        weight = (self.centre / self.scale).T
-        return torch.cat([(offset - part @ weight).argmin(-1) for part in x.split(8192)])
+        return torch.cat([(offset - part @ self.directions @ self.centre.T).argmin(-1) for part in x.split(8192)])
 
     def forward(self, patches: Tensor) -> Tensor:
         """Mahalanobis distance of each patch ``(N, P, D)`` to the Gaussian of its cluster: ``(N, P)``."""
@@ -247,6 +288,17 @@ class Clusterings(PatchGaussians):
     def forward(self, patches: Tensor) -> Tensor:
         """Mean over the clusterings of the distance of each patch ``(N, P, D)``: ``(N, P)``."""
         return torch.stack([member(patches) for member in self.members]).mean(0)
+
+
+def principal_directions(x: Tensor, count: int) -> Tensor:
+    """Where standardised ``x`` ``(M, D)`` varies most: what to multiply ``x`` with, ``(D, count)``.
+
+    Features that never change, but for rounding, have no part in them.
+    """
+    deviation = x.std(0)
+    scale = torch.where(deviation > 1e-4 * x.abs().amax(0), 1 / deviation, 0)
+    covariance = torch.cov((x * scale).double().T)
+    return scale[:, None] * torch.linalg.eigh(covariance.reshape(len(scale), -1)).eigenvectors[:, -count:].to(x)
 
 
 def _runs(cells: Tensor, x: Tensor) -> tuple[list[int], list[Tensor]]:

@@ -11,7 +11,9 @@ import torch
 from numpy.typing import NDArray
 from scipy.spatial.distance import mahalanobis as scipy_mahalanobis
 from scipy.stats import kstest
+from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_rand_score
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from gaussad_pl import dense
@@ -72,9 +74,9 @@ def textbook(cells: Sequence[Array]) -> list[tuple[Array, Array]]:
     ]
 
 
-def nearest(x: Array, centres: Array, scale: Array) -> list[int]:
-    """Index of the nearest centre (in units of scale) of each patch (M, D)."""
-    return [int(np.argmin([np.linalg.norm(row / scale - centre) for centre in centres])) for row in x]
+def nearest(x: Array, centres: Array, directions: Array) -> list[int]:
+    """Index of the nearest centre of each patch (M, D), in the space of the directions."""
+    return [int(np.argmin([np.linalg.norm(row @ directions - centre) for centre in centres])) for row in x]
 
 
 @pytest.mark.parametrize("n", [2, 4, 30])
@@ -129,12 +131,16 @@ def test_one_cluster_is_the_plain_gaussian_of_all_patches() -> None:
     np.testing.assert_allclose(actual, expected, rtol=1e-8)
 
 
-def test_a_patch_belongs_to_the_nearest_centre_in_standardised_features() -> None:
+def test_a_patch_belongs_to_the_nearest_centre_among_principal_components(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dense, "DIRECTIONS", 3)
     x, other = blobs(10, 30, 4)[0], sample(4, 30, 4, seed=1)
     gaussians = fitted(ClusterGaussians(7, 4, seed=0), x)
-    np.testing.assert_allclose(gaussians.scale, x.flatten(0, 1).numpy().std(0, ddof=1), rtol=1e-8)
+    standardised = StandardScaler().fit_transform(x.flatten(0, 1).numpy())
+    expected = np.abs(PCA(3, svd_solver="full").fit(standardised).components_[::-1])
+    found = gaussians.directions.numpy() * x.flatten(0, 1).numpy().std(0, ddof=1)[:, None]
+    np.testing.assert_allclose(np.abs(found.T), expected, rtol=1e-6)
     for patches in (x.flatten(0, 1), other.flatten(0, 1)):
-        expected = nearest(patches.numpy(), gaussians.centre.numpy(), gaussians.scale.numpy())
+        expected = nearest(patches.numpy(), gaussians.centre.numpy(), gaussians.directions.numpy())
         assert gaussians.cells(patches).tolist() == expected
         assert len(set(expected)) > 1
 
@@ -142,7 +148,7 @@ def test_a_patch_belongs_to_the_nearest_centre_in_standardised_features() -> Non
 def test_more_patches_than_are_compared_at_once_are_each_put_to_their_nearest_centre() -> None:
     x, _ = blobs(10, 2000, 2)
     gaussians = fitted(ClusterGaussians(4, 2, seed=0), x)
-    expected = torch.cdist(x.flatten(0, 1) / gaussians.scale, gaussians.centre).argmin(1)
+    expected = torch.cdist(x.flatten(0, 1) @ gaussians.directions, gaussians.centre).argmin(1)
     assert torch.equal(gaussians.cells(x.flatten(0, 1)), expected)
 
 
@@ -156,13 +162,13 @@ def test_clusters_find_the_groups_there_are() -> None:
 def test_gaussians_of_clusters_equal_the_textbook(clusters: int) -> None:
     x, other = blobs(10, 30, 5)[0], blobs(3, 30, 5, seed=0)[0] + 0.1
     gaussians = fitted(ClusterGaussians(clusters, 5, seed=0), x)
-    centres, scale = gaussians.centre.numpy(), gaussians.scale.numpy()
+    centres, directions = gaussians.centre.numpy(), gaussians.directions.numpy()
     patches = x.flatten(0, 1).numpy()
-    cells = np.array(nearest(patches, centres, scale))
+    cells = np.array(nearest(patches, centres, directions))
     occupied = sorted(set(cells.tolist()))
     reference = dict(zip(occupied, textbook([patches[cells == cell] for cell in occupied]), strict=True))
     unseen = other.flatten(0, 1).numpy()
-    pairs = zip(unseen, nearest(unseen, centres, scale), strict=True)
+    pairs = zip(unseen, nearest(unseen, centres, directions), strict=True)
     expected = [scipy_mahalanobis(patch, *reference[cell]) for patch, cell in pairs]
     np.testing.assert_allclose(gaussians(other).flatten(), expected, rtol=1e-7)
 
