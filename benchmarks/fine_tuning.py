@@ -19,14 +19,13 @@ from typing import Any
 
 import lightning as L
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from rich.console import Console
 from torch import Tensor
 
 from benchmarks.analysis import report
-from gaussad_pl.cli import CONF, keep_freed_memory
-from gaussad_pl.data.base import ImageDataModule
+from benchmarks.jobs import build, compose_job, quiet_trainer
+from gaussad_pl.cli import keep_freed_memory
 from gaussad_pl.detection import Detection
 from gaussad_pl.forgetting import ForgettingStop
 from gaussad_pl.metrics import auroc
@@ -87,28 +86,11 @@ class TestEachEpoch(L.Callback):
 
 def run_job(folder: Path, seed: int, overrides: list[str]) -> dict[str, Any]:
     """One training run: the forgetting record and the test metrics of every epoch."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose(
-            "train",
-            [
-                f"data.root={folder}",
-                "data=folder",
-                "model.segmentation=null",
-                f"seed={seed}",
-                f"fold={seed % 5}",
-                *overrides,
-            ],
-        )
-    L.seed_everything(seed, verbose=False)
-    data: ImageDataModule = instantiate(config.data)
-    module: GaussianAD = instantiate(config.model)
+    config = compose_job(folder, seed, ["model.segmentation=null", *overrides])
+    data, module = build(config)
     forgetting = ForgettingStop(config.callbacks.forgetting.signal, patience=10**6)  # never stops
-    averaging = instantiate(config.callbacks.averaging)
     tests = TestEachEpoch()
-    trainer: L.Trainer = instantiate(
-        config.trainer, callbacks=[averaging, forgetting, tests], logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, default_root_dir=None,
-    )  # fmt: skip
+    trainer = quiet_trainer(config, [instantiate(config.callbacks.averaging), forgetting, tests])
     start = time.perf_counter()
     trainer.validate(module, data, verbose=False)
     if config.fine_tune:

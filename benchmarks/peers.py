@@ -22,7 +22,6 @@ import io
 import json
 import multiprocessing
 import platform
-import time
 import warnings
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -31,16 +30,16 @@ from typing import Any
 
 import lightning as L
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from rich.console import Console
 from rich.table import Column, Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.jobs import clocks, compose_job, since
 from gaussad_pl import __version__
 from gaussad_pl.backbone import Backbone
-from gaussad_pl.cli import CONF, keep_freed_memory
+from gaussad_pl.cli import keep_freed_memory
 from gaussad_pl.data.base import ImageDataModule
 from gaussad_pl.data.images import MASK_SIZE
 from gaussad_pl.metrics import image_metrics
@@ -160,10 +159,7 @@ class Job:
 
     def data(self) -> ImageDataModule:
         """The dataset and the split that gaussad_pl trains on with this seed; see `benchmarks.fine_tuning`."""
-        chosen = [f"data.root={self.folder}", f"seed={self.seed}", f"fold={self.seed % 5}"]
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            config = compose("train", ["data=folder", *chosen])
-        data: ImageDataModule = instantiate(config.data)
+        data: ImageDataModule = instantiate(compose_job(self.folder, self.seed, []).data)
         return data
 
     def training_images(self, data: ImageDataModule) -> Tensor:
@@ -241,16 +237,6 @@ def score(model: Any, images: Tensor) -> tuple[Tensor, Tensor, dict[str, float]]
     seconds = since(start, "score")
     scores, maps = ([getattr(r, name) for r in results] for name in ("pred_score", "anomaly_map"))
     return torch.cat(scores).flatten(), torch.cat(maps).squeeze(1), seconds
-
-
-def clocks() -> tuple[float, float]:
-    """Wall time, and the time of this process on the processor: the one to trust where others use it, too."""
-    return time.perf_counter(), time.process_time()
-
-
-def since(start: tuple[float, float], what: str) -> dict[str, float]:
-    wall, cpu = (now - then for now, then in zip(clocks(), start, strict=True))
-    return {f"{what}_seconds": wall, f"{what}_cpu_seconds": cpu}
 
 
 def state_bytes(module: nn.Module) -> int:

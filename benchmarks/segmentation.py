@@ -1,10 +1,13 @@
 """How good are the anomaly maps, form by form, and what do they cost?
 
-    python -m benchmarks.segmentation --data /data/mvtec_ad/screw /data/magnetic_tile/tile --peers runs/peers
+    python -m benchmarks.segmentation --data /data/mvtec_ad/screw /data/magnetic_tile/tile \\
+        --peers-python build/peers/bin/python
 
 Fits the frozen detector with each form of the Gaussians of patches alone (image score from the map only) and with the
-default, which chooses form and image score on the augmented validation. `--peers` adds the records of benchmarks.peers
-to the table. One JSON file a job: what is there already is not computed again.
+default, which chooses form, levels and image score on the augmented validation. `--peers-python`, the interpreter of
+the environment of benchmarks.peers, has PaDiM and PatchCore fitted to the same images in between, so that all times are
+of one run; they are seconds of the processor, which a busy machine changes least. One JSON file a job: what is there
+already is not computed again.
 """
 
 from __future__ import annotations
@@ -12,26 +15,22 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import time
+import subprocess
 import warnings
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.analysis import mean_sem
-from gaussad_pl.cli import CONF, keep_freed_memory
-from gaussad_pl.data.base import ImageDataModule
+from benchmarks.jobs import build, clocks, compose_job, quiet_trainer, since
 from gaussad_pl.anomaly_maps import FORMS
+from gaussad_pl.cli import keep_freed_memory
 from gaussad_pl.detection import Detection
 from gaussad_pl.forgetting import ForgettingStop
 from gaussad_pl.metrics import image_metrics
-from gaussad_pl.module import GaussianAD
 from gaussad_pl.pixel_metrics import pixel_metrics
 from gaussad_pl.results import write_json
 
@@ -41,25 +40,19 @@ METHODS = ("default", *FORMS)
 def run_job(folder: Path, method: str, seed: int, overrides: list[str]) -> dict[str, Any]:
     """Fit and score one method; image decoding is not in the times, choosing by the validation is."""
     forced = [] if method == "default" else [f"model.segmentation.form={method}", "model.segmentation.combine=map"]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        settings = ["data=folder", f"data.root={folder}", f"seed={seed}", f"fold={seed % 5}", "trainer=cpu"]
-        config = compose("train", [*settings, *forced, *overrides])
-    L.seed_everything(seed, verbose=False)
-    data: ImageDataModule = instantiate(config.data)
-    module: GaussianAD = instantiate(config.model)
-    trainer: L.Trainer = instantiate(
-        config.trainer, callbacks=[ForgettingStop()], logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, default_root_dir=None,
-    )  # fmt: skip
+    levels = [] if method == "default" else ["model.segmentation.map_levels=middle"]
+    config = compose_job(folder, seed, ["trainer=cpu", *forced, *levels, *overrides])
+    data, module = build(config)
+    trainer = quiet_trainer(config, [ForgettingStop()])
     images, masks = data.good_images, data.test_masks
     assert len(images) and len(data.validation) and len(data.test)  # type: ignore[arg-type]  # decode first
-    start = time.perf_counter()
+    start = clocks()
     trainer.validate(module, datamodule=data, verbose=False)
     chosen = module.choose_maps(data.map_validation_dataloader())
-    fitted = time.perf_counter()
+    fit_times, start = since(start, "fit"), clocks()
     with torch.no_grad():
         found = Detection.join([module(batch["image"]) for batch in data.test_dataloader()])
-    scored = time.perf_counter()
+    score_times = since(start, "score")
     assert found.maps is not None
     labels = torch.tensor([sample.label for sample in data.test_samples])
     file = io.BytesIO()
@@ -68,8 +61,14 @@ def run_job(folder: Path, method: str, seed: int, overrides: list[str]) -> dict[
         "method": method, "dataset": folder.name, "seed": seed,
         **image_metrics(found.scores, labels), **pixel_metrics(found.maps, masks, labels),
         "chosen": chosen, "train_images": len(data.split[0]), "threads": torch.get_num_threads(),
-        "fit_seconds": fitted - start, "score_seconds": scored - fitted, "state_bytes": file.tell(),
+        **fit_times, **score_times, "state_bytes": file.tell(),
     }  # fmt: skip
+
+
+def run_peers(python: Path, folder: Path, seed: int, out: Path, methods: list[str], threads: int) -> None:
+    """The peers on the same dataset and seed, in their own environment, right after our own jobs."""
+    command = [python, "-m", "benchmarks.peers", "--data", folder, "--seeds", seed, "--out", out, "--threads", threads]
+    subprocess.run([*map(str, command), "--methods", *methods, "--coreset", "fast"], check=True)
 
 
 def table(records: list[dict[str, Any]]) -> Table:
@@ -86,7 +85,8 @@ def table(records: list[dict[str, Any]]) -> Table:
                 continue
             quality = [mean_sem([100 * r[key] for r in rows]) for key in ("image_auroc", "pixel_auroc", "aupro")]
             fit, score, size = (
-                sorted(r[key] for r in rows)[len(rows) // 2] for key in ("fit_seconds", "score_seconds", "state_bytes")
+                sorted(r[key] for r in rows)[len(rows) // 2]
+                for key in ("fit_cpu_seconds", "score_cpu_seconds", "state_bytes")
             )
             result.add_row(dataset, method, *quality, f"{fit:.0f}", f"{score:.0f}", f"{size / 1e6:.0f}", str(len(rows)))
     return result
@@ -98,28 +98,31 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs/segmentation"))
-    parser.add_argument("--peers", type=Path, help="folder of records of benchmarks.peers")
+    parser.add_argument("--peers-python", type=Path, help="interpreter of the environment of benchmarks.peers")
+    parser.add_argument("--peers", nargs="+", default=["padim", "patchcore"], help="which of them")
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings for every job")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     keep_freed_memory()
+    torch.set_num_threads(arguments.threads)
     console = Console(width=130)
     arguments.out.mkdir(parents=True, exist_ok=True)
     records = []
     for seed in arguments.seeds:
-        for method in arguments.methods:
-            for folder in arguments.data:
+        for folder in (path.resolve() for path in arguments.data):
+            for method in arguments.methods:
                 path = arguments.out / f"{folder.name}-{method}-seed{seed}.json"
                 if not path.is_file():
                     console.print(f"{folder.name}, {method}, seed {seed}", highlight=False)
-                    write_json(path, run_job(folder.resolve(), method, seed, arguments.set))
+                    write_json(path, run_job(folder, method, seed, arguments.set))
                 records.append(json.loads(path.read_text()))
-    peers = sorted(arguments.peers.glob("*.json")) if arguments.peers else []
-    known = {record["dataset"] for record in records}
-    for record in (json.loads(path.read_text()) for path in peers):
-        if record["dataset"] in known:
-            more = ", all images" if record.get("train") == "all" else ""  # not the fold that the others see
-            records.append({**record, "method": record["method"] + more})
+            if arguments.peers_python:
+                peers = arguments.out / "peers"
+                run_peers(arguments.peers_python, folder, seed, peers, arguments.peers, arguments.threads)
+                records += [
+                    json.loads(path.read_text()) for path in sorted(peers.glob(f"{folder.name}-*seed{seed}.json"))
+                ]
     records.sort(key=lambda record: record["dataset"])
     result = table(records)
     console.print(result)

@@ -97,10 +97,16 @@ def test_the_benchmark_of_the_maps_tells_each_form_and_the_peers(
     parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     quick = [f"backbone.name={TINY['name']}", "backbone.weights=random", "backbone.image_size=64"]
-    peers = tmp_path / "peers"
-    peers.mkdir()
-    (peers / "x.json").write_text('{"dataset": "screw", "method": "padim", "seed": 0, "status": "not finished"}')
-    where = ["--data", str(parts / "screw"), "--seeds", "0", "--out", str(tmp_path), "--peers", str(peers)]
+
+    def run_peers(python: Path, folder: Path, seed: int, out: Path, methods: list[str], threads: int) -> None:
+        assert (python.name, folder, seed, threads) == ("python", parts / "screw", 0, 1)
+        out.mkdir()
+        for method in methods:
+            record = {"dataset": "screw", "method": method, "seed": seed, "status": "not finished"}
+            (out / f"screw-{method}-fold-seed0.json").write_text(json.dumps(record))
+
+    monkeypatch.setattr(segmentation, "run_peers", run_peers)
+    where = ["--data", str(parts / "screw"), "--seeds", "0", "--out", str(tmp_path), "--peers-python", "python"]
     monkeypatch.setattr(sys, "argv", ["segmentation.py", *where, "--set", *quick, "model.segmentation.clusters=4"])
     segmentation.main()
     records = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
@@ -108,5 +114,5 @@ def test_the_benchmark_of_the_maps_tells_each_form_and_the_peers(
     assert records["screw-position-seed0"]["chosen"]["combine"] == "map"
     assert records["screw-default-seed0"]["chosen"]["form"] in ("position", "clusters", "shared")
     printed = capsys.readouterr().out
-    for method in ("default", "position", "clusters", "shared", "padim", "not finished"):
+    for method in ("default", "position", "clusters", "shared", "padim", "patchcore", "not finished"):
         assert method in printed
