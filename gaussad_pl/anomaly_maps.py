@@ -70,13 +70,16 @@ class MapHead(nn.Module):
 
 def smooth(grid: Tensor) -> Tensor:
     """Distances on a grid ``(N, h, w)`` as maps ``(N, 256, 256)``: bilinear, then a Gaussian blur."""
-    maps = F.interpolate(grid[:, None], size=(SIZE, SIZE), mode="bilinear")
+    return _enlarging(grid.shape[1], grid) @ grid @ _enlarging(grid.shape[2], grid).T
+
+
+def _enlarging(cells: int, like: Tensor) -> Tensor:
+    """The matrix ``(256, cells)`` that enlarges and blurs along one side: both are linear, and separable."""
+    unit = torch.eye(cells, dtype=like.dtype, device=like.device)[:, None]
+    lines = F.interpolate(unit, size=SIZE, mode="linear")
     reach = math.ceil(3 * BLUR)
-    offsets = torch.arange(-reach, reach + 1, device=grid.device, dtype=grid.dtype)
-    kernel = torch.exp(-((offsets / BLUR) ** 2) / 2)
-    kernel = kernel / kernel.sum()
-    padded = F.pad(maps, (reach, reach, reach, reach), mode="reflect")
-    return F.conv2d(F.conv2d(padded, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1))[:, 0]
+    kernel = torch.exp(-((torch.arange(-reach, reach + 1, device=like.device, dtype=like.dtype) / BLUR) ** 2) / 2)
+    return F.conv1d(F.pad(lines, (reach, reach), mode="reflect"), (kernel / kernel.sum())[None, None])[:, 0].T
 
 
 def map_score(maps: Tensor) -> Tensor:

@@ -257,13 +257,10 @@ class ClusterGaussians(CellGaussians):
     def forward(self, patches: Tensor) -> Tensor:
         """Mahalanobis distance of each patch ``(N, P, D)`` to the Gaussian of its cluster: ``(N, P)``."""
         x = patches.flatten(0, 1)
-        cells = self.cells(x.detach())
-        order = cells.argsort()
-        found = [
-            mahalanobis(part, self.mean[cell], self.whitener[cell])
-            for cell, part in zip(*_runs(cells[order], x[order]), strict=True)
-        ]
-        return torch.cat(found)[order.argsort()].reshape(patches.shape[:2])
+        cells, order = self.cells(x.detach()).sort()
+        y, whiteners = x[order] - self.mean[cells], self.whitener.mT.unbind()
+        parts = [part @ whiteners[cell] for cell, part in zip(*_runs(cells, y), strict=True)]  # one product a cell
+        return torch.linalg.vector_norm(torch.cat(parts), dim=-1)[order.argsort()].reshape(patches.shape[:2])
 
 
 class Clusterings(PatchGaussians):
