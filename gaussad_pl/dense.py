@@ -251,8 +251,9 @@ class ClusterGaussians(CellGaussians):
 
     def cells(self, x: Tensor) -> Tensor:
         """Index of the nearest centre of patches ``(M, D)``: ``(M,)``."""
-        offset = self.centre.square().sum(-1) / 2
-        return torch.cat([(offset - part @ self.directions @ self.centre.T).argmin(-1) for part in x.split(8192)])
+        offset = self.centre.square().sum(-1) / -2
+        nearness = (torch.addmm(offset, part @ self.directions, self.centre.T) for part in x.split(8192))
+        return torch.cat([part.argmax(-1) for part in nearness])
 
     def forward(self, patches: Tensor) -> Tensor:
         """Mahalanobis distance of each patch ``(N, P, D)`` to the Gaussian of its cluster: ``(N, P)``."""

@@ -1,0 +1,67 @@
+"""Folded batch normalisation: the same features from fewer layers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import TINY
+from torch import nn
+
+from gaussad_pl.backbone import Backbone
+from gaussad_pl.folding import folded
+
+IMAGES = torch.randint(256, (4, 3, 64, 64), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+
+
+def backbone(name: str) -> Backbone:
+    """With running statistics and weights of its batch normalisations that matter."""
+    torch.manual_seed(0)
+    model = Backbone(**{**TINY, "name": name})  # type: ignore[arg-type]
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.3)  # type: ignore[union-attr]
+            module.running_var.uniform_(0.5, 2)  # type: ignore[union-attr]
+            module.weight.data.uniform_(0.5, 2)
+            module.bias.data.normal_(0, 0.3)
+    return model
+
+
+@pytest.mark.parametrize("name", ["test_efficientnet.r160_in1k", "test_resnet.r160_in1k"])
+def test_folding_keeps_the_features_and_leaves_no_normalisation(name: str) -> None:
+    model = backbone(name)
+    count = sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    twin = folded(model)
+    assert count > 5 and not any(isinstance(module, nn.BatchNorm2d) for module in twin.modules())
+    assert sum(isinstance(module, nn.BatchNorm2d) for module in model.modules()) == count
+    with torch.no_grad():
+        for actual, expected in zip(twin(IMAGES), model(IMAGES), strict=True):
+            scale = float(expected.abs().max())
+            torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-4 * scale)
+
+
+def test_a_backbone_without_batch_normalisation_stays_as_it_is() -> None:
+    model = backbone("test_convnext.r160_in1k")
+    with torch.no_grad():
+        for actual, expected in zip(folded(model)(IMAGES), model(IMAGES), strict=True):
+            assert torch.equal(actual, expected)
+
+
+def test_a_normalisation_whose_input_is_used_elsewhere_is_not_folded_wrongly() -> None:
+    model = backbone("test_resnet.r160_in1k")
+    stem = model.model.conv1  # convolution, normalisation, ...
+
+    class Twice(nn.Module):
+        """The sum of a normalised map and the map itself."""
+
+        def __init__(self, norm: nn.Module) -> None:
+            super().__init__()
+            self.norm = norm
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.norm(x) + x
+
+    assert isinstance(stem[1], nn.BatchNorm2d)
+    stem[1] = Twice(stem[1])
+    with torch.no_grad():
+        for actual, expected in zip(folded(model)(IMAGES), model(IMAGES), strict=True):
+            torch.testing.assert_close(actual, expected)
