@@ -1,0 +1,1 @@
+"""What `python -m gaussad_pl.report` is made of. It reads files only: no torch, no Lightning."""

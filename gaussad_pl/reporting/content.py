@@ -1,0 +1,146 @@
+"""What a report says, before it is written as a page, as Markdown or as a table of numbers."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from gaussad_pl.reporting.flags import Flag, find_flags
+from gaussad_pl.reporting.runs import Run, display_name
+from gaussad_pl.reporting.study import Study
+from gaussad_pl.reporting.tables import METRICS, Comparison, Estimate, ResultTable, comparisons, result_tables
+
+COMPARED = ("image_auroc", "pixel_auroc", "aupro")  # frozen against fine-tuned
+PARTS = {
+    "levels": "levels", "segmentation": "anomaly map", "frozen": "frozen result", "finetuned": "fine-tuned result"
+}  # fmt: skip
+NOT_USED = "fine-tuning not used"
+
+
+@dataclass(frozen=True)
+class Content:
+    """Everything but the pictures.
+
+    Attributes:
+        compared: for each metric, frozen against fine-tuned of each cell, and of each setting as ``("", setting)``.
+        selections: part of the result, rule, runs.
+        versions: runs, the versions that they share.
+    """
+
+    title: str
+    top: Path
+    written: str
+    command: str
+    study: Study
+    flags: list[Flag]
+    tables: list[ResultTable]
+    compared: dict[str, dict[tuple[str, str], Comparison]]
+    selections: list[tuple[str, str, str]]
+    versions: list[tuple[str, str]]
+    headlines: list[str]
+
+
+def compose(top: Path, study: Study) -> Content:
+    tables = result_tables(study)
+    compared = {metric: found for metric in COMPARED if (found := comparisons(study, metric))}
+    rules = [(PARTS[part], _rule(text), run) for part in PARTS for run in study.runs
+             if (text := run.selections.get(part))]  # fmt: skip
+    versions = [(name, version, run) for run in study.runs for name, version in run.versions.items()]
+    return Content(
+        title=display_name(top, top),
+        top=top,
+        written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        command=shlex.join(sys.orig_argv),
+        study=study,
+        flags=find_flags(study),
+        tables=tables,
+        compared=compared,
+        selections=_by_runs(study, rules),
+        versions=_same_runs(_by_runs(study, versions)),
+        headlines=headlines(study, tables, compared.get("image_auroc", {})),
+    )
+
+
+def headlines(study: Study, tables: list[ResultTable], compared: dict[tuple[str, str], Comparison]) -> list[str]:
+    """The result in a sentence or two."""
+    said = []
+    for table in tables[:1]:
+        title = table.title[0].upper() + table.title[1:]
+        means = {setting: found for setting, found in table.means.items() if found is not None}
+        over = f"mean of {len(table.common)} categories" if len(table.common) > 1 else "".join(table.common)
+        if len(means) == 1:
+            said.append(f"{title}, {over}: {spread(*means.values())}.")
+        elif means:
+            ordered = sorted(means, key=lambda setting: means[setting].mean)
+            high, low = ordered[-1], ordered[0]
+            said.append(f"{title}, {over}: from {spread(means[low])} ({low}) to {spread(means[high])} ({high}).")
+    tuned = [run for run in study.runs if run.forgetting is not None]
+    if tuned:
+        used = sum(run.forgetting.used for run in tuned if run.forgetting is not None)
+        said.append(f"{NOT_USED} in any of {len(tuned)} runs: the validation saw no gain.".capitalize() if not used
+                    else f"Fine-tuning was used in {used} of {len(tuned)} runs.")  # fmt: skip
+        for (category, setting), found in compared.items() if used and len(study.settings) <= 3 else ():
+            if not category:
+                name = f" ({setting})" if len(study.settings) > 1 else ""
+                said.append(f"Gain over the frozen network{name}: {points(found.gain)}; {test_text(found)}.")
+    elif study.runs:
+        said.append("No run was fine-tuned.")
+    return said
+
+
+def spread(found: Estimate) -> str:
+    return f"{found.text()} %"
+
+
+def points(found: Estimate) -> str:
+    return f"{found.text(sign=True)} points"
+
+
+def test_text(found: Comparison) -> str:
+    """The verdict of the test over runs, with its p where there is one."""
+    if found.test.p is None or found.test.smallest_p >= 0.05:
+        return f"Wilcoxon: {found.test.verdict}"
+    return f"Wilcoxon over n = {found.test.n} runs: p = {found.test.p:.2g}, {found.test.verdict}"
+
+
+def used_text(found: Comparison) -> str:
+    """Whether the validation preferred a fine-tuned epoch."""
+    if not found.used:
+        return NOT_USED
+    return "used" if found.used == len(found.runs) else f"used in {found.used} of {len(found.runs)}"
+
+
+def result_text(run: Run, metric: str = "image_auroc") -> str:
+    value = run.final.get(metric)
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def metric_title(metric: str) -> str:
+    return METRICS[metric]
+
+
+def _rule(text: str) -> str:
+    """A selection rule without the number of the epoch, which differs from run to run."""
+    return re.sub(r"epoch \d+ of \d+", "an epoch", text)
+
+
+def _by_runs(study: Study, entries: Iterable[tuple[str, str, Run]]) -> list[tuple[str, str, str]]:
+    """Equal entries as one, with the labels of the runs they hold for."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name, text, run in entries:
+        groups.setdefault((name, text), []).append(study.labels[run.folder])
+    every = len(study.runs)
+    return [(*key, "all runs" if len(set(labels)) == every else ", ".join(labels)) for key, labels in groups.items()]
+
+
+def _same_runs(entries: Iterable[tuple[str, str, str]]) -> list[tuple[str, str]]:
+    """For each set of runs all that is the same in it."""
+    groups: dict[str, list[str]] = {}
+    for name, text, runs in entries:
+        groups.setdefault(runs, []).append(f"{name} {text}")
+    return [(runs, ", ".join(same)) for runs, same in groups.items()]

@@ -1,0 +1,154 @@
+"""What a careful reader of the results would ask about."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from gaussad_pl.reporting.runs import Run
+from gaussad_pl.reporting.study import Study
+
+NO_REASON = "no metrics.json and no error.txt"
+WATCHED = {"image_auroc": "image AUROC", "aupro": "AUPRO"}  # for losses by fine-tuning
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One kind of doubt and where it applies."""
+
+    kind: str
+    meaning: str
+    items: list[str] = field(default_factory=list)
+
+
+def find_flags(study: Study) -> list[Flag]:
+    """All doubts that have a reason here, the gravest first."""
+    checks: list[Callable[[Study], Flag]] = [
+        unfinished, missing, below_frozen, never_moved, one_class, unequal_tests, missing_masks, uneven, repeated,
+        mixed_versions, mixed_weights, no_spread,
+    ]  # fmt: skip
+    return [flag for flag in (check(study) for check in checks) if flag.items]
+
+
+def unfinished(study: Study) -> Flag:
+    items = []
+    for job in study.unfinished:
+        setting = study.setting_of.get(job.folder)
+        place = f"{job.category} × {setting}, seed {job.seed}, fold {job.fold}: " if setting else ""
+        items.append(f"{place}{job.reason or NO_REASON}, in {job.name}")
+    return Flag("Unfinished runs", "They failed, were killed, or are still running; no number here is theirs.", items)
+
+
+def missing(study: Study) -> Flag:
+    items = [f"{category} × {setting}" for (category, setting), runs in study.cells.items() if not runs]
+    return Flag("Missing combinations", "No finished run; mean rows leave such categories out.", items)
+
+
+def below_frozen(study: Study) -> Flag:
+    items = []
+    for run in study.runs:
+        losses = {
+            title: run.finetuned[key] - run.frozen[key]
+            for key, title in WATCHED.items()
+            if run.finetuned is not None and key in run.finetuned and key in run.frozen
+        }
+        lost = [f"{title} −{-100 * loss:.1f}" for title, loss in losses.items() if loss < -1e-9]
+        if lost:
+            items.append(f"{_where(study, run)}: {', '.join(lost)} points")
+    return Flag("Fine-tuned below frozen", "The validation chose an epoch that the test does not confirm.", items)
+
+
+def never_moved(study: Study) -> Flag:
+    items = [
+        f"{_where(study, run)}: {run.forgetting.signal} over {max(len(run.forgetting.values) - 1, 0)} epochs"
+        for run in study.runs
+        if run.forgetting is not None and not run.forgetting.moved
+    ]
+    return Flag("The signal never moved", "Nothing told the epochs apart, so the choice of one means nothing.", items)
+
+
+def one_class(study: Study) -> Flag:
+    items = [
+        f"{_where(study, run)}: {run.images.get('test_good', 0)} good, {run.images.get('test_bad', 0)} bad test images"
+        for run in study.runs
+        if not (run.images.get("test_good") and run.images.get("test_bad")) or "image_auroc" not in run.final
+    ]
+    return Flag("Runs without both classes", "No AUROC; they are in no mean.", items)
+
+
+def unequal_tests(study: Study) -> Flag:
+    items = []
+    for category in study.categories:
+        counts = _groups(
+            study, ((f"{r.images.get('test_good')} good + {r.images.get('test_bad')} bad", r) for r in study.runs
+                    if r.category == category)
+        )  # fmt: skip
+        if len(counts) > 1:
+            items.append(f"{category}: {_listed(counts)}")
+    return Flag("Different test sets of one category", "Their numbers cannot be compared.", items)
+
+
+def missing_masks(study: Study) -> Flag:
+    items = [f"{_where(study, run)}: {run.masks_missing} bad images" for run in study.runs if run.masks_missing]
+    return Flag("Masks missing", "Pixel metrics leave these images out.", items)
+
+
+def uneven(study: Study) -> Flag:
+    pairs = {place: {(run.seed, run.fold) for run in runs} for place, runs in study.cells.items() if runs}
+    all_pairs = set().union(*pairs.values()) if pairs else set()
+    items = []
+    for (category, setting), present in pairs.items():
+        absent = [f"seed {seed} fold {fold}" for seed, fold in sorted(all_pairs - present)]
+        if absent:
+            items.append(f"{category} × {setting}: no {', '.join(absent)}")
+    return Flag("Uneven seeds or folds", "Cells are means over different sets of runs.", items)
+
+
+def repeated(study: Study) -> Flag:
+    items = [_where(study, run) for run in study.repeated]
+    return Flag("Repeated runs", "Same category, setting, seed and fold as a later folder, which alone counts.", items)
+
+
+def mixed_versions(study: Study) -> Flag:
+    packages = sorted({name for run in study.runs for name in run.versions})
+    items = []
+    for package in packages:
+        groups = _groups(study, ((run.versions.get(package, "not recorded"), run) for run in study.runs))
+        if len(groups) > 1:
+            items.append(f"{package}: {_listed(groups)}")
+    return Flag("Mixed versions", "Differences between runs may come from the software.", items)
+
+
+def mixed_weights(study: Study) -> Flag:
+    items = []
+    for backbone in sorted({run.backbone for run in study.runs}):
+        groups = _groups(study, ((run.weights, run) for run in study.runs if run.backbone == backbone))
+        if len(groups) > 1:
+            items.append(f"{backbone}: {_listed(groups)}")
+    return Flag("Mixed sources of weights", "The same backbone, with weights from different places.", items)
+
+
+def no_spread(study: Study) -> Flag:
+    single = [f"{category} × {setting}" for (category, setting), runs in study.cells.items() if len(runs) == 1]
+    return Flag("One run only", "No spread over seeds and folds is known, so no standard error is given.", single)
+
+
+def _where(study: Study, run: Run) -> str:
+    setting = study.setting_of[run.folder]
+    return f"{study.labels[run.folder]} ({run.category} × {setting}, seed {run.seed}, fold {run.fold})"
+
+
+def _groups(study: Study, values: Iterable[tuple[str, Run]]) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for value, run in values:
+        groups.setdefault(value, []).append(study.labels[run.folder])
+    return groups
+
+
+def _listed(groups: Mapping[str, list[str]]) -> str:
+    return "; ".join(f"{value} ({_abridged(labels)})" for value, labels in groups.items())
+
+
+def _abridged(labels: list[str], most: int = 6) -> str:
+    more = f" and {len(labels) - most} more" if len(labels) > most else ""
+    return ", ".join(labels[:most]) + more

@@ -1,0 +1,113 @@
+"""The report as Markdown, for a repository or a pull request, and its numbers as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Sequence
+
+from gaussad_pl.reporting.content import Content, metric_title, result_text, test_text, used_text
+from gaussad_pl.reporting.runs import Run
+from gaussad_pl.reporting.tables import METRICS, Estimate
+
+
+def markdown(content: Content) -> str:
+    study = content.study
+    parts = [f"# Report of {text(content.title)}"]
+    parts += [f"{len(study.runs)} finished runs, {len(study.unfinished)} unfinished. Written {content.written}."]
+    parts += [text(line) for line in content.headlines]
+    parts += ["## What to be careful about"]
+    if not content.flags:
+        parts += ["Nothing was found."]
+    for flag in content.flags:
+        parts += [f"**{flag.kind}.** {flag.meaning}\n\n" + "\n".join(f"- {text(item)}" for item in flag.items)]
+    parts += ["## Results", "Percent, mean ± SEM over seeds and folds; of what each run ended with."]
+    for found in content.tables:
+        rows = [[c, *(_cell(found.cells[c, s]) for s in study.settings)] for c in study.categories]
+        rows += [[f"mean of {len(found.common)}", *(_cell(found.means[s]) for s in study.settings)]]
+        parts += [f"### {found.title}", table(["", *study.settings], rows)]
+    parts += ["## Frozen against fine-tuned"]
+    if not content.compared:
+        parts += ["No run was fine-tuned."]
+    for metric, places in content.compared.items():
+        lines = [
+            [category or "mean", setting, str(found.gain.n), found.frozen.text(), found.finetuned.text(),
+             found.gain.text(sign=True), used_text(found), test_text(found)]
+            for (category, setting), found in places.items()
+        ]  # fmt: skip
+        head = ["category", "setting", "n", "frozen", "fine-tuned", "gain", "fine-tuning", "test"]
+        parts += [f"### {metric_title(metric)}", table(head, lines)]
+    if study.keys:
+        settings = [[name, *study.values[name]] for name in study.settings]
+        parts += ["## Settings", table(["setting", *study.keys], settings)]
+    parts += ["## How it was chosen", table(["part", "rule", "runs"], content.selections)]
+    parts += ["## Versions", table(["runs", "versions"], content.versions)]
+    head = ["run", "category", "setting", "seed", "fold", "image AUROC", "backbone", "weights", "folder"]
+    rows = [
+        [study.labels[run.folder], run.category, study.setting_of[run.folder], str(run.seed), str(run.fold),
+         result_text(run), run.backbone, run.weights, run.name]
+        for run in [*study.runs, *study.repeated]
+    ]  # fmt: skip
+    parts += ["## Runs", table(head, rows)]
+    parts += [f"{study.labels[run.folder]}:\n\n{code(_commands(run))}" for run in [*study.runs, *study.repeated]]
+    return "\n\n".join(parts) + "\n"
+
+
+def results_csv(content: Content) -> str:
+    """One row a run, finished or not; metrics as shares of 1."""
+    study = content.study
+    columns = [
+        "run", "status", "category", "setting", "seed", "fold", "backbone", "weights", "test_good", "test_bad",
+        *(f"{state}/{metric}" for state in ("frozen", "finetuned") for metric in METRICS),
+        "fine_tuning_used", "epoch_chosen", *(f"selection/{part}" for part in ("frozen", "finetuned", "segmentation")),
+        "versions", "command", "overrides", "folder",
+    ]  # fmt: skip
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    for run in [*study.runs, *study.repeated]:
+        row = {
+            "run": study.labels[run.folder], "status": "repeated" if run in study.repeated else "finished",
+            "category": run.category, "setting": study.setting_of[run.folder], "seed": run.seed, "fold": run.fold,
+            "backbone": run.backbone, "weights": run.weights, "test_good": run.images.get("test_good", ""),
+            "test_bad": run.images.get("test_bad", ""), "command": run.command, "overrides": " ".join(run.overrides),
+            "versions": " ".join(f"{name}=={version}" for name, version in run.versions.items()), "folder": run.name,
+        }  # fmt: skip
+        for state, metrics in (("frozen", run.frozen), ("finetuned", run.finetuned or {})):
+            row |= {f"{state}/{metric}": repr(metrics[metric]) for metric in METRICS if metric in metrics}
+        row |= {f"selection/{part}": rule for part, rule in run.selections.items() if f"selection/{part}" in columns}
+        if run.forgetting is not None:
+            row |= {"fine_tuning_used": run.forgetting.used, "epoch_chosen": run.forgetting.chosen}
+        writer.writerow(row)
+    for job in study.unfinished:
+        row = {"status": "unfinished", "folder": job.name, "overrides": " ".join(job.overrides)}
+        if job.folder in study.setting_of:
+            row |= {"category": job.category, "setting": study.setting_of[job.folder]}
+            row |= {"seed": job.seed, "fold": job.fold}
+        writer.writerow(row)
+    return file.getvalue()
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [[text(value) for value in row] for row in (head, *rows)]
+    lines.insert(1, ["---"] * len(head))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def text(value: str) -> str:
+    """Text that Markdown shows as it is."""
+    return re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", " ".join(value.split()))
+
+
+def code(value: str) -> str:
+    fence = "`" * max([2, *(len(run) for run in re.findall("`+", value))]) + "`"
+    return f"{fence}\n{value}\n{fence}"
+
+
+def _commands(run: Run) -> str:
+    return f"{run.command}\n# overrides of this job: {' '.join(run.overrides)}" if run.overrides else run.command
+
+
+def _cell(found: Estimate | None) -> str:
+    return "–" if found is None else f"{found.text()} (n = {found.n})"

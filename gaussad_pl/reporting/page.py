@@ -1,0 +1,111 @@
+"""The report as one page that needs no other file and no network."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from gaussad_pl import __version__
+from gaussad_pl.reporting import content as wording
+from gaussad_pl.reporting.content import Content
+from gaussad_pl.reporting.figures import forgetting_figure, histogram_figure, roc_figure
+from gaussad_pl.reporting.images import data_uri
+from gaussad_pl.reporting.runs import Run
+from gaussad_pl.reporting.scores import final_scores, frozen_scores
+from gaussad_pl.reporting.study import Study
+
+GALLERIES = {"misses.png": "Worst misses", "false_alarms.png": "Worst false alarms"}
+MOST_GALLERIES = 24  # runs; of more, the first seed and fold of each cell: a page is to be opened on a phone
+FILES = ("metrics.json", "config.yaml", "scores.csv", "frozen_scores.csv", "model.ckpt")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The curves of one category and setting; a figure is None where its data are missing."""
+
+    category: str
+    setting: str
+    runs: list[Run]
+    roc: Markup | None
+    histogram: Markup | None
+    forgetting: Markup | None
+    unreadable: list[Run]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    run: Run
+    pictures: list[tuple[str, str]]
+
+
+def html(content: Content, out: Path) -> str:
+    """The page, with links relative to the folder ``out``."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    drawn = cells(content.study)
+    chosen = gallery_runs(content.study)
+    galleries = [Gallery(run, found) for run in chosen if (found := pictures(run))]
+
+    def link(path: Path) -> str:
+        return quote(os.fsencode(Path(os.path.relpath(path, out)).as_posix()))
+
+    def files(run: Run) -> list[tuple[str, str]]:
+        return [(name, link(run.folder / name)) for name in FILES if (run.folder / name).is_file()]
+
+    return environment.get_template("page.html.j2").render(
+        content=content,
+        study=content.study,
+        cells=drawn,
+        anchors={(cell.category, cell.setting): f"cell-{i}" for i, cell in enumerate(drawn, start=1)},
+        galleries=galleries,
+        all_galleries=len(chosen) == len(content.study.runs),
+        link=link,
+        files=files,
+        wording=wording,
+        version=__version__,
+    )
+
+
+def cells(study: Study) -> list[Cell]:
+    return [cell(category, setting, runs) for (category, setting), runs in study.cells.items() if runs]
+
+
+def cell(category: str, setting: str, runs: list[Run]) -> Cell:
+    """Draws the curves of the runs of one cell."""
+    name = f"{category} × {setting}"
+    final = {run.folder: final_scores(run) for run in runs}
+    changed = any(run.forgetting is not None and run.forgetting.used for run in runs)
+    before = [frozen_scores(run) for run in runs] if changed else []
+    read = [one for one in final.values() if one is not None]
+    return Cell(
+        category=category,
+        setting=setting,
+        runs=runs,
+        roc=roc_figure(read, [one for one in before if one is not None], name),
+        histogram=histogram_figure(read, name),
+        forgetting=forgetting_figure([run.forgetting for run in runs if run.forgetting is not None], name),
+        unreadable=[run for run in runs if final[run.folder] is None],
+    )
+
+
+def gallery_runs(study: Study) -> list[Run]:
+    """All runs, or the first seed and fold of each cell where they are many: never those that look best."""
+    if len(study.runs) <= MOST_GALLERIES:
+        return study.runs
+    return [runs[0] for runs in study.cells.values() if runs]
+
+
+def pictures(run: Run) -> list[tuple[str, str]]:
+    """Titles and data URIs of the galleries in a run folder; a run without a map has none."""
+    found = [(title, data_uri(run.folder / name)) for name, title in GALLERIES.items()]
+    return [(title, uri) for title, uri in found if uri is not None]

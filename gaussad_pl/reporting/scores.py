@@ -1,0 +1,45 @@
+"""The scores of single test images, read back from a run folder."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gaussad_pl.reporting.runs import Run
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Labels (1 is bad) and scores of N test images, both ``(N,)``."""
+
+    labels: NDArray[np.int64]
+    scores: NDArray[np.float64]
+
+    @property
+    def both_classes(self) -> bool:
+        return len(np.unique(self.labels)) == 2
+
+
+def final_scores(run: Run) -> Scores | None:
+    return read_scores(run.folder / "scores.csv")
+
+
+def frozen_scores(run: Run) -> Scores | None:
+    """Of the frozen network; a run without fine-tuning has them in scores.csv."""
+    return read_scores(run.folder / ("scores.csv" if run.finetuned is None else "frozen_scores.csv"))
+
+
+def read_scores(path: Path) -> Scores | None:
+    """None where the file is missing, half-written, or holds what is no number."""
+    try:
+        with path.open(newline="", encoding="utf-8", errors="replace") as file:
+            rows = [(int(row["label"]), float(row["score"])) for row in csv.DictReader(file)]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    labels = np.array([label for label, _ in rows], dtype=np.int64)
+    scores = np.array([score for _, score in rows], dtype=np.float64)
+    return Scores(labels, scores) if len(rows) and np.isfinite(scores).all() else None

@@ -1,0 +1,119 @@
+"""What varies between runs: the identity of each run's setting, and a short name for it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+from gaussad_pl.reporting.runs import Job
+
+# not settings: what is averaged over, where things are, how they are logged, on which machine they run
+IGNORED = (
+    "seed", "fold", "resume", "data.name", "data.root", "data.category", "data._target_", "data.url", "data.sha256",
+    "data.download", "data.cache", "data.bad", "data.masks", "data.eval_batch_size", "hydra", "logger",
+    "callbacks.checkpoint", "callbacks.progress", "callbacks.wandb", "trainer._target_", "trainer.default_root_dir",
+    "trainer.accelerator", "trainer.devices", "trainer.strategy", "trainer.num_nodes", "trainer.log_every_n_steps",
+    "trainer.num_sanity_val_steps", "trainer.enable_model_summary", "trainer.enable_progress_bar",
+    "trainer.use_distributed_sampler",
+)  # fmt: skip
+# the same value once more, by interpolation in conf/
+COPIES = (
+    "data.seed", "data.fold", "data.folds", "data.image_size", "data.augmentations", "model.backbone",
+    "model.segmentation.seed",
+)  # fmt: skip
+OF_THE_CATEGORY = ("data.nuisance.hflip", "data.nuisance.vflip")  # set by conf/category/, as long as nobody else does
+# groups of conf/ and the keys they may stand for in a name
+GROUPS: dict[str, tuple[str, ...]] = {
+    "experiment": ("",),
+    "backbone": ("backbone.",),
+    "augmentation": ("augmentation.",),
+    "levels": ("model.level_rule.",),
+    "objective": ("model.objective.", "model.covariance", "model.train_on", "model.segmentation."),
+}
+ABSENT = "(absent)"
+
+
+def differing_keys(jobs: Sequence[Job]) -> list[str]:
+    """The keys of the configuration that are a setting and not the same in all jobs."""
+    keys = dict.fromkeys(key for job in jobs for key in job.config)
+    kept = [key for key in keys if not _below(key, IGNORED) and not _below(key, COPIES)]
+    return [key for key in kept if len(set(_column(jobs, key))) > 1 and not _category_decides(jobs, key)]
+
+
+def setting_names(jobs: Sequence[Job]) -> list[str]:
+    """The name of each job's setting: two jobs have the same one if and only if no setting differs between them."""
+    keys = differing_keys(jobs)
+    columns: dict[str, list[Hashable]] = {key: _column(jobs, key) for key in keys}
+    # a key that some jobs merely do not have says nothing that another key does not, as a rule
+    varying = {key: column for key, column in columns.items() if len(set(column) - {ABSENT}) > 1}
+    for key in sorted(columns, key=len):
+        if _classes(varying) != _classes(columns):
+            varying.setdefault(key, columns[key])
+    named = _by_groups(jobs, varying)
+    present = [[f"{_short(key)}={_shown(key, column[i])}" for key, column in named.items() if column[i] != ABSENT]
+               for i in range(len(jobs))]  # fmt: skip
+    return [", ".join(parts) or "default" for parts in present]
+
+
+def value_text(job: Job, key: str) -> str:
+    """The value of ``key`` in a job's configuration as YAML would have it."""
+    if any(other.startswith(f"{key}.") for other in job.config):
+        return "set"
+    return json.dumps(job.config[key], separators=(",", ":")).strip('"') if key in job.config else "–"
+
+
+def _by_groups(jobs: Sequence[Job], columns: Mapping[str, list[Hashable]]) -> dict[str, list[Hashable]]:
+    """Keys replaced by the group of conf/ that they come from, where the choice and their values say the same."""
+    left = dict(columns)
+    groups: dict[str, list[Hashable]] = {}
+    for group, prefixes in GROUPS.items():
+        if not any(job.choices for job in jobs) or (
+            group != "experiment" and any(group not in j.choices for j in jobs)
+        ):
+            continue
+        choice: list[Hashable] = [job.choices.get(group, "none") for job in jobs]
+        explained = {
+            key: column
+            for key, column in left.items()
+            if key.startswith(prefixes) and len(set(zip(choice, column, strict=True))) == len(set(choice))
+        }
+        if explained and len(set(choice)) > 1 and _classes(explained) == _classes({group: choice}):
+            groups[group] = choice
+            left = {key: column for key, column in left.items() if key not in explained}
+    return groups | left
+
+
+def _classes(columns: Mapping[str, Sequence[Hashable]]) -> list[int]:
+    """For each job the first job that has the same values in all columns: equal lists are equal partitions."""
+    rows = list(zip(*columns.values(), strict=True))
+    return [rows.index(row) for row in rows]
+
+
+def _column(jobs: Sequence[Job], key: str) -> list[Hashable]:
+    return [json.dumps(job.config[key], sort_keys=True) if key in job.config else ABSENT for job in jobs]
+
+
+def _category_decides(jobs: Sequence[Job], key: str) -> bool:
+    """A key of one kind of dataset, or one that conf/category/ sets, and nobody set otherwise."""
+    column = _column(jobs, key)
+    of_the_dataset = key.startswith("data.") and (key in OF_THE_CATEGORY or ABSENT in column)
+    pairs = set(zip((job.category for job in jobs), column, strict=True))
+    return of_the_dataset and len(pairs) == len({job.category for job in jobs})
+
+
+def _below(key: str, tops: Sequence[str]) -> bool:
+    return any(key == top or key.startswith(f"{top}.") for top in tops)
+
+
+def _short(key: str) -> str:
+    return key.removesuffix(".name").removesuffix("._target_")
+
+
+def _shown(key: str, value: Any) -> str:
+    """A value as it stands in a column, without the quotes of JSON and the module of a function."""
+    text = str(value)
+    if text.startswith('"'):
+        text = str(json.loads(text))
+        return text.rpartition(".")[2] if key.endswith("_target_") else text
+    return text.replace(", ", ",")
