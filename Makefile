@@ -13,7 +13,7 @@ help: ## show this list
 # constraints.txt pins what the figures in README were measured with
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,tensorboard]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,tensorboard,ray,submitit,optuna,export]'
 	@touch $@
 
 train: $(READY) ## fine-tune on the demo data and print the result; ARGS="+category=tile seed=1" adds settings

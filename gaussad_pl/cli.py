@@ -9,17 +9,21 @@ import logging
 import os
 import re
 import sys
+import uuid
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import hydra
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
+from lightning_utilities.core.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from gaussad_pl import folders, share, sweep
 from gaussad_pl.errors import UserError
 
 _PACKAGE = Path(__file__).parent
@@ -28,23 +32,43 @@ CONF = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if pa
 
 _VERBOSE = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
+sys.path.append(str(_PACKAGE / "plugins"))  # where Hydra finds our sweepers: it takes them from hydra_plugins alone
+
+# what conf/ may ask; with a cache, the jobs of a sweep get the answers of the process that launches them
 OmegaConf.register_new_resolver("basename", lambda path: Path(path).resolve().name, replace=True)
+OmegaConf.register_new_resolver("folder_of", folders.folder_of, use_cache=True, replace=True)
+OmegaConf.register_new_resolver("sweep_name", folders.sweep_name, replace=True)
+OmegaConf.register_new_resolver("job_name", folders.job_name_in, replace=True)
+OmegaConf.register_new_resolver("cores_per_job", share.cores_per_job, use_cache=True, replace=True)
+OmegaConf.register_new_resolver("gpus_per_job", share.gpus_per_job, use_cache=True, replace=True)
+OmegaConf.register_new_resolver("gpus_here", torch.cuda.device_count, use_cache=True, replace=True)
 
 
-def entry_point(task: Callable[[DictConfig], None]) -> Callable[[], None]:
+def entry_point(task: Callable[[DictConfig], float | None]) -> Callable[[], None]:
     """A command that composes conf/<file name of the task>.yaml and runs ``task`` on it.
 
     A user's mistake, in the command line or in the data, ends it with one line and exit code 1; a bug with its
-    traceback. HYDRA_FULL_ERROR=1 shows the traceback of both.
+    traceback. HYDRA_FULL_ERROR=1 shows the traceback of both. In a sweep both stay in the folder of their job.
     """
 
     name = Path(inspect.getfile(task)).stem
+    command, launch = sys.orig_argv, uuid.uuid4().hex
 
-    def job(config: DictConfig) -> None:
+    def job(config: DictConfig) -> float | sweep.Failure | None:  # perhaps in another process
+        sys.orig_argv = command  # what metrics.json names is what the user typed
+        _quiet()
+        keep_freed_memory()
+        first = getattr(rank_zero_only, "rank", 0) == 0
+        if not first:  # of the processes that share a run, one speaks
+            logging.disable(logging.INFO)
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            return sweep.attempt(task, config, launch, one_line)
         try:
-            task(config)
+            return task(config)
         except (UserError, InstantiationException) as error:
-            if _VERBOSE or HydraConfig.get().mode == RunMode.MULTIRUN:  # the other jobs of a sweep go on
+            if not first:
+                sys.exit(1)
+            if _VERBOSE:
                 raise
             sys.exit(f"error: {one_line(error)}")
 
@@ -96,8 +120,15 @@ def keep_freed_memory() -> None:
 
 def _quiet() -> None:
     """Hide what libraries say that is of no use here."""
+    # the names hydra/launcher=ray and so on are to be ours, on top of the plugins' own
+    warnings.filterwarnings("ignore", message="(?s).*is validated against ConfigStore schema")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # images are tensors in memory
     warnings.filterwarnings("ignore", message=".*Checkpoint directory.*exists and is not empty.*")  # a resumed run
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # on purpose, see module.py
+    warnings.filterwarnings("ignore", message=".*broadcast_buffers. is deprecated.*")  # its heir needs a newer torch
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")  # lightning on a newer torch
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.msg)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_tip)
+
+
+def _no_tip(record: logging.LogRecord) -> bool:
+    return "Tip:" not in record.msg

@@ -1,0 +1,146 @@
+"""A search by Optuna for the settings with the best validation signal."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from gaussad_pl import launching, sweep
+from gaussad_pl.errors import UserError
+from gaussad_pl.share import jobs_at_once
+
+if TYPE_CHECKING:
+    from optuna import Study, Trial
+    from optuna.distributions import BaseDistribution
+
+log = logging.getLogger(__name__)
+
+OBJECTIVE = "validation_signal"
+# signals over other images or copies are not comparable, and the best seed is luck
+NOT_SEARCHED = {"category", "data", "data.category", "data.root", "augmentation", "seed", "fold", "folds"}
+
+
+class OptunaSweeper(Sweeper):
+    """Tries settings, learns from their validation signals, and leaves `search.yaml` with all trials, the best first.
+
+    The search has no memory but its seed: started again with `resume=true` it takes the same way, past finished jobs.
+
+    Args:
+        maximise: only the validation signal.
+        n_trials: settings to try.
+        seed: of the sampler.
+        max_batch_size: trials that start together.
+        params: name and range of the settings, in the words of the command line.
+    """
+
+    def __init__(
+        self,
+        maximise: str = OBJECTIVE,
+        n_trials: int = 20,
+        seed: int = 0,
+        max_batch_size: int | None = None,
+        params: dict[str, str] | None = None,
+    ) -> None:
+        self.maximise = maximise
+        self.n_trials = n_trials
+        self.seed = seed
+        self.max_batch_size = max_batch_size
+        self.params = params or {}
+        self.hydra_context: HydraContext
+        self.config: DictConfig
+        self.launcher: Launcher
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        if importlib.util.find_spec("optuna") is None:
+            raise UserError("hydra/sweeper=optuna is an extra: pip install 'gaussad_pl[optuna]'")
+        if self.maximise != OBJECTIVE:
+            raise UserError(
+                f"hydra.sweeper.maximise={self.maximise}: a search may only maximise {OBJECTIVE}; settings chosen by "
+                "test metrics make the test results of the chosen ones worthless"
+            )
+        if OmegaConf.select(config, "folds") == 0:
+            raise UserError("folds=0 holds no image out for the validation that a search needs: set folds=5")
+        sweep.refuse_ddp(config)
+        self.hydra_context, self.config = hydra_context, config
+        self.batch = self.max_batch_size or jobs_at_once(config.hydra.launcher)
+        self.launcher = launching.launcher(config, hydra_context, task_function)
+
+    def sweep(self, arguments: list[str]) -> None:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        folder = Path(self.config.hydra.sweep.dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(self.config, folder / "multirun.yaml")
+        lines = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
+        parsed = OverridesParser.create(config_loader=self.hydra_context.config_loader).parse_overrides(lines)
+        overrides = {each.key_or_group: each for each in parsed}  # the command line comes last
+        space = {key: distribution(each) for key, each in overrides.items() if each.is_sweep_override()}
+        if not space:
+            raise UserError("nothing to search: give hydra.sweeper.params, or a=interval(0,1) on the command line")
+        if NOT_SEARCHED & space.keys():
+            raise UserError(
+                f"a search cannot vary {', '.join(sorted(NOT_SEARCHED & space.keys()))}: over other images or copies "
+                "the validation signals do not compare, and the best seed or fold is luck"
+            )
+        fixed = [str(each.input_line) for key, each in overrides.items() if key not in space]
+        study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=self.seed))
+        results: list[object] = []
+        while len(results) < self.n_trials:
+            trials = [study.ask(space) for _ in range(min(self.batch, self.n_trials - len(results)))]
+            chosen = [settings(trial, overrides) for trial in trials]
+            jobs = [[*fixed, *each] for each in chosen]
+            self.validate_batch_is_legal(jobs)
+            returned = [job.return_value for job in self.launcher.launch(jobs, len(results))]
+            for trial, value, line in zip(trials, returned, chosen, strict=True):
+                trial.set_user_attr("overrides", line)
+                _tell(study, trial, value)
+            results += returned
+        self._report(study, folder)
+        sweep.conclude(results)
+
+    def _report(self, study: Study, folder: Path) -> None:
+        found = sorted((trial for trial in study.trials if trial.value is not None), key=lambda trial: -trial.values[0])
+        trials = [{"overrides": trial.user_attrs["overrides"], OBJECTIVE: trial.value} for trial in found]
+        OmegaConf.save(OmegaConf.create({"maximised": OBJECTIVE, "trials": trials}), folder / "search.yaml")
+        if found:
+            log.info("best %s %.4f: %s", OBJECTIVE, found[0].values[0], " ".join(found[0].user_attrs["overrides"]))
+
+
+def distribution(override: Override) -> BaseDistribution:
+    """`interval(a, b)`, also in `tag(log, ...)`, is a range; whatever else lists values is a choice of them."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    value = override.value()
+    if isinstance(value, IntervalSweep):
+        low, high, log_scale = value.start, value.end, "log" in value.tags
+        if isinstance(low, int) and isinstance(high, int):
+            return IntDistribution(low, high, log=log_scale)
+        assert low is not None and high is not None
+        return FloatDistribution(low, high, log=log_scale)
+    return CategoricalDistribution(tuple(override.sweep_string_iterator()))
+
+
+def settings(trial: Trial, overrides: dict[str, Override]) -> Sequence[str]:
+    """What a trial tries, as overrides. Four digits are enough, and keep the names of folders short."""
+    values = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in trial.params.items()}
+    return [f"{overrides[key].get_key_element()}={value}" for key, value in values.items()]
+
+
+def _tell(study: Study, trial: Trial, value: Any) -> None:
+    from optuna.trial import TrialState
+
+    if isinstance(value, float):
+        study.tell(trial, value)
+    else:
+        study.tell(trial, state=TrialState.FAIL)
