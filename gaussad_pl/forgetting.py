@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from gaussad_pl.distributed import add, gather_rows, world
 from gaussad_pl.errors import UserError
 from gaussad_pl.levels import level_signals
 from gaussad_pl.metrics import auroc
@@ -122,7 +123,7 @@ class ForgettingStop(Callback):
     def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, GaussianAD)
         names: list[str] = trainer.datamodule.augmentation_names  # type: ignore[attr-defined]
-        found = {name: torch.cat([part[name] for part in self._outputs]) for name in self._outputs[0]}
+        found = {name: gather_rows(torch.cat([part[name] for part in self._outputs])) for name in self._outputs[0]}
         distances, groups = found["distances"], found["group"]
         if not self.history:
             self.level_signals = level_signals(distances, groups, len(names))
@@ -135,9 +136,9 @@ class ForgettingStop(Callback):
             record[key] = math.fsum(values[key] for values in told.values()) / len(told)
         record["distance"] = float(normal.mean())
         if self._losses:
-            record["loss"] = float(torch.stack(self._losses).mean())
+            record["loss"] = float(add(torch.stack(self._losses).mean()) / world())
         self._outputs, self._losses = [], []
-        module.log_dict({f"forgetting/{key}": value for key, value in record.items()})
+        module.log_dict({f"forgetting/{key}": value for key, value in record.items()}, sync_dist=True)
         self._judge(trainer, module, {"epoch": len(self.history), "step": trainer.global_step, **record})
 
     def _judge(self, trainer: L.Trainer, module: GaussianAD, record: dict[str, float]) -> None:

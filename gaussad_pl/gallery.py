@@ -15,13 +15,19 @@ ROWS = 6  # images in each picture
 
 
 def galleries(evaluation: Evaluation, images: Dataset[dict[str, Tensor]], threshold: float) -> dict[str, Figure]:
-    """The worst misses, the worst false alarms, and the middle image of each kind of defect.
+    """Overlays of the images that are worth looking at.
 
     Args:
         evaluation: of N test images, with maps.
         images: the test set; the item ``image`` is ``(3, H, W)`` uint8.
         threshold: of the maps; what is above is drawn with a contour.
     """
+    chosen = worth_looking_at(evaluation)
+    return {name: overlays(evaluation, images, rows, threshold) for name, rows in chosen.items()}
+
+
+def worth_looking_at(evaluation: Evaluation) -> dict[str, list[int]]:
+    """Places of the worst misses, the worst false alarms, and the middle image of each kind of defect."""
     order = evaluation.scores.argsort().tolist()
     bad = [i for i in order if evaluation.labels[i]]
     good = [i for i in order if not evaluation.labels[i]]
@@ -29,7 +35,7 @@ def galleries(evaluation: Evaluation, images: Dataset[dict[str, Tensor]], thresh
     by_kind = [[i for i in bad if evaluation.samples[i].kind == kind] for kind in kinds]
     middle = [same[len(same) // 2] for same in by_kind]
     chosen = {"misses": bad[:ROWS], "false_alarms": good[::-1][:ROWS], "defects": middle}
-    return {name: overlays(evaluation, images, rows, threshold) for name, rows in chosen.items() if rows}
+    return {name: rows for name, rows in chosen.items() if rows}
 
 
 def overlays(

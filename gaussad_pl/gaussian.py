@@ -286,11 +286,10 @@ class RunningGaussian(Gaussian):
         for field in fields(Moments):
             getattr(self, f"moment_{field.name}").copy_(getattr(m, field.name))
 
-    def update(self, x: Tensor) -> None:
-        """Take in ``x`` ``(*batch, N, D)`` and forget as many older observations: an exponential moving average.
+    def update(self, new: Moments) -> None:
+        """Take in new observations and forget as many older ones: an exponential moving average.
 
         The memory is as long as the number of observations of the first `fit`, so the effective count stays.
         """
-        new = moments(x)
         share = min(1.0, float(new.count / self.moment_count))
         self.fit(merge(forget(self.moments, share), new))

@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LinearLR
 from gaussad_pl.backbone import pool
 from gaussad_pl.dense import PatchGaussians
 from gaussad_pl.detection import Detection
+from gaussad_pl.distributed import add_moments, gather_rows, rank
 from gaussad_pl.errors import UserError
 from gaussad_pl.frozen import FrozenStages
 from gaussad_pl.gaussian import Covariance, Moments, RunningGaussian, Shrinkage, merge, moments
@@ -128,7 +129,11 @@ class GaussianAD(L.LightningModule):
             patches: whether the Gaussians of patches are estimated, too, from the images as they are (view 0).
         """
         parts = ([moments(level) for level in features] for features in self._features(batches, patches))
-        total: list[Moments] = reduce(lambda a, b: [merge(x, y) for x, y in zip(a, b, strict=True)], parts)
+        mine: list[Moments] | None = next(parts, None)
+        if mine is None:  # one of many processes, without an image
+            mine = [moments(target.mean.new_zeros(0, len(target.mean)), target.mean) for target in self.targets]
+        mine = reduce(lambda a, b: [merge(x, y) for x, y in zip(a, b, strict=True)], parts, mine)
+        total = [add_moments(level) for level in mine]
         for gaussian, target, level in zip(self.model.gaussians, self.targets, total, strict=True):
             gaussian.fit(level)
             if self.running == "epoch" or not target.is_fitted:
@@ -143,7 +148,7 @@ class GaussianAD(L.LightningModule):
         if self.frozen is not None and all(key in self.frozen for key in keys):
             yield from map(self.frozen.features, keys)
             return
-        shown = track(batches, description="Estimating the Gaussian", transient=True)
+        shown = track(batches, description="Estimating the Gaussian", transient=True, disable=rank() > 0)
         for key, batch in zip(keys, shown, strict=True):
             maps = self.model.backbone(batch["image"].to(self.device))
             if self.frozen is not None:
@@ -176,8 +181,8 @@ class GaussianAD(L.LightningModule):
                 found[name].append(column.cpu())
             for name, head in self.segmenter.candidates.items():
                 grids[name].append(head.grid(maps).cpu())
-        columns = {name: torch.cat(parts) for name, parts in found.items()}
-        maps_of = Smoothed({name: torch.cat(parts) for name, parts in grids.items()})
+        columns = {name: gather_rows(torch.cat(parts)) for name, parts in found.items()}
+        maps_of = Smoothed({name: gather_rows(torch.cat(parts)) for name, parts in grids.items()})
         chosen = self.segmenter.choose(Validation(**columns, maps=maps_of))
         self.hparams["segmentation"] = {**self.hparams["segmentation"], **self.segmenter.chosen}  # for checkpoints
         return chosen
@@ -200,17 +205,40 @@ class GaussianAD(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         maps = self.model.backbone(batch["image"])
-        if self.patch_target is not None:
-            distances = self.patch_target(self.segmenter.head.patches(maps)).mean(1, keepdim=True)
-            loss = self.objective(distances, distances.new_ones(1))
-        else:
-            features = pool(maps)
-            if self.running == "ema":
-                for target, level in zip(self.targets, features, strict=True):
-                    target.update(level)
-            loss = self.objective(level_distances(features, self.targets), self.model.level_weights)
-        self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=False, batch_size=len(batch["image"]))
+        if self.running == "ema" and self.patch_target is None:
+            for target, level in zip(self.targets, pool(maps), strict=True):
+                target.update(add_moments(moments(level)))
+        loss = self._loss(maps)
+        self.log(
+            "train/loss",
+            loss,
+            prog_bar=True,
+            on_step=True,
+            on_epoch=False,
+            batch_size=len(batch["image"]),
+            sync_dist=True,
+        )
         return loss
+
+    def _loss(self, maps: Sequence[Tensor]) -> Tensor:
+        if self.patch_target is None:
+            return self.objective(level_distances(pool(maps), self.targets), self.model.level_weights)
+        distances = self.patch_target(self.segmenter.head.patches(maps)).mean(1, keepdim=True)
+        return self.objective(distances, distances.new_ones(1))
+
+    def setup(self, stage: str) -> None:
+        """Freeze what the loss does not reach, such as what follows the deepest level: DDP would wait for it."""
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        if stage == "fit":
+            size = self.model.backbone.image_size
+            loss = self._loss(self.model.backbone(torch.zeros(1, 3, size, size, device=self.device)))
+            if not loss.requires_grad:
+                raise UserError(
+                    f"model.train_levels={self.hparams['train_levels']}: nothing to train, these levels are not used"
+                )
+            gradients = torch.autograd.grad(loss, trained, allow_unused=True)
+            for parameter, gradient in zip(trained, gradients, strict=True):
+                parameter.requires_grad = gradient is not None
 
     def on_fit_start(self) -> None:
         if self.patch_target is None:
@@ -251,11 +279,13 @@ class GaussianAD(L.LightningModule):
     def on_test_epoch_end(self) -> None:
         """Log the image metrics and keep what was ``detected`` in the order of the test set."""
         parts, labels = zip(*self._tested, strict=True)
-        self.detected = Detection.join(parts)
+        mine = Detection.join(parts)
+        maps = None if mine.maps is None else gather_rows(mine.maps)
+        self.detected = Detection(gather_rows(mine.distances), gather_rows(mine.scores), maps)
         self._tested = []
-        for name, value in image_metrics(self.detected.scores, torch.cat(labels)).items():
+        for name, value in image_metrics(self.detected.scores, gather_rows(torch.cat(labels))).items():
             if value is not None:
-                self.log(f"test/{name}", value)
+                self.log(f"test/{name}", value, sync_dist=True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, StackDataset, Subset
 from gaussad_pl.augment import Nuisance, vicinal_copies
 from gaussad_pl.data.images import MASK_SIZE, load_images, read_mask
 from gaussad_pl.data.samples import Sample, Samples
+from gaussad_pl.distributed import share, world
 from gaussad_pl.errors import UserError
 
 MAP_IMAGES = 100  # held-out images that choose the form of the anomaly map, at most
@@ -61,7 +62,7 @@ class DrawSampler(Sampler[Draw]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.draws
+        return len(share(range(self.draws)))
 
     def __iter__(self) -> Iterator[Draw]:
         rng = np.random.default_rng([self.seed, self.epoch])
@@ -69,11 +70,13 @@ class DrawSampler(Sampler[Draw]):
         indices = np.concatenate([rng.permutation(self.images) for _ in range(rounds)])[: self.draws]
         views = rng.integers(self.views, size=self.draws)
         seeds = rng.integers(2**31, size=self.draws)
-        yield from zip(indices.tolist(), views.tolist(), seeds.tolist(), strict=True)
+        yield from share(list(zip(indices.tolist(), views.tolist(), seeds.tolist(), strict=True)))
 
 
 class ImageDataModule(L.LightningDataModule, ABC):
     """Good images for the Gaussian and the loss, an augmented validation, and a test set with defects.
+
+    Where processes share a run, the loaders of each give its `share`: together all images, and each of them once.
 
     Args:
         name: of the dataset, for results and folders.
@@ -87,7 +90,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         light_copies: copies of each image in other light that the Gaussian is estimated from, too. The loss sees the
             same mixture: images pulled towards a Gaussian that has never seen their like teach the wrong thing.
         moved_copies: the same, for copies in other light and pose.
-        batch_size: images in a training step.
+        batch_size: images in a training step, of all processes together.
         eval_batch_size: images scored at once.
         steps_per_epoch: training steps between two validations; None for one pass over the images.
         cache: folder for resized images that later runs and other processes share; None keeps them in memory only.
@@ -206,24 +209,34 @@ class ImageDataModule(L.LightningDataModule, ABC):
         paths = [sample.path for sample in samples]
         return load_images(paths, self.image_size, self.cache, f"Decoding {len(paths)} {what} images")
 
-    def reference_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        """Every view of every training image, always the same ones: what the Gaussian is estimated from."""
-        views = range(len(self.views))
-        draws = [(index, view, view * len(self.good_images) + index) for index in self.split[0] for view in views]
+    def reference_dataloader(
+        self, images: Sequence[int] | None = None, views: Sequence[int] | None = None
+    ) -> DataLoader[dict[str, Tensor]]:
+        """Every view of every training image, always the same ones: what the Gaussian is estimated from.
+
+        ``images`` and ``views``: indices, where only some of them are wanted.
+        """
+        chosen = share(self.split[0] if images is None else images)
+        views = range(len(self.views)) if views is None else views
+        draws = [(index, view, view * len(self.good_images) + index) for index in chosen for view in views]
         return DataLoader(Views(self.good_images, self.views), self.eval_batch_size, sampler=draws)
 
-    def good_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        """Every training image as it is: what the Gaussians of patches are estimated from."""
-        return DataLoader(
-            Views(self.good_images, [None]), self.eval_batch_size, sampler=[(i, 0, 0) for i in self.split[0]]
-        )
+    def good_dataloader(self, images: Sequence[int] | None = None) -> DataLoader[dict[str, Tensor]]:
+        """Every training image as it is, or those of the indices ``images``: what patches are estimated from."""
+        chosen = share(self.split[0] if images is None else images)
+        return DataLoader(Views(self.good_images, [None]), self.eval_batch_size, sampler=[(i, 0, 0) for i in chosen])
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         used = self.split[0]
         batch_size = min(self.batch_size, len(used))
+        if batch_size % world():
+            raise UserError(
+                f"{world()} processes cannot share batches of {batch_size} images evenly: set data.batch_size="
+                f"{batch_size - batch_size % world() or world()}"
+            )
         steps = self.steps_per_epoch or len(used) // batch_size
         sampler = DrawSampler(used, len(self.views), steps * batch_size, self.seed)
-        return DataLoader(Views(self.good_images, self.views), batch_size, sampler=sampler)
+        return DataLoader(Views(self.good_images, self.views), batch_size // world(), sampler=sampler)
 
     def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         return self._eval_loader(self.validation)
@@ -239,7 +252,10 @@ class ImageDataModule(L.LightningDataModule, ABC):
         return self._eval_loader(self.test)
 
     def _eval_loader(self, dataset: Dataset[dict[str, Tensor]]) -> DataLoader[dict[str, Tensor]]:
-        return DataLoader(dataset, self.eval_batch_size)
+        rows = range(len(dataset))  # type: ignore[arg-type]  # all of ours have a length
+        if len(rows) < world():
+            raise UserError(f"{world()} processes and {len(rows)} images to score: set trainer.devices={len(rows)}")
+        return DataLoader(Subset(dataset, share(rows)), self.eval_batch_size)
 
 
 def _stacked(**columns: Tensor) -> Dataset[dict[str, Tensor]]:
