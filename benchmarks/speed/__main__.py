@@ -1,0 +1,96 @@
+"""How close to the limit is everything a user waits for?
+
+    python -m benchmarks.speed --data /data/mvtec_ad/screw [--quick] [--device cuda] [--parts 1 3 5]
+
+Prints one table of ratios: every pair is timed side by side in one process, in turns, and the median counts. Part 6
+(the peers) is `python -m benchmarks.segmentation --peers-python ...`, which needs their environment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import platform
+import tempfile
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.speed.fine_tuning import epoch
+from benchmarks.speed.growth import growth
+from benchmarks.speed.scoring import estimating, scoring
+from benchmarks.speed.start import cold_start, decoding
+from benchmarks.speed.sweeping import sweeping
+from benchmarks.speed.timing import Row
+from gaussad_pl.cli import keep_freed_memory
+
+
+def machine(device: str) -> str:
+    """What the figures were measured on."""
+    model = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        "",
+    )
+    gpu = torch.cuda.get_device_name(device) if device.startswith("cuda") else "no GPU"
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "timm", "lightning"))
+    hardware = f"{model or platform.machine()}, {gpu}, {torch.get_num_threads()} threads"
+    return f"{hardware}; Python {platform.python_version()}, {versions}"
+
+
+def table(title: str, rows: list[Row]) -> Table:
+    result = Table(title=title, title_justify="left")
+    for column in ("part", "what", "ratio", "limit", "against", "note"):
+        result.add_column(column, justify="right" if column in ("part", "ratio", "limit") else "left")
+    for row in sorted(rows, key=lambda row: row.part):
+        missed = row.limit is not None and (row.ratio is None or row.ratio > row.limit)
+        ratio = "-" if row.ratio is None else f"{row.ratio:.2f}"
+        limit = "" if row.limit is None else f"{row.limit:.2f}"
+        style = "red" if missed else None
+        result.add_row(str(row.part), row.what, ratio, limit, row.against, row.note, style=style)
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.speed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="folder in the layout of MVTec AD")
+    parser.add_argument("--quick", action="store_true", help="fewer repeats and smaller sizes: minutes on two cores")
+    parser.add_argument("--parts", type=int, nargs="+", default=[1, 3, 4, 5, 7, 8])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, help="as torch decides where not given")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--out", type=Path, default=Path("runs/speed"))
+    given = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    keep_freed_memory()
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    given.out.mkdir(parents=True, exist_ok=True)
+    repeats = 5 if given.quick else 15
+    counts, widths = ([96, 960], [64, 128]) if given.quick else ([96, 992, 9984], [64, 128, 256, 512])
+    with tempfile.TemporaryDirectory() as scratch:
+        parts = {
+            1: lambda: scoring(given.device, given.batch, repeats),
+            3: lambda: epoch(given.data, given.device, 3 if given.quick else 5),
+            4: lambda: estimating(given.device, given.batch, repeats),
+            5: lambda: [*cold_start(given.data), *decoding(Path(scratch), min(repeats, 5))],
+            7: lambda: growth(given.out, counts, widths),
+            8: lambda: sweeping(Path(scratch)),
+        }
+        rows = [row for part in given.parts for row in parts[part]()]
+    result = table(machine(given.device), rows)
+    Console(width=150).print(result)
+    with (given.out / "table.txt").open("w") as file:
+        Console(file=file, width=150).print(result)
+    (given.out / "rows.json").write_text(json.dumps([vars(row) for row in rows], indent=2))
+
+
+if __name__ == "__main__":
+    main()

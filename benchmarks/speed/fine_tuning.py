@@ -1,0 +1,92 @@
+"""One epoch of fine-tuning against a bare training loop on tensors in memory."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from benchmarks.jobs import build, compose_job, quiet_trainer
+from benchmarks.speed.timing import Row
+from gaussad_pl.averaging import AverageWeights
+from gaussad_pl.data.base import ImageDataModule
+from gaussad_pl.forgetting import ForgettingStop
+from gaussad_pl.module import GaussianAD
+
+
+class Epochs(Callback):
+    """Seconds of each epoch: its steps, and from its first step to the end of its validation."""
+
+    def __init__(self) -> None:
+        self.steps: list[float] = []
+        self.whole: list[float] = []
+
+    def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._start = time.perf_counter()
+
+    def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.training or trainer.state.fn == "fit":
+            self.steps.append(time.perf_counter() - self._start)
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.training or trainer.state.fn == "fit":
+            self.whole.append(time.perf_counter() - self._start)
+
+
+def epoch(folder: Path, device: str, epochs: int) -> list[Row]:
+    """Part 3: an epoch, from the second on, and the same number of images through forward, backward and step alone."""
+    rows = []
+    for name, settings in (("all levels train", ["model.train_levels=null"]), ("default", [])):
+        overrides = ["model.segmentation=null", f"trainer.max_epochs={epochs}", f"trainer.accelerator={_kind(device)}"]
+        config = compose_job(folder, 0, [*overrides, "logger=csv", *settings])
+        data, module = build(config)
+        timed = Epochs()
+        callbacks = [AverageWeights(0.95), ForgettingStop("paired", patience=10**6), timed]
+        trainer = quiet_trainer(config, callbacks)
+        trainer.validate(module, data, verbose=False)
+        trainer.fit(module, data)
+        steps = [_bare_steps(module, data, device) for _ in range(3)]
+        passes = [_bare_passes(module, data, device) for _ in range(3)]
+        bare_step, bare = sorted(steps)[1], sorted(steps)[1] + sorted(passes)[1]
+        inner, whole = (sorted(found[1:])[len(found[1:]) // 2] for found in (timed.steps, timed.whole))
+        rows += [
+            Row(3, f"the steps of an epoch, {name}", inner / bare_step, "bare loop on tensors", 1.15),
+            Row(3, f"an epoch with its validation, {name}", whole / bare, "bare loop and bare forwards", 1.15),
+        ]
+    return rows
+
+
+def _bare_steps(module: GaussianAD, data: ImageDataModule, device: str) -> float:
+    """Seconds of the steps of an epoch with images in memory, a plain loss and nothing else."""
+    backbone = module.model.backbone.to(device)
+    steps, size = data.steps_per_epoch or 1, data.batch_size
+    x = data.good_images[: steps * size].to(device)
+    optimizer = torch.optim.Adam([p for p in backbone.parameters() if p.requires_grad], lr=0.0)
+    start = time.perf_counter()
+    for i in range(steps):
+        first = i * size % max(1, len(x) - size + 1)
+        loss = sum(level.square().mean() for level in backbone.pooled(x[first : first + size]))
+        assert isinstance(loss, torch.Tensor)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return time.perf_counter() - start
+
+
+@torch.inference_mode()
+def _bare_passes(module: GaussianAD, data: ImageDataModule, device: str) -> float:
+    """Seconds of the forward passes that re-estimating and validating need: every view of every image once."""
+    backbone = module.model.backbone.to(device)
+    count = len(data.views) * len(data.split[0]) + (len(data.augmentations) + 1) * len(data.split[1])
+    x = data.good_images[: data.eval_batch_size].to(device)
+    start = time.perf_counter()
+    for _ in range(-(-count // len(x))):
+        backbone.pooled(x)
+    return time.perf_counter() - start
+
+
+def _kind(device: str) -> str:
+    return "gpu" if device.startswith("cuda") else "cpu"

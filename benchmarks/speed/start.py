@@ -1,0 +1,109 @@
+"""Where the time goes from the command to the first training step, and how fast files are decoded."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+from torchvision.io import decode_image, read_file
+
+from benchmarks.speed.timing import Row, interleaved
+from gaussad_pl.data.images import load_images
+
+COUNT = 64  # PNGs
+SIDE = 1024  # of each, in pixels
+
+# a process of its own: what was imported before would be missing from the count
+SCRIPT = """
+import json, sys, time
+start, folder = float(sys.argv[1]), sys.argv[2]
+marks = {}
+def mark(name):
+    marks[name] = time.time() - start - sum(marks.values())
+mark("interpreter")
+import gaussad_pl.train
+mark("imports")
+import warnings
+warnings.filterwarnings("ignore")
+from pathlib import Path
+from benchmarks.jobs import build, compose_job, quiet_trainer
+from gaussad_pl.cli import keep_freed_memory
+from gaussad_pl.forgetting import ForgettingStop
+keep_freed_memory()
+config = compose_job(Path(folder), 0, ["trainer=cpu", "trainer.max_steps=1"])
+mark("configuration")
+data, module = build(config)
+mark("backbone and weights")
+data.good_images, data.test
+mark("decoding")
+data.validation
+mark("augmented copies")
+trainer = quiet_trainer(config, [ForgettingStop()])
+trainer.validate(module, data, verbose=False)
+mark("Gaussians and validation")
+module.choose_maps(data.map_validation_dataloader())
+mark("choosing the map")
+class First(__import__("lightning").Callback):
+    def on_train_batch_end(self, *args):
+        mark("first training step")
+trainer = quiet_trainer(config, [First()])
+trainer.fit(module, train_dataloaders=data.train_dataloader())
+print("MARKS" + json.dumps(marks))
+"""
+
+
+def cold_start(folder: Path) -> list[Row]:
+    """Part 5: shares of the time to the first training step."""
+    command = [sys.executable, "-c", SCRIPT, str(time.time()), str(folder.resolve())]
+    found = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**os.environ, "WANDB_MODE": "disabled"}
+    )
+    marks = json.loads(found.stdout.split("MARKS")[1])
+    total = sum(marks.values())
+    return [Row(5, f"cold start: {name}", seconds / total, "command to first step") for name, seconds in marks.items()]
+
+
+def decoding(folder: Path, repeats: int) -> list[Row]:
+    """Part 5: all cores decode PNGs of 1024 px; against the fastest of the decoders, on all cores as well."""
+    paths = [folder / f"{i}.png" for i in range(COUNT)]
+    rng = np.random.default_rng(0)
+    for path in paths:
+        smooth = cv2.GaussianBlur(rng.integers(256, size=(SIDE, SIDE, 3), dtype=np.uint8), (0, 0), 3)
+        Image.fromarray(smooth).save(path)
+    readers: dict[str, Callable[[Path], object]] = {
+        "OpenCV": lambda path: cv2.imread(str(path), cv2.IMREAD_UNCHANGED),
+        "Pillow": lambda path: np.asarray(Image.open(path)),
+        "torchvision": lambda path: decode_image(read_file(str(path))),
+    }
+    cv2.setNumThreads(1)
+
+    def on_all_cores(read: Callable[[Path], object]) -> Callable[[], None]:
+        from concurrent.futures import ThreadPoolExecutor
+
+        def run() -> None:
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                list(pool.map(read, paths))
+
+        return run
+
+    ours = {"ours": lambda: load_images(paths, 224, None, "")}
+    times = interleaved({**ours, **{name: on_all_cores(read) for name, read in readers.items()}}, repeats)
+    fastest = min(readers, key=lambda name: times[name])
+    return [
+        Row(
+            5,
+            f"decoding and resizing {SIDE} px PNGs",
+            times["ours"] / times[fastest],
+            f"{fastest}, decoding alone",
+            1.0,
+        ),
+        *(Row(5, f"decoding by {name}", times[name] / times[fastest], fastest) for name in readers),
+    ]
