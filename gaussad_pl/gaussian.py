@@ -57,7 +57,7 @@ class Moments:
 def moments(x: Tensor, pivot: Tensor | None = None) -> Moments:
     """Moments of ``x`` ``(..., N, D)`` about ``pivot`` ``(..., D)``, by default the mean of ``x``."""
     x = x.detach().double()
-    pivot = x.mean(-2) if pivot is None else pivot.double()
+    pivot = x.mean(-2) if pivot is None else pivot.to(x)
     y = x - pivot.unsqueeze(-2)
     norm2 = y.square().sum(-1)
     return Moments(
@@ -95,7 +95,8 @@ def shift(m: Moments, pivot: Tensor) -> Moments:
 
 def merge(a: Moments, b: Moments) -> Moments:
     """Moments of both sets of observations together, about the pivot of ``a``."""
-    b = shift(b, a.pivot)
+    if b.pivot is not a.pivot:
+        b = shift(b, a.pivot)
     return Moments(
         count=a.count + b.count,
         pivot=a.pivot,

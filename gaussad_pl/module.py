@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from copy import deepcopy
-from functools import reduce
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -22,7 +21,7 @@ from gaussad_pl.detection import Detection
 from gaussad_pl.distributed import add_moments, gather_rows, rank
 from gaussad_pl.errors import UserError
 from gaussad_pl.frozen import FrozenStages
-from gaussad_pl.gaussian import Covariance, Moments, RunningGaussian, Shrinkage, merge, moments
+from gaussad_pl.gaussian import Covariance, RunningGaussian, Shrinkage, merge, moments
 from gaussad_pl.levels import all_levels
 from gaussad_pl.map_validation import Smoothed, Validation
 from gaussad_pl.metrics import image_metrics
@@ -128,11 +127,13 @@ class GaussianAD(L.LightningModule):
             batches: with ``image`` ``(N, 3, H, W)`` and, for patches, ``view`` ``(N,)``.
             patches: whether the Gaussians of patches are estimated, too, from the images as they are (view 0).
         """
-        parts = ([moments(level) for level in features] for features in self._features(batches, patches))
-        mine: list[Moments] | None = next(parts, None)
-        if mine is None:  # one of many processes, without an image
+        features = self._features(batches, patches)
+        if (first := next(features, None)) is not None:
+            mine = [moments(level) for level in first]
+        else:  # one of many processes, without an image
             mine = [moments(target.mean.new_zeros(0, len(target.mean)), target.mean) for target in self.targets]
-        mine = reduce(lambda a, b: [merge(x, y) for x, y in zip(a, b, strict=True)], parts, mine)
+        for levels in features:
+            mine = [merge(m, moments(level, m.pivot)) for m, level in zip(mine, levels, strict=True)]
         total = [add_moments(level) for level in mine]
         for gaussian, target, level in zip(self.model.gaussians, self.targets, total, strict=True):
             gaussian.fit(level)
