@@ -70,10 +70,10 @@ class MapHead(nn.Module):
 
 def smooth(grid: Tensor) -> Tensor:
     """Distances on a grid ``(N, h, w)`` as maps ``(N, 256, 256)``: bilinear, then a Gaussian blur."""
-    return _enlarging(grid.shape[1], grid) @ grid @ _enlarging(grid.shape[2], grid).T
+    return enlarging(grid.shape[1], grid) @ grid @ enlarging(grid.shape[2], grid).T
 
 
-def _enlarging(cells: int, like: Tensor) -> Tensor:
+def enlarging(cells: int, like: Tensor) -> Tensor:
     """The matrix ``(256, cells)`` that enlarges and blurs along one side: both are linear, and separable."""
     unit = torch.eye(cells, dtype=like.dtype, device=like.device)[:, None]
     lines = F.interpolate(unit, size=SIZE, mode="linear")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from rich.table import Table
 from torch import Tensor
 
@@ -75,6 +76,7 @@ class Evaluation:
         found["per_level"] = {str(level): auroc(column, self.labels) for level, column in columns}
         return found
 
+    @rank_zero_only
     def write_scores(self, path: Path, defect_areas: list[float | None]) -> None:
         """One row an image; ``defect_areas`` are the shares of the N images that their masks mark."""
         with path.open("w", newline="") as file:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,9 @@ from gaussad_pl.anomaly_maps import FORMS, MapHead, map_score
 from gaussad_pl.backbone import Level
 from gaussad_pl.dense import middle_levels
 from gaussad_pl.errors import UserError
-from gaussad_pl.map_validation import Validation
+
+if TYPE_CHECKING:  # scoring is to do without the metrics, which choosing takes
+    from gaussad_pl.map_validation import Validation
 
 MARGIN = 0.02  # in AUROC and AUPRO, by which a part must beat the whole: the noise of some 60 held-out images
 RARE = 0.001  # share of the pixels of held-out good images beyond the threshold of the maps
@@ -73,6 +75,7 @@ class Segmenter(nn.Module):
             head = MapHead(levels, chosen, name, clusters, seed)
             self.heads[f"{name} {'+'.join(map(str, head.levels))}"] = head
         self.combine: Combination = combine
+        self.clusters = clusters
         self.register_buffer("centre", torch.zeros(2))
         self.register_buffer("spread", torch.ones(2))
         self.register_buffer("weights", torch.tensor(COMBINATIONS["both" if combine == "auto" else combine]))
@@ -91,7 +94,12 @@ class Segmenter(nn.Module):
     @property
     def chosen(self) -> dict[str, Any]:
         """The settings that make a segmenter like this one, with nothing left open."""
-        return {"form": self.head.form, "map_levels": self.head.levels, "combine": self.combine}
+        return {
+            "form": self.head.form,
+            "map_levels": self.head.levels,
+            "combine": self.combine,
+            "clusters": self.clusters,
+        }
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Anomaly maps ``(N, 256, 256)`` of the backbone's feature maps."""

@@ -17,14 +17,18 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.accelerators.mps import MPSAccelerator
 from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from torch import Tensor
 
-from gaussad_pl import pictures
+from gaussad_pl import artefact, dashboard, false_alarms, pictures
 from gaussad_pl.cli import entry_point
+from gaussad_pl.cross_conformal import calibrate
 from gaussad_pl.data.base import ImageDataModule
+from gaussad_pl.detector import Detector
+from gaussad_pl.distributed import disband
 from gaussad_pl.errors import UserError
 from gaussad_pl.forgetting import ForgettingStop
 from gaussad_pl.gallery import galleries
@@ -55,19 +59,27 @@ def run(config: DictConfig) -> float | None:
     try:
         for logger in loggers:
             logger.log_hyperparams(settings)
-        results, figures = experiment(trainer, module, data, forgetting, folder, config.fine_tune)
-        report(pictures.save(figures, folder), results, loggers)
+        results, figures, evaluations = experiment(trainer, module, data, forgetting, folder, config.fine_tune)
+        signal = results["validation_signal"] = validation_signal(results, forgetting.history)
         trainer.save_checkpoint(folder / "model.ckpt", weights_only=True)
-        results["validation_signal"] = validation_signal(results, forgetting.history)
-        results |= provenance(settings, data, module.model)
-        write_json(folder / "metrics.json", results)  # marks completion
-        last_checkpoint(folder).unlink(missing_ok=True)  # was for resuming
+        disband()
+        if trainer.is_global_zero:  # the other processes, if any, are done
+            tuned = results.get("forgetting", {}).get("fine_tuning_used", False)
+            module.to(trainer.strategy.root_device)
+            calibration = calibrate(module.model, data, by_turns=config.cross_conformal and not tuned)
+            results["calibration"] = false_alarms.compare(calibration, module.detected, data)
+            report(pictures.save(figures, folder), results, evaluations, data, loggers)
+            origin = provenance(settings, data, module.model)
+            Detector.of(module.model, calibration, origin).save(folder / artefact.NAME)
+            results |= origin
+            write_json(folder / "metrics.json", results)  # marks completion
+            last_checkpoint(folder).unlink(missing_ok=True)  # was for resuming
         completed = True
     finally:
         if any(isinstance(logger, WandbLogger) for logger in loggers):
             wandb.finish(exit_code=0 if completed else 1)  # or the next job of a sweep would write into this run
-    show(folder, results)
-    signal = results["validation_signal"]
+    if trainer.is_global_zero:
+        show(folder, results)
     return signal
 
 
@@ -78,8 +90,8 @@ def experiment(
     forgetting: ForgettingStop,
     folder: Path,
     fine_tune: bool,
-) -> tuple[dict[str, Any], dict[str, Figure]]:
-    """Frozen baseline, fine-tuning, test: the results and the pictures of them."""
+) -> tuple[dict[str, Any], dict[str, Figure], dict[str, Evaluation]]:
+    """Frozen baseline, fine-tuning, test: results, the pictures of them, and the test of each state in its order."""
     if not data.folds and (fine_tune or level_rule(module) is not all_levels or module.model.segmenter is not None):
         raise UserError(
             "folds=0 holds no image out for the validation: set folds=5, or fine_tune=false levels=all "
@@ -91,15 +103,17 @@ def experiment(
         trainer.validate(module, datamodule=data, verbose=False)  # chooses the levels; epoch 0 of the forgetting curve
         results["levels"] = level_results(forgetting, module, data)
         figures["levels"] = pictures.level_bars(results["levels"])
+    module.to(trainer.strategy.root_device)  # Lightning has put it back on the CPU
     if module.model.segmenter is not None:
         results["segmentation"] = module.choose_maps(data.map_validation_dataloader())
     frozen = final = test(trainer, module, data)
     frozen.write_scores(folder / ("frozen_scores.csv" if fine_tune else "scores.csv"), data.defect_areas)
     results["frozen"] = {**frozen.metrics(), "selection": level_selection(module)}
-    scores = {"frozen": frozen.scores}
+    evaluations = {"frozen": frozen}
     if fine_tune:
         resume, before = last_checkpoint(folder), module.snapshot(everything=True)
         trainer.fit(module, datamodule=data, ckpt_path=resume if resume.is_file() else None, weights_only=True)
+        module.to(trainer.strategy.root_device)
         used = forgetting.best_epoch > 0
         if used and module.model.segmenter is not None:
             module.estimate_patches(data.good_dataloader())
@@ -110,16 +124,16 @@ def experiment(
             module.restore(before)
         else:
             final = test(trainer, module, data)
-            scores["fine-tuned"] = final.scores
+            evaluations["fine-tuned"] = final
         final.write_scores(folder / "scores.csv", data.defect_areas)
         results |= fine_tuning_results(forgetting, final, used)
         figures["forgetting"] = pictures.forgetting_curve(forgetting.history, forgetting.signal, forgetting.best_epoch)
     if final.has_both_classes:
-        figures["roc"] = pictures.roc_curves(scores, final.labels)
+        figures["roc"] = pictures.roc_curves({k: each.scores for k, each in evaluations.items()}, final.labels)
     figures["histogram"] = pictures.histogram(final.scores, final.labels)
     if module.model.segmenter is not None:
         figures |= galleries(final, data.test, float(module.segmenter.threshold))
-    return results, figures
+    return results, figures, evaluations
 
 
 def open_folder(folder: Path, config: DictConfig) -> dict[str, Any] | None:
@@ -127,6 +141,8 @@ def open_folder(folder: Path, config: DictConfig) -> dict[str, Any] | None:
     settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
     resume = settings.pop("resume")
     stored = folder / "config.yaml"
+    if rank_zero_only.rank:  # type: ignore[attr-defined]  # another process of the same run looks after the folder
+        return None if resume and (folder / "metrics.json").is_file() else settings
     if stored.is_file():
         if not resume:
             raise UserError(f"{folder} holds a run already: continue it with resume=true, or choose another folder")
@@ -197,7 +213,7 @@ def fine_tuning_results(forgetting: ForgettingStop, final: Evaluation, used: boo
 def validation_signal(results: dict[str, Any], history: list[dict[str, float]]) -> float | None:
     """How well held-out good images are told from augmented copies of them; None without a validation.
 
-    With a map the image AUROC plus the AUPRO, without one the AUROC of the pooled features, as means over augmentations.
+    With a map the image AUROC plus the AUPRO, without one the AUROC of the pooled features; means over augmentations.
     """
     forgetting = results.get("forgetting", {"fine_tuning_used": False, "epoch_chosen": 0})
     if "segmentation" in results:
@@ -206,7 +222,13 @@ def validation_signal(results: dict[str, Any], history: list[dict[str, float]]) 
     return history[forgetting["epoch_chosen"]]["auroc"] if history else None
 
 
-def report(figures: list[Path], results: dict[str, Any], loggers: list[Logger]) -> None:
+def report(
+    figures: list[Path],
+    results: dict[str, Any],
+    evaluations: dict[str, Evaluation],
+    data: ImageDataModule,
+    loggers: list[Logger],
+) -> None:
     """Send the final numbers and pictures to the loggers."""
     numbers = {
         f"{state}/{name}": value
@@ -216,11 +238,12 @@ def report(figures: list[Path], results: dict[str, Any], loggers: list[Logger]) 
     }
     if "forgetting" in results:
         numbers["forgetting/epoch_chosen"] = results["forgetting"]["epoch_chosen"]
+    if results["validation_signal"] is not None:
+        numbers["validation_signal"] = results["validation_signal"]
     for logger in loggers:
         logger.log_metrics(numbers)
         if isinstance(logger, WandbLogger):
-            for path in figures:
-                logger.log_image(path.stem, [str(path)])
+            dashboard.show(logger.experiment, numbers, results, evaluations, data.test, figures)
 
 
 def show(folder: Path, results: dict[str, Any]) -> None:
@@ -237,6 +260,8 @@ def show(folder: Path, results: dict[str, Any]) -> None:
         console.print(f"epoch {forgetting['epoch_chosen']} of {forgetting['history'][-1]['epoch']} chosen")
     if results["frozen"]["image_auroc"] is None:
         console.print("no metrics: the test needs good and bad images, and there are only images of one of the two")
+    for line in false_alarms.lines(results["calibration"]):
+        console.print(line, highlight=False, soft_wrap=True)
     console.print(f"results: {folder}", soft_wrap=True)
 
 

@@ -238,7 +238,8 @@ def test_a_forced_combination_stays_though_another_is_better(forced: str, weight
     assert chosen["combinations"][better] > chosen["combinations"][forced]
     assert chosen["combine"] == module.combine == forced
     assert module.weights.tolist() == weights
-    assert chosen["worth"] == pytest.approx(chosen["combinations"][forced] + chosen["candidates"]["shared 1+2"]["aupro"])
+    worth = chosen["combinations"][forced] + chosen["candidates"]["shared 1+2"]["aupro"]
+    assert chosen["worth"] == pytest.approx(worth)
 
 
 def test_the_signals_are_means_over_the_augmentations_of_scikit_learn_on_each() -> None:

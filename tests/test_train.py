@@ -20,6 +20,7 @@ from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from gaussad_pl import train
+from gaussad_pl.detector import Detector
 
 QUICK = [
     f"backbone.name={TINY['name']}",
@@ -69,7 +70,7 @@ def finished(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_leaves_all_its_results(finished: Path) -> None:
-    names = {"config.yaml", "model.ckpt", "metrics.json", "scores.csv", "frozen_scores.csv"}
+    names = {"config.yaml", "model.ckpt", "detector.safetensors", "metrics.json", "scores.csv", "frozen_scores.csv"}
     pictures = {"roc.png", "histogram.png", "forgetting.png", "levels.png"}
     pictures |= {"misses.png", "false_alarms.png", "defects.png"}
     assert names | pictures <= {path.name for path in finished.iterdir()}
@@ -114,6 +115,25 @@ def test_remembering_the_frozen_stages_changes_no_number(
     assert len(remembered) == len(again) > 1
     for a, b in zip(remembered, again, strict=True):
         assert a == pytest.approx(b, rel=1e-3, abs=1e-4)
+
+
+def test_a_run_leaves_a_calibrated_detector_that_scores_as_it_did(finished: Path) -> None:
+    detector, found = Detector.load(finished), metrics(finished)
+    with (finished / "scores.csv").open() as handle:
+        rows = list(csv.DictReader(handle))
+    findings = detector([row["path"] for row in rows], fpr=0.2)
+    assert [each.score for each in findings] == pytest.approx([float(row["score"]) for row in rows], rel=1e-4, abs=1e-4)
+    calibration = found["calibration"]
+    assert detector.calibration.scheme == calibration["scheme"]
+    tuned = found["forgetting"]["fine_tuning_used"]
+    assert calibration["images"] == len(detector.calibration) == (5 if tuned else 19)
+    assert ("chose the epoch" if tuned else "cross-conformal") in calibration["scheme"]
+    good = [each.score for each, row in zip(findings, rows, strict=True) if row["label"] == "0"]
+    for wished, entry in calibration["thresholds"].items():
+        threshold = detector.threshold(float(wished))
+        assert entry["rule"] == threshold.rule and (entry["value"] or np.inf) == pytest.approx(threshold.value)
+        assert entry["observed"] == pytest.approx(np.mean(np.array(good) > threshold.value))
+    assert detector.provenance["seed"] == 0 and detector.provenance["config"]["data"]["name"] == "screw"
 
 
 def test_metrics_say_where_every_number_came_from(finished: Path) -> None:

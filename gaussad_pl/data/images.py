@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
+from gaussad_pl.distributed import rank
 from gaussad_pl.errors import UserError
 
 CACHE_VERSION = 1  # raise it whenever the pixels that `read_image` returns change
@@ -40,15 +41,35 @@ def read_image(path: Path, size: int) -> np.ndarray:
     with _open(path) as file:
         # Decodes JPEG at 1/2, 1/4 or 1/8 of its size; twice the target is kept so that the resize still antialiases.
         file.draft(None, (2 * size, 2 * size))
-        image = ImageOps.exif_transpose(file)
-        if _is_deep(image):
-            values = np.asarray(image)
-            scale = _full_scale(values, (1, 255, 65535) if image.mode == "F" else (65535,))
-            image = Image.fromarray(np.rint(values * np.float32(255 / scale)).astype(np.uint8))
-        if image.mode != "L":  # greyscale is resized first: a third of the work
-            image.info.pop("transparency", None)  # dropped like any alpha; Pillow would warn about it
-            image = image.convert("RGB")
-        return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR).convert("RGB"))
+        return square(file, size)
+
+
+def square(image: Image.Image, size: int) -> np.ndarray:
+    """An image as RGB, resized to a square: what `read_image` does with a file.
+
+    Returns:
+        `(size, size, 3)` uint8.
+
+    Raises:
+        ValueError: its values have no obvious scale.
+    """
+    image = ImageOps.exif_transpose(image)
+    if _is_deep(image):
+        image = Image.fromarray(shallow(np.asarray(image)))
+    if image.mode != "L":  # greyscale is resized first: a third of the work
+        image.info.pop("transparency", None)  # dropped like any alpha; Pillow would warn about it
+        image = image.convert("RGB")
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR).convert("RGB"))
+
+
+def shallow(values: np.ndarray) -> np.ndarray:
+    """Values of more than 8 bits as uint8: integers by their full range, floating-point ones as `read_image` says.
+
+    Raises:
+        ValueError: values that are negative, too large or not numbers.
+    """
+    scale = _full_scale(values, (1, 255, 65535) if values.dtype.kind == "f" else (65535,))
+    return np.rint(values * np.float32(255 / scale)).astype(np.uint8)
 
 
 def read_mask(path: Path, size: int) -> np.ndarray:
@@ -120,7 +141,7 @@ def _decode_all(paths: Sequence[Path], size: int, description: str) -> Tensor:
             total=len(paths),
             console=console,
             transient=True,
-            disable=not console.is_terminal,  # rich would leave an empty line
+            disable=not console.is_terminal or rank() > 0,  # rich would leave an empty line
         )
         errors = [error for error in results if error is not None]
     finally:

@@ -1,0 +1,185 @@
+"""Calibration scores from images that took no part in what scores them: by turns, as few images must suffice.
+
+Source: Vovk, "Cross-conformal predictors", Annals of Mathematics and Artificial Intelligence 2015.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from copy import deepcopy
+from functools import reduce
+
+import numpy as np
+import torch
+from rich.progress import track
+from torch import Tensor
+
+from gaussad_pl.anomaly_maps import smooth
+from gaussad_pl.backbone import pool
+from gaussad_pl.calibration import Calibration
+from gaussad_pl.data.base import ImageDataModule
+from gaussad_pl.detection import Detection
+from gaussad_pl.gaussian import Moments, SingularCovarianceError, merge, moments
+from gaussad_pl.lookalikes import look_alikes, partition
+from gaussad_pl.model import GaussianModel, level_distances
+
+PARTS = 4
+CACHE = 2 * 2**30  # bytes of patches that are kept at most; beyond, the backbone runs anew for each part
+
+
+def calibrate(model: GaussianModel, data: ImageDataModule, by_turns: bool) -> Calibration:
+    """Good images as a model scores them that has not seen them.
+
+    Args:
+        model: the final one.
+        data: that it was trained on.
+        by_turns: see `cross_conformal`; otherwise `held_out`. Not where the network was fine-tuned: its training images
+            shaped the features then, so that no Gaussian estimated without some of them scores those like new ones.
+    """
+    if by_turns:
+        try:
+            return cross_conformal(model, data)
+        except SingularCovarianceError:  # all images were enough for the Gaussian, a part of them is not
+            pass
+    return held_out(model, data)
+
+
+@torch.no_grad()
+def held_out(model: GaussianModel, data: ImageDataModule) -> Calibration:
+    """The held-out images as the model scores them: in no Gaussian and no loss, but the choices looked at them."""
+    images = data.split[1]
+    if not images:
+        none = torch.zeros(0)
+        return Calibration.of(none, torch.zeros(0, len(model.gaussians)), "none: no image was held out")
+    device = model.level_weights.device
+    found = Detection.join([model(batch["image"].to(device)).cpu() for batch in data.good_dataloader(images)])
+    scheme = (
+        f"{len(found.scores)} held-out images: in no Gaussian and no training step, but they chose the epoch, the "
+        "levels and the map, so the false-alarm rate may be a little above the one wished"
+    )
+    return Calibration.of(found.scores, found.distances, scheme)
+
+
+@torch.no_grad()
+def cross_conformal(model: GaussianModel, data: ImageDataModule) -> Calibration:
+    """Every training image as scored by Gaussians estimated without the part of the images it belongs to.
+
+    Levels, form of the map, combination and units were chosen on the held-out images, which take no part here; the
+    network has seen none. Images that look alike are in one part (see `gaussad_pl.lookalikes`). So all that scores an
+    image is independent of it. What is not exact: the final Gaussians come from all training images, those of the
+    calibration from three quarters of them, which puts its images a little farther out. The p-values are too large by
+    that, so the error is towards fewer false alarms.
+
+    Raises:
+        SingularCovarianceError: three quarters of the images are too few for a covariance without shrinkage.
+    """
+    images = data.split[0]
+    plain = _Patches(model, data)
+    pooled = [torch.cat(level) for level in zip(*plain.features(images), strict=True)]
+    groups = look_alikes(_whitened(model, pooled))
+    count = min(PARTS, len(images))
+    if groups.max() + 1 < count:  # they all look alike
+        groups = np.arange(len(images))
+    parts = partition(groups, count, data.seed)
+    sums: list[list[Moments]] = [
+        _moments(model, data, [images[i] for i in part], [level[part] for level in pooled]) for part in parts
+    ]
+    found = []
+    for k, part in track(list(enumerate(parts)), "Calibrating: scores", transient=True):
+        others = [j for j in range(len(parts)) if j != k]
+        gaussians = deepcopy(model.gaussians)
+        total: list[Moments] = reduce(_merge_levels, [sums[j] for j in others])
+        for gaussian, level in zip(gaussians, total, strict=True):
+            gaussian.fit(level)
+        distances = level_distances([level[part] for level in pooled], gaussians)
+        scores = model.scores(distances.double())
+        if model.segmenter is not None:
+            rest = sorted(i for j in others for i in parts[j])
+            scores = _with_maps(model, scores, plain.patches(images, rest), plain.patches(images, part))
+        found.append(Detection(distances, scores, None).cpu())
+    everything = Detection.join(found)
+    different = int(groups.max()) + 1
+    scheme = (
+        f"cross-conformal: {len(images)} training images ({different} that look different), each scored by "
+        f"Gaussians estimated without its part, one of {count}; levels, map and units were chosen on other images"
+    )
+    return Calibration.of(everything.scores, everything.distances, scheme, different)
+
+
+def _whitened(model: GaussianModel, pooled: list[Tensor]) -> Tensor:
+    """Pooled features ``(N, D)`` in which images of one part are near: of the middle levels, each of the same weight.
+
+    Shallow levels see the light, and deep ones the kind of part.
+    """
+    count = len(pooled)
+    middle = range(count // 3, max(count // 3 + 1, count - count // 4))
+    parts = [(pooled[i] - model.gaussians[i].mean) @ model.gaussians[i].whitener.mT for i in middle]
+    return torch.cat([part / part.shape[1] ** 0.5 for part in parts], dim=1)
+
+
+def _moments(model: GaussianModel, data: ImageDataModule, images: list[int], plain: list[Tensor]) -> list[Moments]:
+    """Moments of each level over some training images, as they are and changed."""
+    total = [moments(level) for level in plain]
+    changed = range(1, len(data.views))
+    if not changed:
+        return total
+    for batch in data.reference_dataloader(images, changed):
+        seen = pool(model.backbone(batch["image"].to(model.level_weights.device)))
+        total = _merge_levels(total, [moments(level) for level in seen])
+    return total
+
+
+def _merge_levels(one: list[Moments], other: list[Moments]) -> list[Moments]:
+    return [merge(a, b) for a, b in zip(one, other, strict=True)]
+
+
+def _with_maps(model: GaussianModel, pooled: Tensor, estimate: Iterable[Tensor], score: Iterable[Tensor]) -> Tensor:
+    """Scores of images by Gaussians of patches from other images: both as batches ``(N, P, D)``; pooled ``(M,)``."""
+    assert model.segmenter is not None
+    head = model.segmenter.head
+    gaussians = deepcopy(head.gaussians)
+    for batch in estimate:
+        gaussians.observe(batch)
+    gaussians.estimate()
+    found, first = [], 0
+    for batch in score:
+        maps = smooth(gaussians(batch).unflatten(1, (head.side, head.side)))
+        found.append(model.segmenter.score(pooled[first : first + len(batch)], maps))
+        first += len(batch)
+    return torch.cat(found)
+
+
+class _Patches:
+    """Pooled features and patches of training images as they are; patches are kept where all fit into the memory."""
+
+    def __init__(self, model: GaussianModel, data: ImageDataModule) -> None:
+        self.model = model
+        self.data = data
+        self.kept: list[Tensor] | None = None
+        self.device = model.level_weights.device
+
+    def features(self, images: list[int]) -> Iterator[list[Tensor]]:
+        """Pooled features of each batch, a list of ``(N, C)``; on the way patches are kept."""
+        kept: list[Tensor] = []
+        for maps in self._maps(images):
+            if self.model.segmenter is not None:
+                batch = self.model.segmenter.head.patches(maps)
+                if len(images) * batch[0].nbytes <= CACHE:
+                    kept.append(batch.cpu())
+            yield pool(maps)
+        self.kept = [one for batch in kept for one in batch] or None
+
+    def patches(self, images: list[int], chosen: list[int]) -> Iterator[Tensor]:
+        """Patches of the images at the places ``chosen``, in batches ``(N, P, D)``."""
+        size = self.data.eval_batch_size
+        if self.kept is not None:
+            for first in range(0, len(chosen), size):
+                yield torch.stack([self.kept[i] for i in chosen[first : first + size]]).to(self.device)
+            return
+        assert self.model.segmenter is not None
+        for maps in self._maps([images[i] for i in chosen]):
+            yield self.model.segmenter.head.patches(maps)
+
+    def _maps(self, images: list[int]) -> Iterator[list[Tensor]]:
+        for batch in self.data.good_dataloader(images):
+            yield self.model.backbone(batch["image"].to(self.device))

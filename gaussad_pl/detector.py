@@ -1,0 +1,225 @@
+"""A detector to use: a trained model, its calibration and where both came from, in one file, without what trains it.
+
+detector = Detector.load("runs/.../detector.safetensors")
+for finding in detector(["a.png", "b.png"], fpr=0.01):
+    print(finding.verdict, finding.p_value)
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from copy import copy
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gaussad_pl import __version__
+from gaussad_pl.artefact import NAME, read_artefact, write_artefact
+from gaussad_pl.calibration import Calibration, Threshold
+from gaussad_pl.detection import Detection
+from gaussad_pl.errors import UserError
+from gaussad_pl.folding import folded
+from gaussad_pl.model import GaussianModel
+from gaussad_pl.pixels import Images, each_pixels
+
+BATCH = 32  # images scored at once
+
+
+@dataclass(frozen=True, eq=False)
+class Finding:
+    """What a detector says about one image.
+
+    Attributes:
+        score: anomaly score; larger is worse.
+        p_value: share of good images that score at least as high, with the guarantee of `gaussad_pl.calibration`.
+        verdict: "bad" where the score is above the threshold.
+        threshold: for the false-alarm rate wished.
+        distances: Mahalanobis distance of each level, by the index of the level.
+        map: anomaly map ``(256, 256)`` float32 over the whole image; None where the model makes none.
+    """
+
+    score: float
+    p_value: float
+    verdict: Literal["good", "bad"]
+    threshold: float
+    distances: dict[int, float]
+    map: np.ndarray | None
+
+
+class Finder(ABC):
+    """Whatever scores images: `Detector`, or an exported one in another runtime (`gaussad_pl.exported`).
+
+    Attributes:
+        calibration: what p-values and thresholds come from.
+        provenance: where everything came from: data, seed, weights, versions, settings.
+        size: side of the images in pixels, to which all are resized.
+        levels: index of each level whose distance is given.
+        limit: what hardly any pixel of the map of a good image exceeds; infinite where there is no map.
+    """
+
+    calibration: Calibration
+    provenance: dict[str, Any]
+    size: int
+    levels: list[int]
+    limit: float
+
+    @abstractmethod
+    def detect(self, pixels: Tensor) -> Detection:
+        """Scores, distances and maps of ``pixels`` ``(N, 3, size, size)`` uint8, on the CPU."""
+
+    def threshold(self, fpr: float = 0.01) -> Threshold:
+        """The threshold for a wished false-alarm rate; nothing is refitted. See `Calibration.threshold`."""
+        return self.calibration.threshold(fpr)
+
+    def __call__(self, images: Images, fpr: float = 0.01) -> list[Finding]:
+        """What there is to say about one image or several, in their order.
+
+        Args:
+            images: a path, a PIL image, an array ``(H, W)`` or ``(H, W, C)``, a tensor ``(C, H, W)``; or an array or a
+                tensor of N of them, or a list; see `gaussad_pl.pixels`.
+            fpr: the false-alarm rate wished.
+
+        Raises:
+            UserError: a file that cannot be read, something that is no image, or an impossible ``fpr``.
+        """
+        threshold = self.threshold(fpr)
+        findings: list[Finding] = []
+        pixels = each_pixels(images, self.size)
+        while batch := list(islice(pixels, BATCH)):
+            findings += self.findings(self.detect(torch.stack(batch)), threshold)
+        return findings
+
+    def findings(self, detection: Detection, threshold: Threshold) -> Iterator[Finding]:
+        """One finding for each of the N images of a detection."""
+        p_values = self.calibration.p_values(detection.scores)
+        for i, (score, p_value) in enumerate(zip(detection.scores.tolist(), p_values.tolist(), strict=True)):
+            yield Finding(
+                score,
+                p_value,
+                "good" if score <= threshold.value else "bad",  # so that a score that is no number is bad
+                threshold.value,
+                dict(zip(self.levels, detection.distances[i].tolist(), strict=True)),
+                None if detection.maps is None else detection.maps[i].numpy(),
+            )
+
+
+class Detector(Finder):
+    """Scores images, with p-values and thresholds.
+
+    Attributes:
+        model: pruned, see `pruned`; takes ``(N, 3, size, size)`` uint8.
+    """
+
+    def __init__(self, model: GaussianModel, calibration: Calibration, provenance: Mapping[str, Any]) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.calibration = calibration
+        self.provenance = dict(provenance)
+        self.size = model.backbone.image_size
+        self.levels = [level.index for level in model.backbone.levels]
+        self.limit = math.inf if model.segmenter is None else float(model.segmenter.threshold)
+
+    @classmethod
+    def of(cls, model: GaussianModel, calibration: Calibration, provenance: Mapping[str, Any]) -> Self:
+        """From a trained model, on the CPU; the model itself stays as it is."""
+        settings, state = pruned(model)
+        fitting = calibration.first_levels(len(settings["backbone"]["levels"]))
+        return cls(_build(settings, state), fitting, provenance)
+
+    @classmethod
+    def load(cls, path: str | Path, device: str | torch.device = "cpu") -> Self:
+        """From the file of a run, or the folder of the run; nothing is downloaded.
+
+        Raises:
+            UserError: no such file, a damaged or foreign one, or one of a newer version.
+        """
+        path = Path(path)
+        path = path / NAME if path.is_dir() else path
+        if not path.is_file():
+            raise UserError(f"{path} does not exist: give the folder of a finished run, or its {NAME}")
+        if path.suffix == ".ckpt":
+            raise UserError(f"{path} is a checkpoint of the training: give the {NAME} beside it")
+        header, tensors = read_artefact(path)
+        try:
+            scores, distances = (tensors.pop(f"calibration.{name}") for name in ("scores", "distances"))
+            kept = Calibration(scores, distances, **header["calibration"])
+            model = _build(header["model"], tensors)
+        except (KeyError, TypeError, RuntimeError, UserError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(
+                f"{path} does not fit this gaussad_pl {__version__} (written by {header.get('version')}) or its timm: "
+                f"{reason}"
+            ) from error
+        return cls(model.to(device), kept, header["provenance"])
+
+    def save(self, path: str | Path) -> None:
+        """Write the one file that `load` reads: tensors and JSON, no code."""
+        settings, state = pruned(self.model)
+        state["calibration.scores"] = self.calibration.scores
+        state["calibration.distances"] = self.calibration.distances
+        header = {
+            "version": __version__,
+            "model": settings,
+            "calibration": {"scheme": self.calibration.scheme, "different": self.calibration.different},
+            "provenance": self.provenance,
+        }
+        write_artefact(Path(path), header, state)
+
+    @torch.inference_mode()
+    def detect(self, pixels: Tensor) -> Detection:
+        """Scores, distances and maps of ``pixels`` ``(N, 3, size, size)`` uint8, on the CPU."""
+        return self._sooner(pixels.to(self.model.backbone.scale.device)).cpu()
+
+    @cached_property
+    def _sooner(self) -> GaussianModel:
+        """The model with batch normalisation folded away; what `save` writes is the model itself."""
+        twin = copy(self.model)
+        twin._modules = {**self.model._modules, "backbone": folded(self.model.backbone)}
+        return twin
+
+
+def pruned(model: GaussianModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Settings and state of a model without the levels behind the last one that the score or the map needs.
+
+    What lies behind is not computed, and its weights are left out. Levels before it are computed anyway; their
+    distances, even where they do not count in the score, tell other light or another camera from the calibration
+    images.
+    """
+    segmenter, backbone = model.segmenter, model.backbone
+    counts = segmenter is None or bool(segmenter.weights[0] != 0)
+    needed = model.level_weights.nonzero().flatten().tolist() if counts else []
+    last = max([*needed, *(segmenter.head.places if segmenter is not None else [])], default=0)
+    levels = [level.index for level in backbone.levels[: last + 1]]
+    settings: dict[str, Any] = {
+        "backbone": {"name": backbone.name, "image_size": backbone.image_size, "levels": levels},
+        "segmentation": None if segmenter is None else segmenter.chosen,
+    }
+    used = {id(parameter) for parameter in backbone.parameters_of(levels)}
+    unused = [f"backbone.{name}" for name, parameter in backbone.named_parameters() if id(parameter) not in used]
+    settings["unused"] = unused
+    gone = (*unused, *(f"gaussians.{i}." for i in range(last + 1, len(backbone.levels))))
+    state = {key: tensor for key, tensor in model.state_dict().items() if not key.startswith(gone)}
+    state["level_weights"] = model.level_weights[: last + 1]
+    # the normalisation of the pixels: another timm may think otherwise
+    return settings, {**state, "backbone.scale": backbone.scale, "backbone.offset": backbone.offset}
+
+
+def _build(settings: Mapping[str, Any], state: Mapping[str, Tensor]) -> GaussianModel:
+    """A model with the settings and the state that `pruned` gives."""
+    with torch.random.fork_rng(devices=[]):  # the random weights that are overwritten are no business of the caller's
+        model = GaussianModel({**settings["backbone"], "weights": "random"}, segmentation=settings["segmentation"])
+    state = dict(state)
+    model.backbone.scale.copy_(state.pop("backbone.scale"))
+    model.backbone.offset.copy_(state.pop("backbone.offset"))
+    found = model.load_state_dict(state, strict=False)
+    wrong = [*found.unexpected_keys, *(key for key in found.missing_keys if key not in settings["unused"])]
+    if wrong:
+        raise UserError(f"{wrong[0]} is missing or unknown")
+    return model.eval()

@@ -1,0 +1,174 @@
+"""A trained detector as one ONNX graph, for the line: ONNX Runtime, OpenVINO and whatever else reads ONNX.
+
+python -m gaussad_pl.export ckpt=<run folder or detector.safetensors>
+
+  ckpt       folder of a finished run, or its detector.safetensors
+  out        the file to write                                          (detector.onnx beside the ckpt)
+  source     images to check it on: image, folder, pattern or list.txt  (those of the training, else random ones)
+  images     how many of them                                           (32)
+  overwrite  true: a file that is there already is replaced             (false)
+
+The graph takes images (N, size, size, 3), RGB, uint8, any N, and gives score (N), p_value (N), distances (N, levels)
+and, where the detector makes one, map (N, 256, 256). Resizing is left to the caller: to a square of the model's size
+with Pillow's bilinear filter, as gaussad_pl.data.images.read_image does; other filters give other scores. Everything
+else is inside: normalisation, backbone, Gaussians, calibration. The metadata hold what thresholds come from, as JSON.
+
+The file is written only if it agrees with PyTorch on the images: in ONNX Runtime, and in OpenVINO where that is
+installed. On processors with bfloat16 tell OpenVINO INFERENCE_PRECISION_HINT=f32: three digits are too few here.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gaussad_pl import __version__
+from gaussad_pl.agreement import check, check_images
+from gaussad_pl.detector import Detector
+from gaussad_pl.errors import UserError
+from gaussad_pl.exported import FORMAT, KEYS, SUFFIX
+from gaussad_pl.graph import INPUT, OUTPUTS, Graph
+from gaussad_pl.options import parse
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+MOST = 2**31 - 2**20  # bytes that a file of ONNX can have, less some for all but the weights
+
+
+@dataclass(frozen=True)
+class Options:
+    """See the text at the top of this file."""
+
+    ckpt: str
+    out: str = ""
+    source: str = ""
+    images: int = 32
+    overwrite: bool = False
+
+
+def export(options: Options) -> str:
+    """Make the graph, check it, write it; what there is to say about it."""
+    missing = [name for name in PACKAGES if find_spec(name) is None]
+    if missing:
+        raise UserError(f"{', '.join(missing)} not installed: pip install 'gaussad_pl[export]'")
+    if options.images < 1:
+        raise UserError(f"images={options.images}: expected 1 or more")
+    ckpt = Path(options.ckpt)
+    out = Path(options.out) if options.out else (ckpt if ckpt.is_dir() else ckpt.parent) / f"detector{SUFFIX}"
+    if out.suffix != SUFFIX:
+        raise UserError(f"out={out}: expected a name that ends in {SUFFIX}")
+    if out.exists() and not options.overwrite:
+        raise UserError(f"{out} exists already: give another out=, or overwrite=true")
+    detector = Detector.load(ckpt)
+    pixels, origin = check_images(detector, options.source, options.images)
+    model = onnx_model(detector)
+    lines = check(model, detector, pixels)
+    _write(model, out)
+    size = f"{len(model) / 1e6:.0f} MB"
+    return "\n".join([f"{out}: {size}, checked on {len(pixels)} {origin}", *lines, detector.threshold().line])
+
+
+def onnx_model(detector: Detector) -> bytes:
+    """The file: graph, weights and metadata.
+
+    Raises:
+        UserError: the weights are more than one file of ONNX can hold.
+    """
+    graph = Graph(detector).eval()
+    total = sum(tensor.nbytes for tensor in graph.state_dict().values())
+    if total > MOST:
+        raise UserError(
+            f"the detector has {total / 1e9:.1f} GB and ONNX takes 2: train with fewer map_levels or clusters"
+        )
+    proto = to_onnx(graph, detector.size, OUTPUTS if graph.maps is not None else OUTPUTS[:-1])
+    for key, content in zip(KEYS, metadata(detector), strict=True):
+        entry = proto.metadata_props.add()
+        entry.key, entry.value = key, json.dumps(content)
+    proto.producer_name, proto.producer_version = "gaussad_pl", __version__
+    file: bytes = proto.SerializeToString()
+    return file
+
+
+def to_onnx(graph: torch.nn.Module, size: int, outputs: Sequence[str]) -> Any:
+    """A module that takes ``(N, size, size, 3)`` uint8 as a model of ONNX, for any N."""
+    example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
+    level = logging.getLogger("onnxscript").level
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore")  # about torch's own internals
+        logging.getLogger("onnxscript").setLevel(logging.ERROR)
+        shapes = ({0: torch.export.Dim("N", min=1)},)
+        try:
+            program = torch.onnx.export(
+                graph,
+                (example,),
+                dynamo=True,
+                dynamic_shapes=shapes,
+                input_names=[INPUT],
+                output_names=list(outputs),
+                verbose=False,
+            )
+        finally:
+            logging.getLogger("onnxscript").setLevel(level)
+    assert program is not None
+    proto = program.model_proto
+    for part in (*proto.graph.node, *proto.graph.value_info, *proto.graph.input, *proto.graph.output, proto.graph):
+        del part.metadata_props[:]  # stack traces, with the paths of this machine
+    return proto
+
+
+def metadata(detector: Detector) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """What the file says about itself, by `KEYS`; nothing depends on the false-alarm rate wished."""
+    kept = detector.calibration
+    header = {
+        "format": FORMAT,
+        "size": detector.size,
+        "levels": detector.levels,
+        "limit": detector.limit if np.isfinite(detector.limit) else None,
+        "input": "images: uint8 (N, size, size, 3), RGB, resized to a square by Pillow's bilinear filter",
+        "p_value": "(1 + number of calibration scores at least as large) / (1 + number of calibration scores)",
+        "versions": {"gaussad_pl": __version__, **{name: version(name) for name in ("torch", "timm", *PACKAGES)}},
+    }
+    calibration = {
+        "scores": kept.scores.tolist(),
+        "distances": [[float(str(value)) for value in row] for row in kept.distances.numpy()],  # as short as float32 is
+        "scheme": kept.scheme,
+        "different": kept.different,
+    }
+    return header, calibration, detector.provenance
+
+
+def _write(model: bytes, out: Path) -> None:
+    partial = out.with_name(f"{out.name}.partial")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(model)
+        os.replace(partial, out)  # noqa: PTH105
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"cannot write {out} ({error.strerror}): free some space or use another folder") from error
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or {"-h", "--help", "help"} & set(arguments):
+        print(__doc__)
+        return
+    try:
+        print(export(parse(arguments, Options)))
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

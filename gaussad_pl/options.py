@@ -1,0 +1,55 @@
+"""key=value on the command line, as Hydra's, without Hydra: for commands that run where nothing is trained."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import MISSING, fields
+from typing import Any, TypeVar, get_type_hints
+
+from gaussad_pl.errors import UserError
+
+T = TypeVar("T")
+_BOOLEAN = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+def parse(arguments: Sequence[str], options: type[T]) -> T:
+    """An instance of the dataclass ``options`` from ``key=value`` arguments; its fields are str, int, float or bool.
+
+    Raises:
+        UserError: an unknown key, a value of another type, a key given twice, or one missing that has no default.
+    """
+    kinds = get_type_hints(options)
+    known = [field.name for field in fields(options)]  # type: ignore[arg-type]
+    given: dict[str, Any] = {}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        key = key.lstrip("+-")  # +key=value and --key=value are meant the same way
+        if not equals:
+            raise UserError(f"{argument}: expected key=value; the keys are {', '.join(known)}")
+        if key not in known:
+            close = difflib.get_close_matches(key, known, 1)
+            hint = f"did you mean {close[0]}?" if close else f"the keys are {', '.join(known)}"
+            raise UserError(f"{key}: there is no such setting; {hint}")
+        if key in given:
+            raise UserError(f"{key} is given twice")
+        given[key] = _converted(key, value, kinds[key])
+    for field in fields(options):  # type: ignore[arg-type]
+        if field.default is MISSING and field.name not in given:
+            raise UserError(f"{field.name} is missing: give {field.name}=...; --help shows all settings")
+    return options(**given)
+
+
+def _converted(key: str, value: str, kind: type) -> Any:
+    if kind is str:
+        if not value:
+            raise UserError(f"{key}= is empty: give a value")
+        return value
+    if kind is bool:
+        if value.lower() not in _BOOLEAN:
+            raise UserError(f"{key}={value}: expected true or false")
+        return _BOOLEAN[value.lower()]
+    try:
+        return kind(value)
+    except ValueError as error:
+        raise UserError(f"{key}={value}: expected {'a whole number' if kind is int else 'a number'}") from error

@@ -1,0 +1,197 @@
+"""Score images with a trained detector; where nothing was ever trained, too.
+
+python -m gaussad_pl.predict ckpt=<run folder, or a file of a detector> source=<image, folder, pattern or list.txt>
+
+  ckpt        folder of a finished run, its detector.safetensors, or what gaussad_pl.export made of it
+  source      an image, a folder with all below it, a pattern like 'parts/*.png', or a .txt with a path a line
+  out         folder for predictions.jsonl and predictions.csv               (predictions)
+  fpr         false-alarm rate wished: what share of good parts may be lost   (0.01)
+  overlays    true: a picture of each image with its anomaly map, in out/overlays  (false)
+  overwrite   true: predictions that are there already are replaced           (false)
+  batch_size  images scored at once                                           (32)
+  device      cpu, cuda or auto                                               (auto)
+
+Ends with exit code 1 if an image cannot be read; it is a row with its error, and all others are scored.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from gaussad_pl.calibration import Threshold
+from gaussad_pl.detector import Finder, Finding
+from gaussad_pl.drift import DriftMonitor
+from gaussad_pl.errors import UserError
+from gaussad_pl.exported import load_detector
+from gaussad_pl.options import parse
+from gaussad_pl.overlay import overlay
+from gaussad_pl.sources import count_images, decoded, image_paths
+
+
+@dataclass(frozen=True)
+class Options:
+    """See the text at the top of this file."""
+
+    ckpt: str
+    source: str
+    out: str = "predictions"
+    fpr: float = 0.01
+    overlays: bool = False
+    overwrite: bool = False
+    batch_size: int = 32
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image: what was found, or what is wrong with it."""
+
+    index: int
+    path: Path
+    pixels: Tensor | None
+    finding: Finding | None
+    error: str = ""
+
+
+def predict(options: Options) -> int:
+    """Score everything, write everything, and say how it went; the exit code."""
+    if options.batch_size < 1:
+        raise UserError(f"batch_size={options.batch_size}: expected 1 or more")
+    detector = load_detector(options.ckpt, _device(options.device))
+    threshold = detector.threshold(options.fpr)
+    count = count_images(options.source)
+    out = Path(options.out)
+    open_out(out, options.overlays, options.overwrite)
+    monitor = DriftMonitor(detector.calibration, detector.levels)
+    tally: Counter[str] = Counter()
+    with ExitStack() as stack:
+        lines = stack.enter_context((out / "predictions.jsonl").open("w", encoding="utf-8", errors="replace"))
+        sheet = stack.enter_context((out / "predictions.csv").open("w", encoding="utf-8", errors="replace", newline=""))
+        show = stack.enter_context(_progress())
+        table = csv.DictWriter(sheet, list(record(Row(0, Path(), None, None), detector.levels)))
+        table.writeheader()
+        images = islice(image_paths(options.source), count)  # one that came since is left for the next time
+        for row in show.track(score(detector, images, threshold, monitor, options.batch_size), total=count):
+            write(row, detector.levels, lines, table)
+            tally["errors" if row.finding is None else row.finding.verdict] += 1
+            if options.overlays and row.finding is not None and row.pixels is not None:
+                picture = overlay(row.pixels, row.finding, detector.limit, row.path.name)
+                picture.save(out / "overlays" / f"{row.index:06}_{row.path.stem}.png")
+    print(summary(tally, threshold, detector, monitor, out))
+    return 1 if tally["errors"] else 0
+
+
+def score(
+    detector: Finder, images: Iterator[Path], threshold: Threshold, monitor: DriftMonitor, batch_size: int
+) -> Iterator[Row]:
+    """One row an image, in their order; never more than some batches are in memory."""
+    numbered = enumerate(decoded(images, detector.size, ahead=2 * batch_size))
+    while batch := list(islice(numbered, batch_size)):
+        readable = [pixels for _, (_, pixels) in batch if isinstance(pixels, Tensor)]
+        found: Iterator[Finding] = iter(())
+        if readable:
+            detection = detector.detect(torch.stack(readable))
+            monitor.observe(detection.scores, detection.distances)
+            found = detector.findings(detection, threshold)
+        for index, (path, pixels) in batch:
+            if isinstance(pixels, Tensor):
+                yield Row(index, path, pixels, next(found))
+            else:
+                yield Row(index, path, None, None, str(pixels))
+
+
+def record(row: Row, levels: Sequence[int]) -> dict[str, Any]:
+    """What is written about an image: the same keys in both files, and for every image."""
+    finding = row.finding
+    distances = finding.distances if finding is not None else {}
+    return {
+        "path": row.path.as_posix(),
+        "score": finding and finding.score,
+        "p_value": finding and finding.p_value,
+        "verdict": finding.verdict if finding is not None else "error",
+        "threshold": finding and (finding.threshold if math.isfinite(finding.threshold) else None),
+        **{f"level_{level}": distances.get(level) for level in levels},
+        "error": row.error or None,
+    }
+
+
+def write(row: Row, levels: Sequence[int], lines: TextIO, table: csv.DictWriter[str]) -> None:
+    """Add an image to both files."""
+    content = record(row, levels)
+    table.writerow(content)
+    distances = {str(level): content.pop(f"level_{level}") for level in levels}
+    lines.write(json.dumps({**content, "distances": distances if row.finding is not None else None}) + "\n")
+
+
+def summary(tally: Counter[str], threshold: Threshold, detector: Finder, monitor: DriftMonitor, out: Path) -> str:
+    """What is printed at the end."""
+    lines = [
+        f"{tally['good']} good, {tally['bad']} bad, {tally['errors']} unreadable: {out / 'predictions.csv'}",
+        f"calibration: {detector.calibration.scheme}",
+        ("" if threshold.rule == "conformal" else "WARNING: ") + threshold.line,
+    ]
+    drift = monitor.drift().line
+    return "\n".join([*lines, *([f"WARNING: {drift}"] if drift else [])])
+
+
+def open_out(out: Path, overlays: bool, overwrite: bool) -> None:
+    """Make the folder; what an earlier prediction left there goes, where that is wished.
+
+    Raises:
+        UserError: there are predictions already, or the folder cannot be made.
+    """
+    old = [path for path in (out / "predictions.jsonl", out / "predictions.csv") if path.exists()]
+    old += (out / "overlays").glob("[0-9][0-9][0-9][0-9][0-9][0-9]_*.png")
+    if old and not overwrite:
+        raise UserError(f"{old[0]} exists already: give another out=, or overwrite=true")
+    try:
+        for path in old:
+            path.unlink()
+        (out / "overlays" if overlays else out).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"out={out}: cannot write there ({error.strerror}): give another folder") from error
+
+
+def _device(name: str) -> torch.device:
+    if name not in ("auto", "cpu", "cuda"):
+        raise UserError(f"device={name}: expected cpu, cuda or auto")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda: there is no GPU that PyTorch can use: give device=cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _progress() -> Progress:
+    columns = TextColumn("Scoring"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    console = Console(stderr=True)
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or {"-h", "--help", "help"} & set(arguments):
+        print(__doc__)
+        return
+    try:
+        code = predict(parse(arguments, Options))
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

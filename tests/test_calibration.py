@@ -1,0 +1,235 @@
+"""P-values and thresholds against naive counting and scipy, and in simulations: they promise what they hold."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+from gaussad_pl.calibration import Calibration, conformal_threshold, p_values, rate_range
+from gaussad_pl.drift import DriftMonitor, few_below, moved_away
+from gaussad_pl.errors import UserError
+from gaussad_pl.gamma import Gamma, fit_gamma, misfit
+from gaussad_pl.lookalikes import look_alikes, partition
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def calibration(scores: Tensor, levels: int = 2) -> Calibration:
+    return Calibration.of(scores, normal(len(scores), levels, seed=9).abs(), "test")
+
+
+# ---------------------------------------------------------------------------------------------- p-values and thresholds
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_p_values_equal_naive_counting(ties: bool) -> None:
+    known, new = normal(50), normal(30, seed=1)
+    if ties:
+        known, new = known.round(decimals=1), new.round(decimals=1)
+    expected = [(1 + sum(float(c) >= float(s) for c in known)) / 51 for s in new]
+    assert p_values(new, known.sort().values).tolist() == expected
+    assert p_values(torch.tensor([-99.0, 99.0]), known.sort().values).tolist() == [1, 1 / 51]
+
+
+@pytest.mark.parametrize("fpr", [0.01, 0.02, 0.05, 0.1, 0.29, 0.5, 0.99])
+@pytest.mark.parametrize("n", [1, 19, 20, 99, 100])
+def test_a_score_is_above_the_threshold_exactly_where_its_p_value_is_at_most_the_rate(fpr: float, n: int) -> None:
+    known = normal(n).sort().values
+    threshold = conformal_threshold(known, fpr)
+    new = torch.cat([normal(200, seed=1), known])
+    assert torch.equal(new > threshold, p_values(new, known) <= fpr + 1e-12)
+    assert (threshold == math.inf) == (n < 1 / fpr - 1 - 1e-9)
+
+
+def test_p_values_of_exchangeable_images_are_uniform_and_the_threshold_keeps_its_rate() -> None:
+    rng = np.random.default_rng(0)
+    n, draws = 59, 4000
+    found = []
+    for _ in range(draws):
+        scores = torch.from_numpy(rng.gamma(2, size=n + 1))  # any distribution
+        known = scores[:-1].sort().values
+        found.append(float(p_values(scores[-1:], known)))
+    counts = np.bincount(np.rint(np.array(found) * (n + 1)).astype(int), minlength=n + 2)[1:]
+    assert counts.sum() == draws and stats.chisquare(counts).pvalue > 0.001
+    for fpr in (0.05, 0.1, 0.2):
+        assert np.mean(np.array(found) <= fpr) == pytest.approx(math.floor(fpr * 60 + 1e-9) / 60, abs=0.02)
+
+
+def test_the_range_of_the_rate_is_that_of_the_beta_distribution_and_of_simulations() -> None:
+    for n, fpr in ((99, 0.01), (256, 0.05), (606, 0.2)):
+        k = math.floor(fpr * (n + 1) + 1e-9)
+        assert rate_range(n, fpr) == pytest.approx(stats.beta(k, n + 1 - k).ppf([0.05, 0.95]), rel=1e-9)
+    known = np.random.default_rng(0).uniform(size=(2000, 99))
+    rates = [1 - conformal_threshold(torch.from_numpy(np.sort(row)), 0.1) for row in known]
+    low, high = rate_range(99, 0.1)
+    assert np.mean([low <= rate <= high for rate in rates]) == pytest.approx(0.9, abs=0.03)
+    assert np.mean(rates) == pytest.approx(0.1, abs=0.003)
+
+
+@pytest.mark.parametrize("fpr", [0, 1, -0.1, 5, math.nan])
+def test_an_impossible_rate_is_a_clear_error(fpr: float) -> None:
+    with pytest.raises(UserError, match="expected a false-alarm rate between 0 and 1"):
+        calibration(normal(20)).threshold(fpr)
+
+
+def test_too_few_images_say_so_and_what_a_gamma_gives() -> None:
+    few = calibration(normal(64).square())
+    assert few.threshold(0.05).rule == "conformal"
+    found = few.threshold(0.01)
+    assert found.rule == "gamma" and few.gamma is not None
+    assert float(few.gamma.above(torch.tensor(found.value, dtype=torch.float64))) == pytest.approx(0.01, rel=1e-9)
+    for part in ("needs 99 calibration images", "there are 64", "can promise is 0.015", "gamma"):
+        assert part in found.line
+    assert "\n" not in found.line
+
+
+@pytest.mark.parametrize("scores", [torch.zeros(0), torch.zeros(30), torch.arange(5.0)])
+def test_without_anything_to_go_by_nothing_is_called_bad(scores: Tensor) -> None:
+    found = calibration(scores).threshold(0.01)
+    assert found.rule == "none" and found.value == math.inf and "nothing is called bad" in found.line
+
+
+def test_images_of_one_part_make_the_range_wider() -> None:
+    scores, distances = normal(200), normal(200, 1)
+    alone, twins = (Calibration.of(scores, distances, "", different) for different in (200, 50))
+    assert alone.threshold(0.05).value == twins.threshold(0.05).value
+    assert rate_range(50, 0.05)[1] > rate_range(200, 0.05)[1]
+    assert f"{rate_range(50, 0.05)[1]:.2g}" in twins.threshold(0.05).line
+
+
+# ----------------------------------------------------------------------------------------------------------- the gamma
+
+
+def test_the_gamma_equals_scipy() -> None:
+    ours, theirs = Gamma(3.3, 2.0, -7.0), stats.gamma(3.3, loc=-7, scale=2)
+    x = torch.linspace(-9, 60, 50, dtype=torch.float64)
+    np.testing.assert_allclose(ours.below(x), theirs.cdf(x.numpy()), rtol=1e-10, atol=1e-14)
+    np.testing.assert_allclose(ours.above(x), theirs.sf(x.numpy()), rtol=1e-10)
+    for tail in (0.5, 0.01, 1e-6):
+        assert ours.quantile(tail) == pytest.approx(theirs.isf(tail), rel=1e-10)
+
+
+def test_fitted_moments_are_those_of_the_observations() -> None:
+    x = normal(300).square() - 4  # negative ones, too
+    fitted = fit_gamma(x)
+    theirs = stats.gamma(fitted.shape, loc=fitted.shift, scale=fitted.scale)
+    mean, variance, skewness = theirs.stats("mvs")
+    assert mean == pytest.approx(float(x.mean())) and variance == pytest.approx(float(x.var(correction=0)))
+    assert skewness == pytest.approx(stats.skew(x.numpy()))
+    symmetric = fit_gamma(torch.cat([normal(50), -normal(50)]))
+    assert symmetric.quantile(0.01) == pytest.approx(2.33 * float(normal(50).square().mean().sqrt()), rel=0.05)
+
+
+def test_a_fit_is_contradicted_by_what_is_no_gamma_and_seldom_by_what_is() -> None:
+    rng = np.random.default_rng(1)
+    good = [torch.from_numpy(rng.gamma(4, size=100)) for _ in range(40)]
+    assert np.mean([misfit(x, fit_gamma(x)) < 0.05 for x in good]) <= 0.15
+    two_heaps = torch.cat([normal(50), normal(50, seed=1) + 8])
+    assert misfit(two_heaps, fit_gamma(two_heaps)) < 0.01
+    assert "CONTRADICT" in calibration(two_heaps).threshold(0.001).line
+
+
+# ----------------------------------------------------------------------------------------------------------- the drift
+
+
+def drift_of(scores: Tensor, known: Tensor, batch: int = 7) -> list[str]:
+    """What has moved where score and the one level are the same thing."""
+    monitor = DriftMonitor(Calibration.of(known, known[:, None], ""), [3])
+    for part in scores.split(batch):
+        monitor.observe(part, part[:, None])
+    return monitor.drift().moved
+
+
+@pytest.mark.parametrize("bad", [0.0, 0.2, 0.45])
+def test_bad_parts_alone_are_no_drift(bad: float) -> None:
+    alarms = 0
+    for seed in range(100):
+        known, good = normal(200, seed=2 * seed), normal(300, seed=2 * seed + 1)
+        good[: int(bad * 300)] += 6
+        alarms += bool(drift_of(good, known))
+    assert alarms <= 1
+
+
+@pytest.mark.parametrize("images", [40, 1000])
+def test_images_that_all_moved_away_are_drift(images: int) -> None:
+    known, new = normal(200), normal(images, seed=1)
+    assert drift_of(new + 3, known) == ["score", "level 3"]  # none of them near
+    assert drift_of(new - 3, known) == []  # nearer: images of the training
+    if images == 1000:
+        assert drift_of(new + 1.2, known) == ["score", "level 3"]
+        new[:300] = 9  # bad parts among them hide nothing
+        assert drift_of(new + 1.2, known) == ["score", "level 3"]
+
+
+def test_the_monitor_streams() -> None:
+    known, new = normal(100), normal(333, seed=1) + 0.5
+    found = []
+    for batch in (1, 10, 333):
+        monitor = DriftMonitor(Calibration.of(known, known[:, None], ""), [3])
+        for part in new.split(batch):
+            monitor.observe(part, part[:, None])
+        found.append(monitor.drift())
+        assert monitor.counts.numel() == 2 * 101
+    assert found[0] == found[1] == found[2] and found[0].images == 333
+
+
+def test_a_handful_of_images_says_nothing() -> None:
+    assert drift_of(normal(19) + 9, normal(100)) == []
+    assert drift_of(normal(50) + 9, normal(5)) == []
+    assert drift_of(torch.zeros(0), normal(100)) == []
+
+
+def test_few_below_equals_scipy() -> None:
+    for count, images, rank, n in ((0, 20, 100, 200), (5, 20, 50, 99), (90, 200, 100, 200)):
+        expected = stats.betabinom(images, rank, n + 1 - rank).cdf(count)
+        assert few_below(count, images, rank, n) == pytest.approx(expected, rel=1e-8)
+    assert few_below(20, 20, 5, 10) == 1
+
+
+def test_the_same_distribution_has_not_moved() -> None:
+    p, size = moved_away(torch.ones(101, dtype=torch.int64))
+    assert p > 0.5 and size < 0.03
+
+
+# ------------------------------------------------------------------------------------------------- images of one part
+
+
+def test_shots_of_one_part_are_one_group() -> None:
+    parts = normal(60, 100).repeat_interleave(3, dim=0)
+    shots = parts + 0.3 * normal(180, 100, seed=1)
+    groups = look_alikes(shots)
+    of_part = groups.reshape(60, 3)
+    assert (of_part == of_part[:, :1]).all()
+
+
+@pytest.mark.parametrize("dimensions", [30, 400])
+def test_parts_that_are_merely_similar_are_alone(dimensions: int) -> None:
+    assert len(np.unique(look_alikes(normal(180, dimensions)))) > 150
+
+
+def test_two_kinds_of_part_are_not_two_groups() -> None:
+    kinds = normal(80, 30) + 20 * (torch.arange(80) % 2)[:, None]
+    assert np.bincount(look_alikes(kinds)).max() <= 4
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_few_or_equal_images_are_alone(count: int) -> None:
+    assert look_alikes(torch.zeros(count, 4)).tolist() == list(range(count))
+
+
+def test_parts_hold_whole_groups_and_are_of_one_size() -> None:
+    groups = np.random.default_rng(0).integers(30, size=100)
+    groups = np.unique(groups, return_inverse=True)[1]
+    parts = partition(groups, 4, seed=1)
+    assert sorted(i for part in parts for i in part) == list(range(100))
+    assert max(map(len, parts)) - min(map(len, parts)) <= np.bincount(groups).max()
+    assert all(len({k for k, part in enumerate(parts) if g in groups[part]}) == 1 for g in np.unique(groups))
+    with pytest.raises(ValueError, match="groups in 4 parts"):
+        partition(np.zeros(5, dtype=int), 4, seed=0)

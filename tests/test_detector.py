@@ -1,0 +1,382 @@
+"""The artefact: the same scores as in the training, without what trains; images in any shape; calibration by turns."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from gaussad_pl import artefact, cross_conformal
+from gaussad_pl.calibration import Calibration
+from gaussad_pl.cross_conformal import calibrate, held_out
+from gaussad_pl.data.folder import Folder
+from gaussad_pl.data.images import read_image
+from gaussad_pl.detection import Detection
+from gaussad_pl.detector import Detector
+from gaussad_pl.errors import UserError
+from gaussad_pl.gaussian import SingularCovarianceError
+from gaussad_pl.module import GaussianAD
+
+IMAGES = torch.randint(256, (24, 3, 64, 64), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+TRAINING = (
+    "hydra", "omegaconf", "lightning", "pytorch_lightning", "wandb", "albumentations", "cv2", "sklearn", "scipy",
+    "matplotlib", "torchmetrics",
+)  # fmt: skip
+
+
+def trained(weights: list[float] | None = None, combine: str = "both", form: str | None = "clusters") -> GaussianAD:
+    """A model as it is at the end of a run."""
+    torch.manual_seed(0)
+    settings = {"form": form, "map_levels": [1, 2], "combine": combine, "clusters": 3}
+    module = GaussianAD(TINY, segmentation=settings if form else None).eval()
+    module.estimate([{"image": IMAGES, "view": torch.zeros(24)}], patches=form is not None)  # type: ignore[arg-type]
+    if form:
+        module.segmenter.centre.copy_(torch.tensor([5.0, 7.0]))
+        module.segmenter.spread.copy_(torch.tensor([2.0, 3.0]))
+        module.segmenter.threshold.fill_(9.0)
+    if weights is not None:
+        module.model.level_weights.copy_(torch.tensor(weights))
+    return module
+
+
+def known(module: GaussianAD) -> Calibration:
+    with torch.no_grad():
+        found = module(IMAGES)
+    return Calibration.of(found.scores, found.distances, "some images")
+
+
+@pytest.fixture
+def module() -> GaussianAD:
+    count = len(trained().model.gaussians)
+    return trained([0, 1, 0.5, *[0] * (count - 3)])
+
+
+@pytest.fixture
+def detector(module: GaussianAD) -> Detector:
+    return Detector.of(module.model, known(module), {"seed": 7})
+
+
+@pytest.fixture
+def file(detector: Detector, tmp_path: Path) -> Path:
+    detector.save(tmp_path / artefact.NAME)
+    return tmp_path / artefact.NAME
+
+
+# --------------------------------------------------------------------------------------------------- the same scores
+
+
+@pytest.mark.parametrize("combine", ["both", "map", "pooled"])
+@pytest.mark.parametrize("form", ["clusters", "position", "shared", None])
+@pytest.mark.parametrize("deepest", [1, 3, -1])
+def test_a_pruned_saved_and_loaded_detector_scores_as_the_training_does(
+    combine: str, form: str | None, deepest: int, tmp_path: Path
+) -> None:
+    count = len(trained(form=None).model.gaussians)
+    weights = [0.0] * count
+    weights[0], weights[deepest] = 0.5, 2.0
+    module = trained(weights, combine, form)
+    with torch.no_grad():
+        expected = module(IMAGES)
+    path = tmp_path / artefact.NAME
+    Detector.of(module.model, known(module), {}).save(path)
+    loaded = Detector.load(path)
+    found = loaded.detect(IMAGES)
+    last = max(0 if form and combine == "map" else deepest % count, 2 if form else 0)
+    assert loaded.levels == list(range(last + 1)) and loaded.calibration.distances.shape[1] == last + 1
+    rounding: Any = {"rtol": 1e-4, "atol": 1e-4}  # batch normalisation is folded away
+    torch.testing.assert_close(found.scores, expected.scores, **rounding)
+    torch.testing.assert_close(found.distances, expected.distances[:, : last + 1], **rounding)
+    if form:
+        torch.testing.assert_close(found.maps, expected.maps, **rounding)
+    assert (found.maps is None) == (form is None)
+
+
+def test_what_lies_behind_the_last_level_is_neither_computed_nor_stored(module: GaussianAD, file: Path) -> None:
+    whole = Detector.of(trained().model, known(module), {})
+    whole.save(file.with_name("whole.safetensors"))
+    assert len(load_file(file)) < len(load_file(file.with_name("whole.safetensors")))
+    loaded = Detector.load(file)
+    blocks: Any = loaded.model.backbone.model.blocks
+    called: list[int] = []
+    for i, block in enumerate(blocks):
+        block.register_forward_hook(lambda *_, i=i: called.append(i))
+    loaded.detect(IMAGES[:1])
+    assert called and max(called) < len(blocks) - 1
+    loaded.save(file.with_name("again.safetensors"))  # and what was pruned once can be saved again
+    assert load_file(file.with_name("again.safetensors")).keys() == load_file(file).keys()
+
+
+def test_the_file_holds_the_calibration_the_preprocessing_and_the_provenance(module: GaussianAD, file: Path) -> None:
+    loaded = Detector.load(file.parent)  # the folder of the run will do
+    assert loaded.provenance == {"seed": 7} and loaded.calibration.scheme == "some images"
+    assert torch.equal(loaded.calibration.scores, known(module).scores)
+    assert len(loaded.calibration) == loaded.calibration.different == 24
+    tensors = load_file(file)
+    assert torch.equal(tensors["backbone.scale"], module.model.backbone.scale)
+    full = sum(t.numel() for t in module.model.segmenter.state_dict().values())  # type: ignore[union-attr]
+    stored = sum(t.numel() for name, t in tensors.items() if name.startswith("segmenter."))
+    assert stored < 0.65 * full  # triangular matrices without their zeros
+
+
+def test_the_preprocessing_is_that_of_the_file_whatever_timm_says(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = Detector.load(file).detect(IMAGES).scores
+    original = cross_conformal.GaussianModel.__init__
+
+    def other(self: Any, *args: Any, **settings: Any) -> None:
+        original(self, *args, **settings)
+        self.backbone.scale.mul_(3)
+
+    monkeypatch.setattr(cross_conformal.GaussianModel, "__init__", other)
+    assert torch.equal(Detector.load(file).detect(IMAGES).scores, expected)
+
+
+def test_loading_leaves_the_random_numbers_of_the_caller_alone(file: Path) -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    Detector.load(file)
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_a_detector_needs_nothing_that_trains(file: Path, tmp_path: Path) -> None:
+    Image.fromarray(IMAGES[0].permute(1, 2, 0).numpy()).save(tmp_path / "a.png")
+    code = f"""
+import sys
+from importlib.machinery import ModuleSpec
+class Blocked:  # not in find_spec: PyTorch asks for packages that it does not import
+    def find_spec(self, name, path=None, target=None):
+        return ModuleSpec(name, self) if name.partition(".")[0] in {TRAINING!r} else None
+    def create_module(self, spec):
+        raise ImportError("blocked: " + spec.name)
+    def exec_module(self, module):
+        pass
+sys.meta_path.insert(0, Blocked())
+import gaussad_pl.predict
+from gaussad_pl.detection import Detection
+from gaussad_pl.detector import Detector
+detector = Detector.load({str(file)!r})
+found = detector({str(tmp_path / "a.png")!r}, fpr=0.1)[0]
+detector.threshold(0.001)
+gaussad_pl.predict.predict(gaussad_pl.predict.Options({str(file)!r}, {str(tmp_path / "a.png")!r},
+    {str(tmp_path / "out")!r}, overlays=True))
+assert not set({TRAINING!r}) & set(sys.modules)
+print(found.score)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    expected = float(Detector.load(file).detect(IMAGES[:1]).scores)
+    assert float(done.stdout.splitlines()[-1]) == pytest.approx(expected, rel=1e-6)
+
+
+# -------------------------------------------------------------------------------------------------------- broken files
+
+
+def test_no_file_or_another_is_one_clear_line(file: Path, tmp_path: Path) -> None:
+    text, other, ckpt = tmp_path / "text.safetensors", tmp_path / "other.safetensors", tmp_path / "model.ckpt"
+    text.write_text("hello, this is no model")
+    save_file({"a": torch.zeros(3)}, other, metadata={"format": "pt"})
+    torch.save({}, ckpt)
+    wanted = {
+        tmp_path / "missing": "does not exist", tmp_path / "..": "does not exist", text: "damaged or no detector",
+        other: "but no detector", ckpt: "checkpoint of the training",
+    }  # fmt: skip
+    for path, expected in wanted.items():
+        with pytest.raises(UserError, match=expected) as error:
+            Detector.load(path)
+        assert "\n" not in str(error.value) and str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("length", [0, 4, 100, 5000, -1, -1000])
+def test_a_truncated_file_is_one_clear_line(length: int, file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:length])
+    with pytest.raises(UserError, match="is damaged"):
+        Detector.load(file)
+
+
+def test_a_flipped_bit_is_one_clear_line(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-100] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UserError, match="is damaged .its checksum"):
+        Detector.load(file)
+
+
+def altered(file: Path, **changes: Any) -> None:
+    with safe_open(file, framework="pt") as opened:
+        header = json.loads(opened.metadata()["gaussad_pl"])
+    save_file(load_file(file), file, metadata={"gaussad_pl": json.dumps({**header, **changes})})
+
+
+def test_a_newer_or_unfitting_file_is_one_clear_line(file: Path) -> None:
+    altered(file, format=99, version="7.0")
+    with pytest.raises(UserError, match=r"newer gaussad_pl \(7.0, format 99"):
+        Detector.load(file)
+    altered(file, format=1, model={"backbone": {"name": "no_such_net", "image_size": 64}, "segmentation": None})
+    with pytest.raises(UserError, match="does not fit this gaussad_pl .*no_such_net"):
+        Detector.load(file)
+    altered(file, model={})
+    with pytest.raises(UserError, match="does not fit this gaussad_pl"):
+        Detector.load(file)
+
+
+def test_a_file_that_cannot_be_written_is_one_clear_line(detector: Detector, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot write"):
+        detector.save(tmp_path / "missing" / "a.safetensors")
+
+
+# ----------------------------------------------------------------------------------------------------- images, verdicts
+
+
+def test_every_kind_of_image_gives_the_same_score(detector: Detector, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(256, size=(90, 70, 3), dtype=np.uint8)
+    path = tmp_path / "a.png"
+    Image.fromarray(pixels).save(path)
+    tensor = torch.from_numpy(pixels).permute(2, 0, 1)
+    alpha = np.dstack([pixels, np.zeros((90, 70), np.uint8)])
+    deep = pixels.astype(np.uint16) * 257
+    kinds = [
+        path,
+        str(path),
+        Image.open(path),
+        pixels,
+        tensor,
+        alpha,
+        deep,
+        pixels / 255,
+        torch.from_numpy(alpha).permute(2, 0, 1),
+    ]
+    one = detector.detect(torch.from_numpy(read_image(path, 64).copy()).permute(2, 0, 1)[None]).scores
+    for kind in kinds:
+        (found,) = detector(kind)
+        assert found.score == pytest.approx(float(one), rel=1e-5), type(kind)
+    assert [found.score for found in detector(kinds)] == pytest.approx([float(one)] * len(kinds), rel=1e-5)
+    for several in (np.stack([pixels] * 3), tensor[None].repeat(3, 1, 1, 1)):
+        assert [found.score for found in detector(several)] == pytest.approx([float(one)] * 3, rel=1e-5)
+    assert detector([]) == []
+
+
+@pytest.mark.parametrize("mode", ["L", "I;16"])
+def test_grey_arrays_are_what_the_file_of_them_is(mode: str, detector: Detector, tmp_path: Path) -> None:
+    kind, top = (np.uint8, 256) if mode == "L" else (np.uint16, 65536)
+    values = np.random.default_rng(0).integers(top, size=(50, 80)).astype(kind)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    found = detector([values, values[..., None], torch.from_numpy(values)[None], tmp_path / "a.png"])
+    assert len({round(each.score, 4) for each in found}) == 1
+
+
+@pytest.mark.parametrize(
+    ("thing", "message"),
+    [
+        (np.zeros((2, 3, 4, 5, 6), np.uint8), "shape"), (np.zeros((9, 9, 7), np.uint8), "shape"),
+        (np.zeros((9, 9), bool), "type bool"), (np.full((9, 9), -1), "values from -1"), (42, "no image: int"),
+        ([None], "no image: NoneType"), ("missing.png", "cannot read missing.png"),
+        (np.zeros((0, 4), np.uint8), "shape"),
+    ],
+)  # fmt: skip
+def test_what_is_no_image_is_one_clear_line(thing: Any, message: str, detector: Detector) -> None:
+    with pytest.raises(UserError, match=message):
+        detector(thing)
+
+
+def test_findings_hold_score_p_value_verdict_distances_and_map(detector: Detector) -> None:
+    seen = detector.detect(IMAGES)
+    detector = Detector(detector.model, Calibration.of(seen.scores, seen.distances, "the same images"), {})
+    found = detector(IMAGES, fpr=0.2)
+    threshold = detector.threshold(0.2)
+    assert threshold.rule == "conformal" and len(found) == 24
+    known = detector.calibration.scores
+    for each in found:
+        assert each.p_value == (1 + sum(float(c) >= each.score for c in known)) / 25
+        assert each.verdict == ("bad" if each.score > threshold.value else "good") and each.threshold == threshold.value
+        assert list(each.distances) == detector.levels
+        assert each.map is not None and each.map.shape == (256, 256) and each.map.dtype == np.float32
+    assert sum(each.verdict == "bad" for each in found) == 4  # calibrated on the same: 5 of 25 with the new one
+    more = detector(IMAGES, fpr=0.5)
+    assert sum(each.verdict == "bad" for each in more) == 11
+    assert detector(IMAGES[:1], fpr=0.01)[0].threshold == detector.threshold(0.01).value  # the gamma's
+
+
+def test_a_score_that_is_no_number_is_bad(detector: Detector) -> None:
+    seen = detector.detect(IMAGES[:1])
+    broken = Detection(seen.distances, torch.full((1,), torch.nan), seen.maps)
+    (found,) = detector.findings(broken, detector.threshold(0.1))
+    assert found.verdict == "bad"
+
+
+# ----------------------------------------------------------------------------------------------- calibration by turns
+
+
+@pytest.fixture
+def data(parts: Path) -> Folder:
+    return Folder(
+        str(parts / "screw"), None, None, 0.2, name="parts", image_size=64, folds=4, fold=0, seed=0,
+        augmentations={"elastic": 0.1}, nuisance={
+            "photometric": 0.06, "shift": 0.05, "scale": 0.03, "rotate": 5, "hflip": False, "vflip": False,
+        }, light_copies=1, moved_copies=1, batch_size=4, eval_batch_size=5, steps_per_epoch=2, cache=None,
+    )  # fmt: skip
+
+
+def fitted(data: Folder, images: list[int], segmentation: bool) -> GaussianAD:
+    """The slow way: a model of its own from some training images."""
+    torch.manual_seed(0)
+    settings = {"form": "position", "map_levels": [1, 2], "combine": "both"} if segmentation else None
+    module = GaussianAD(TINY, segmentation=settings).eval()
+    module.estimate(data.reference_dataloader(images), segmentation)
+    return module
+
+
+@pytest.mark.parametrize("cache", [0, 2**30])
+@pytest.mark.parametrize("segmentation", [False, True])
+def test_scores_are_those_of_models_trained_without_the_part(
+    segmentation: bool, cache: int, data: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cross_conformal, "CACHE", cache)
+    used = data.split[0]
+    module = fitted(data, used, segmentation)
+    parts: list[list[int]] = []
+    split = cross_conformal.partition
+    monkeypatch.setattr(cross_conformal, "partition", lambda *args: parts.extend(split(*args)) or parts)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    found = calibrate(module.model, data, by_turns=True)
+    expected: list[Tensor] = []
+    for part in parts:
+        rest = [image for i, image in enumerate(used) if i not in part]
+        with torch.no_grad():
+            expected.append(fitted(data, rest, segmentation)(data.good_images[[used[i] for i in part]]).scores)
+    assert len(parts) == 4 and len(found) == len(used) == 18
+    torch.testing.assert_close(found.scores, torch.cat(expected).sort().values.double(), rtol=1e-4, atol=1e-4)
+    assert "cross-conformal: 18 training images" in found.scheme
+    assert all(torch.equal(module.state_dict()[name], value) for name, value in before.items())
+    inside = module.model(data.good_images[used]).scores
+    assert found.scores.median() > inside.median()  # unseen images are farther out
+
+
+def test_after_fine_tuning_and_where_parts_are_too_few_the_held_out_images_calibrate(
+    data: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = fitted(data, data.split[0], False)
+    with torch.no_grad():
+        expected = module(data.good_images[data.split[1]]).scores.sort().values
+    tuned = calibrate(module.model, data, by_turns=False)
+    torch.testing.assert_close(tuned.scores, expected, rtol=1e-6, atol=1e-6)
+    assert "held-out images" in tuned.scheme and "chose the epoch" in tuned.scheme
+
+    def singular(*_: object) -> None:
+        raise SingularCovarianceError("too few")
+
+    monkeypatch.setattr(cross_conformal, "cross_conformal", singular)
+    assert torch.equal(calibrate(module.model, data, by_turns=True).scores, tuned.scores)
+    data.__dict__["split"] = (data.split[0], [])
+    nothing = held_out(module.model, data)
+    assert len(nothing) == 0 and nothing.threshold(0.1).rule == "none"

@@ -1,0 +1,305 @@
+"""The command: what it reads, what it writes, how it ends; and key=value without Hydra."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, draw_part
+from PIL import Image
+
+from gaussad_pl import predict, sources
+from gaussad_pl.artefact import NAME
+from gaussad_pl.calibration import Calibration
+from gaussad_pl.data.images import read_image
+from gaussad_pl.detector import Detector, Finding
+from gaussad_pl.errors import UserError
+from gaussad_pl.module import GaussianAD
+from gaussad_pl.options import parse
+from gaussad_pl.overlay import LINE, SIDE, overlay
+from gaussad_pl.sources import count_images, decoded, image_paths
+
+
+def drawn(count: int, seed: int, dark: bool = False) -> list[Image.Image]:
+    rng = np.random.default_rng(seed)
+    images = [draw_part(rng, False)[0] for _ in range(count)]
+    return [image.point(lambda value: value * 0.6) if dark else image for image in images]
+
+
+def pixels(images: list[Image.Image]) -> torch.Tensor:
+    return torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images])
+
+
+@pytest.fixture(scope="module")
+def ckpt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run with its detector."""
+    torch.manual_seed(0)
+    module = GaussianAD(TINY, segmentation={"form": "shared", "map_levels": [1, 2], "combine": "both"}).eval()
+    good = pixels(drawn(40, 0))
+    module.estimate([{"image": good, "view": torch.zeros(40)}], patches=True)  # type: ignore[arg-type]
+    module.segmenter.threshold.fill_(9.0)
+    with torch.no_grad():
+        found = module(pixels(drawn(60, 1)))
+    folder = tmp_path_factory.mktemp("run")
+    kept = Calibration.of(found.scores, found.distances, "60 drawn images")
+    Detector.of(module.model, kept, {"seed": 0}).save(folder / NAME)
+    return folder
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """A folder with five images, one of them in a folder below, and what is no image."""
+    folder = tmp_path / "in"
+    (folder / "below").mkdir(parents=True)
+    for i, image in enumerate(drawn(5, 2)):
+        image.save(folder / ("below/4.png" if i == 4 else f"{i}.png"))
+    (folder / "notes.txt").write_text("text")
+    (folder / ".hidden.png").write_text("hidden")
+    return folder
+
+
+def run(*arguments: str) -> int | str | None:
+    with pytest.raises(SystemExit) as stop:
+        predict.main(arguments)
+    code: int | str | None = stop.value.code
+    return code
+
+
+def rows(out: Path) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    lines = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+    with (out / "predictions.csv").open(newline="") as file:
+        return lines, list(csv.DictReader(file))
+
+
+# -------------------------------------------------------------------------------------------------------- the command
+
+
+def test_both_files_hold_what_the_detector_finds(ckpt: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = images.parent / "out"
+    assert run(f"ckpt={ckpt}", f"source={images}", f"out={out}", "fpr=0.1", "batch_size=2") == 0
+    lines, table = rows(out)
+    paths = [images / f"{i}.png" for i in range(4)] + [images / "below/4.png"]
+    detector = Detector.load(ckpt)
+    for line, row, path, found in zip(lines, table, paths, detector(paths, fpr=0.1), strict=True):
+        assert line["path"] == row["path"] == path.as_posix()
+        for name in ("score", "p_value", "threshold"):
+            assert float(row[name]) == line[name] == pytest.approx(getattr(found, name), rel=1e-6)
+        assert line["verdict"] == row["verdict"] == found.verdict and row["error"] == "" and line["error"] is None
+        for level, distance in found.distances.items():
+            assert float(row[f"level_{level}"]) == line["distances"][str(level)] == pytest.approx(distance, rel=1e-5)
+    said = capsys.readouterr().out
+    assert "60 drawn images" in said and "0 unreadable" in said and "conformal threshold" in said
+    assert "WARNING" not in said and not (out / "overlays").exists()
+
+
+def test_broken_files_are_rows_and_the_exit_code_is_one(
+    ckpt: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = (images / "0.png").read_bytes()
+    (images / "1.png").write_bytes(whole[: len(whole) // 2])
+    (images / "2.png").write_text("this is text")
+    (images / "below" / "3.png").write_bytes(b"")
+    out = images.parent / "out"
+    assert run(f"ckpt={ckpt / NAME}", f"source={images}", f"out={out}", "batch_size=2") == 1
+    lines, table = rows(out)
+    errors = {Path(line["path"]).name: line["error"] for line in lines if line["verdict"] == "error"}
+    assert set(errors) == {"1.png", "2.png"} | {"3.png"} and len(lines) == len(table) == 6
+    assert "truncated" in errors["1.png"] and "cannot identify" in errors["2.png"] and "0 bytes" in errors["3.png"]
+    for line, row in zip(lines, table, strict=True):
+        assert (line["score"] is None) == (row["score"] == "") == (line["verdict"] == "error") == bool(row["error"])
+    assert "3 unreadable" in capsys.readouterr().out
+
+
+def test_nothing_but_broken_files_is_no_crash(ckpt: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("text")
+    assert run(f"ckpt={ckpt}", f"source={tmp_path}", f"out={tmp_path / 'out'}") == 1
+    assert len(rows(tmp_path / "out")[0]) == 1
+
+
+def test_predictions_are_not_overwritten_without_being_told(ckpt: Path, images: Path) -> None:
+    arguments = [f"ckpt={ckpt}", f"source={images}", f"out={images.parent / 'out'}", "overlays=true"]
+    assert run(*arguments) == 0
+    before = (images.parent / "out/predictions.csv").read_bytes()
+    text = str(run(*arguments, "fpr=0.5"))
+    assert "exists already" in text and "overwrite=true" in text and "\n" not in text
+    assert (images.parent / "out/predictions.csv").read_bytes() == before
+    (images / "0.png").unlink()
+    assert run(*arguments, "overwrite=true") == 0
+    assert len(rows(images.parent / "out")[0]) == len(list((images.parent / "out/overlays").iterdir())) == 4
+
+
+def test_images_unlike_the_calibration_ones_are_warned_of(
+    ckpt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for dark in (False, True):
+        folder = tmp_path / str(dark)
+        folder.mkdir()
+        for i, image in enumerate(drawn(30, 3, dark)):
+            image.save(folder / f"{i}.png")
+        assert run(f"ckpt={ckpt}", f"source={folder}", f"out={tmp_path / 'out'}", "fpr=0.05", "overwrite=true") == 0
+        assert ("WARNING: the images do not look like the calibration images" in capsys.readouterr().out) == dark
+
+
+def test_too_few_calibration_images_are_warned_of(ckpt: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(f"ckpt={ckpt}", f"source={images}", f"out={images.parent / 'out'}") == 0
+    assert "WARNING: fpr=0.01 needs 99 calibration images for a guarantee and there are 60" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["fpr=0"], "fpr=0.0: expected a false-alarm rate"), (["batch_size=0"], "batch_size=0"),
+        (["device=tpu"], "device=tpu: expected cpu, cuda or auto"), (["ckpt=/nowhere"], "/nowhere does not exist"),
+        (["source=/nowhere"], "source=/nowhere does not exist"), (["source=/nowhere/*.png"], "no images there"),
+        (["sorce=a"], "sorce: there is no such setting; did you mean source?"), (["a.png"], "expected key=value"),
+    ],
+)  # fmt: skip
+def test_mistakes_end_with_one_line(arguments: list[str], expected: str, ckpt: Path, images: Path) -> None:
+    given = {argument.split("=")[0] for argument in arguments}
+    defaults = {"ckpt": ckpt, "source": images, "out": images.parent / "out"}
+    text = str(run(*arguments, *(f"{key}={value}" for key, value in defaults.items() if key not in given)))
+    assert text.startswith("error: ") and expected in text and "\n" not in text
+    assert not (images.parent / "out").exists()
+
+
+def test_the_command_runs_as_a_program_and_explains_itself(ckpt: Path, images: Path) -> None:
+    command = [sys.executable, "-m", "gaussad_pl.predict"]
+    said = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True).stdout
+    assert all(name in said for name in predict.Options.__dataclass_fields__)
+    one = [f"ckpt={ckpt}", f"source={images / '0.png'}", "fpr=0.1"]
+    done = subprocess.run([*command, *one], capture_output=True, text=True, check=False, cwd=images.parent)
+    assert done.returncode == 0 and "1 good" in done.stdout and done.stderr == ""
+    assert len(rows(images.parent / "predictions")[0]) == 1
+
+
+# ------------------------------------------------------------------------------------------------ sources, decoding
+
+
+def test_sources(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(images.parent)
+    everything = [f"in/{name}.png" for name in ("0", "1", "2", "3", "below/4")]
+    (images.parent / "list.txt").write_text("in/3.png\n\n in/0.png \nin/missing.png\n")
+    expected = {
+        "in": everything, "in/0.png": ["in/0.png"], "in/*.png": everything[:4], "in/**/*": everything,
+        "in/[12].png": everything[1:3], "list.txt": ["in/3.png", "in/0.png", "in/missing.png"],
+    }  # fmt: skip
+    for source, paths in expected.items():
+        assert [path.as_posix() for path in image_paths(source)] == paths
+        assert count_images(source) == len(paths)
+
+
+def test_a_folder_named_like_a_pattern_is_a_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "lot [3]"
+    folder.mkdir()
+    drawn(1, 0)[0].save(folder / "a.png")
+    assert list(image_paths(str(folder))) == [folder / "a.png"]
+
+
+def test_images_are_decoded_in_order_and_never_far_ahead(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started, lock = [], threading.Lock()
+
+    def slow(path: Path, size: int) -> np.ndarray:
+        with lock:
+            started.append(path)
+        time.sleep(0.001 * (len(started) % 3))
+        return read_image(path, size)
+
+    monkeypatch.setattr(sources, "read_image", slow)
+    paths = [images / f"{i % 4}.png" for i in range(60)]
+    asked = 0
+
+    def endless() -> Iterator[Path]:
+        nonlocal asked
+        for path in paths:
+            asked += 1
+            yield path
+
+    for done, (path, found) in enumerate(decoded(endless(), 32, ahead=5), start=1):
+        assert path == paths[done - 1] and asked <= done + 5
+        assert isinstance(found, torch.Tensor) and found.shape == (3, 32, 32)
+        assert torch.equal(found, torch.from_numpy(read_image(path, 32).copy()).permute(2, 0, 1))
+    assert done == 60
+
+
+def test_what_cannot_be_read_is_yielded_not_raised(images: Path) -> None:
+    (images / "1.png").write_text("text")
+    found = dict(decoded([images / "0.png", images / "1.png", images / "none.png"], 32, ahead=1))
+    assert [isinstance(value, UserError) for value in found.values()] == [False, True, True]
+
+
+def test_memory_does_not_grow_with_the_number_of_images(ckpt: Path, images: Path) -> None:
+    """The most memory of the process for 40 and for 1200 images in a list."""
+    code = (
+        "import resource, sys; from gaussad_pl import predict\n"
+        "try: predict.main(sys.argv[1:])\n"
+        "finally: print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    peaks = []
+    for count in (40, 1200):
+        listed = images.parent / f"{count}.txt"
+        listed.write_text("\n".join(str(images / f"{i % 4}.png") for i in range(count)))
+        arguments = [f"ckpt={ckpt}", f"source={listed}", f"out={images.parent / str(count)}", "batch_size=4"]
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "MALLOC_ARENA_MAX": "1"},
+        )
+        peaks.append(int(done.stdout.split()[-1]))
+        assert len(rows(images.parent / str(count))[0]) == count
+    assert peaks[1] < peaks[0] + 40_000  # KiB; the maps alone of 1200 images are 300 MB
+
+
+# --------------------------------------------------------------------------------------------------- overlays, options
+
+
+@pytest.mark.parametrize("limit", [0.5, float("inf")])
+def test_an_overlay_shows_image_and_map_with_a_contour(limit: float) -> None:
+    values = np.zeros((256, 256), np.float32)
+    values[64:128, 64:128] = 1
+    finding = Finding(1.5, 0.01, "bad", 1.0, {0: 1.0}, values)
+    picture = overlay(torch.zeros(3, 64, 64, dtype=torch.uint8), finding, limit, "Teil ä.png")
+    assert picture.size == (2 * SIDE, SIDE + LINE)
+    drawn = np.asarray(picture)[LINE:, SIDE:].astype(int)
+    contour = (drawn == (79, 227, 255)).all(2)
+    assert contour.any() == (limit == 0.5)
+    assert drawn[SIDE * 3 // 8, SIDE * 3 // 8].sum() > drawn[5, 5].sum()  # bright where the map is high
+    alone = overlay(torch.zeros(3, 64, 64, dtype=torch.uint8), Finding(0, 1, "good", 1, {}, None), limit, "a")
+    assert alone.size == (SIDE, SIDE + LINE)
+
+
+@dataclass
+class Settings:
+    name: str
+    rate: float = 0.5
+    count: int = 3
+    flag: bool = False
+
+
+def test_key_value_arguments() -> None:
+    assert parse(["name=a=b"], Settings) == Settings("a=b")
+    given = parse(["rate=1e-3", "+count=4", "--flag=True", "name=x"], Settings)
+    assert given == Settings("x", 0.001, 4, True)
+    wrong = {
+        "": "expected key=value", "name=": "name= is empty", "rate=a": "rate=a: expected a number",
+        "count=1.5": "count=1.5: expected a whole number", "flag=maybe": "expected true or false",
+        "other=1": "other: there is no such setting", "name=y": "name is given twice",
+    }  # fmt: skip
+    for argument, message in wrong.items():
+        with pytest.raises(UserError, match=message):
+            parse(["name=x", argument] if argument != "name=" else [argument], Settings)
+    with pytest.raises(UserError, match="name is missing: give name="):
+        parse([], Settings)
