@@ -21,6 +21,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.speed.exported import exported
 from benchmarks.speed.fine_tuning import epoch
 from benchmarks.speed.growth import growth
 from benchmarks.speed.scoring import estimating, scoring
@@ -61,7 +62,7 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, required=True, help="folder in the layout of MVTec AD")
     parser.add_argument("--quick", action="store_true", help="fewer repeats and smaller sizes: minutes on two cores")
-    parser.add_argument("--parts", type=int, nargs="+", default=[1, 3, 4, 5, 7, 8])
+    parser.add_argument("--parts", type=int, nargs="+", default=[1, 2, 3, 4, 5, 7, 8])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, help="as torch decides where not given")
     parser.add_argument("--batch", type=int, default=32)
@@ -78,6 +79,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         parts = {
             1: lambda: scoring(given.device, given.batch, repeats),
+            2: lambda: exported(Path(scratch), repeats),
             3: lambda: epoch(given.data, given.device, 3 if given.quick else 5),
             4: lambda: estimating(given.device, given.batch, repeats),
             5: lambda: [*cold_start(given.data), *decoding(Path(scratch), min(repeats, 5))],

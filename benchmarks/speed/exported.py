@@ -1,0 +1,125 @@
+"""The exported graph against the exported bare backbone, in ONNX Runtime and in OpenVINO."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from benchmarks.speed.scoring import SIZE, images, models
+from benchmarks.speed.timing import Row, interleaved
+from gaussad_pl.calibration import Calibration
+from gaussad_pl.data.images import read_image
+from gaussad_pl.detector import Detector
+from gaussad_pl.exported import open_session
+from gaussad_pl.folding import folded
+from gaussad_pl.sources import decoded
+
+BATCHES = (1, 16)  # a line looks at one part, a folder is scored in batches
+PHOTO = 1024  # side of the JPEGs on disk in pixels
+RUNTIMES = ("onnxruntime", "openvino")
+
+Run = Callable[[np.ndarray], list[np.ndarray]]
+
+
+class Bare(nn.Module):
+    """Normalisation and backbone up to the last level of the detector, whose map alone comes out."""
+
+    def __init__(self, detector: Detector) -> None:
+        super().__init__()
+        self.backbone = folded(detector.model.backbone)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.backbone.maps(pixels.permute(0, 3, 1, 2).float() * self.backbone.scale + self.backbone.offset)[-1]
+
+
+def exported(folder: Path, repeats: int) -> list[Row]:
+    """Part 2: whole graphs against the bare backbone, both on one thread; JPEGs are written to ``folder``."""
+    missing = [name for name in ("onnx", "onnxscript", *RUNTIMES) if find_spec(name) is None]
+    if missing:
+        note = f"no {', '.join(missing)}: pip install 'gaussad_pl[export]'"
+        return [Row(2, "exported graph", None, "exported bare backbone", note=note)]
+    paths = _jpegs(folder, max(BATCHES))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return [row for name, detector in detectors() for row in _rows(name, detector, paths, repeats)]
+    finally:
+        torch.set_num_threads(threads)
+
+
+def detectors() -> Iterator[tuple[str, Detector]]:
+    """The models of part 1 as detectors."""
+    for name, model in models("cpu"):
+        with torch.inference_mode():
+            found = model(images(32, 7))
+        yield name, Detector.of(model, Calibration.of(found.scores, found.distances, "random images"), {})
+
+
+def _rows(name: str, detector: Detector, paths: list[Path], repeats: int) -> list[Row]:
+    from gaussad_pl.export import onnx_model, to_onnx
+
+    files = onnx_model(detector), to_onnx(Bare(detector).eval(), detector.size, ["level"]).SerializeToString()
+    threshold = detector.threshold(0.1).value
+    rows = []
+    for runtime in RUNTIMES:
+        whole, bare = (load(runtime, file) for file in files)
+
+        def verdict(pixels: np.ndarray, whole: Run = whole) -> bool:
+            return bool(whole(pixels[None])[0][0] <= threshold)
+
+        where = f"{name}, {runtime} {version(runtime)}, 1 thread"
+        backbone = "exported bare backbone"
+        for batch in BATCHES:
+            pixels = images(batch, 9)
+            x = pixels.permute(0, 2, 3, 1).contiguous().numpy()
+            candidates: dict[str, Callable[[], object]] = {
+                "whole": partial(whole, x),
+                "bare": partial(bare, x),
+                "eager": partial(detector.detect, pixels),
+            }
+            times = interleaved(candidates, repeats)
+            note = f"{1e3 * times['whole'] / batch:.1f} ms an image"
+            rows.append(Row(2, f"{where}, batch {batch}", times["whole"] / times["bare"], backbone, 1.05, note))
+            rows.append(Row(2, f"{where}, batch {batch}", times["whole"] / times["eager"], "eager torch, 1 thread"))
+        candidates = {
+            "bare": lambda bare=bare, x=x: [bare(x[i : i + 1]) for i in range(len(paths))],  # type: ignore[misc]
+            "in turns": lambda: [verdict(read_image(path, SIZE)) for path in paths],
+            "ahead": lambda: [
+                verdict(pixels.permute(1, 2, 0).contiguous().numpy())
+                for _, pixels in decoded(paths, SIZE, ahead=4)
+                if isinstance(pixels, Tensor)
+            ],
+        }
+        times = interleaved(candidates, repeats)
+        what = f"JPEG of {PHOTO} px to verdict, {where}"
+        rows.append(Row(2, what, times["in turns"] / times["bare"], backbone, 1.2))
+        rows.append(Row(2, f"{what}, decoding on others, as predict", times["ahead"] / times["bare"], backbone, 1.2))
+    return rows
+
+
+def load(runtime: str, model: bytes) -> Run:
+    """The model in a runtime on one thread: a function of images ``(N, size, size, 3)``."""
+    if runtime == "onnxruntime":
+        session = open_session(model)
+        return lambda x: session.run(None, {"images": x})
+    import openvino
+
+    core = openvino.Core()
+    settings = {"INFERENCE_NUM_THREADS": 1, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    compiled = core.compile_model(core.read_model(model), "CPU", settings)
+    return lambda x: list(compiled([x]).values())
+
+
+def _jpegs(folder: Path, count: int) -> list[Path]:
+    paths = [folder / f"{i}.jpg" for i in range(count)]
+    for path, pixels in zip(paths, images(count, 9), strict=True):
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).resize((PHOTO, PHOTO)).save(path, quality=90)
+    return paths

@@ -1,0 +1,201 @@
+"""The page to try a detector: what the server answers, and what a real browser makes of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import pytest
+import torch
+from conftest import TINY
+from PIL import Image
+
+from gaussad_pl import demo
+from gaussad_pl.calibration import Calibration
+from gaussad_pl.data.images import load_images
+from gaussad_pl.demo import Demo
+from gaussad_pl.detector import Detector
+from gaussad_pl.errors import UserError
+from gaussad_pl.gaussian import moments
+from gaussad_pl.model import GaussianModel
+
+FLAGS = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+
+DROP = """bytes => {
+    const held = new DataTransfer();
+    held.items.add(new File([new Uint8Array(bytes)], "part.png"));
+    document.getElementById("drop").dispatchEvent(new DragEvent("drop", {dataTransfer: held, bubbles: true}));
+}"""
+
+
+@pytest.fixture(scope="module")
+def detector(parts: Path) -> Detector:
+    torch.manual_seed(0)
+    good = sorted((parts / "screw" / "train" / "good").iterdir())
+    images = load_images(good, TINY["image_size"], None, "")  # type: ignore[call-overload]
+    model = GaussianModel(TINY, segmentation={"form": "shared", "map_levels": [1, 2], "combine": "both"}).eval()
+    with torch.no_grad():
+        for gaussian, level in zip(model.gaussians, model.backbone.pooled(images), strict=True):
+            gaussian.fit(moments(level))
+        assert model.segmenter is not None
+        model.segmenter.observe(model.backbone(images))
+        model.segmenter.estimate()
+        found = model(images)
+        assert found.maps is not None
+        model.segmenter.threshold.copy_(found.maps.flatten().kthvalue(int(0.99 * found.maps.numel())).values)
+    return Detector.of(model, Calibration.of(found.scores, found.distances, "some images"), {"dataset": "screw"})
+
+
+@pytest.fixture
+def server(detector: Detector) -> Iterator[Demo]:
+    served = Demo(detector, 0.1, "127.0.0.1", 0)
+    threading.Thread(target=served.serve_forever, args=(0.05,), daemon=True).start()
+    yield served
+    served.shutdown()
+    served.server_close()
+
+
+def ask(server: Demo, path: str, body: bytes | None = None) -> tuple[int, Any]:
+    request = Request(f"http://127.0.0.1:{server.server_port}{path}", data=body)
+    try:
+        with urlopen(request) as answer:
+            return answer.status, json.loads(answer.read())
+    except HTTPError as error:
+        return error.code, json.loads(error.read())
+
+
+def bad_part(parts: Path) -> Path:
+    return sorted((parts / "screw" / "test" / "spot").iterdir())[0]
+
+
+def test_the_answer_is_what_the_detector_says(server: Demo, detector: Detector, parts: Path) -> None:
+    path = bad_part(parts)
+    (finding,) = detector(path, fpr=0.2)
+    status, content = ask(server, "/detect?fpr=0.2", path.read_bytes())
+    assert status == 200
+    assert content["score"] == pytest.approx(finding.score) and content["p_value"] == pytest.approx(finding.p_value)
+    assert (content["verdict"], content["threshold"]) == (finding.verdict, finding.threshold)
+    assert content["heat"].startswith("data:image/png") and content["photo"].startswith("data:image/png")
+    _, content = ask(server, "/threshold?fpr=0.3")
+    assert content["threshold"] == detector.threshold(0.3).value
+
+
+def test_pictures_keep_the_proportions_of_the_image(detector: Detector, tmp_path: Path) -> None:
+    tall = Image.new("RGB", (300, 100))
+    tall.getexif()[0x0112] = 6  # the camera was turned
+    tall.save(tmp_path / "tall.jpg", exif=tall.getexif())
+    pixels, photo = demo.read((tmp_path / "tall.jpg").read_bytes(), detector.size)
+    assert pixels.shape == (3, 64, 64) and photo.size[1] == 3 * photo.size[0] + 1 == demo.SIDE
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "message"),
+    [
+        ("/detect", b"no image", 400, "cannot be read as an image"),
+        ("/detect", b"", 400, "empty"),
+        ("/detect?fpr=2", b"", 400, "empty"),
+        ("/detect", bytes(2000), 413, "larger than"),
+        ("/threshold?fpr=2", None, 400, "between 0 and 1"),
+        ("/threshold?fpr=x", None, 400, "a number"),
+        ("/nowhere", None, 404, "nothing here"),
+        ("/nowhere", b"x", 404, "nothing here"),
+        ("/../demo.py", None, 404, "nothing here"),
+    ],
+)
+def test_mistakes_get_a_clear_answer(
+    path: str, body: bytes | None, status: int, message: str, server: Demo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "LARGEST", 1000)
+    found, content = ask(server, path, body)
+    assert found == status and message in content["error"] and "\n" not in content["error"]
+    assert ask(server, "/about")[0] == 200  # and the server goes on
+
+
+def test_a_truncated_image_and_a_request_without_length_are_answered(server: Demo, parts: Path) -> None:
+    assert ask(server, "/detect", bad_part(parts).read_bytes()[:200])[0] == 400
+    with socket.create_connection(("127.0.0.1", server.server_port)) as connection:
+        connection.sendall(b"POST /detect HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b" 411 " in connection.recv(1000)
+
+
+def test_an_address_or_rate_that_cannot_be_had_is_one_clear_line(server: Demo, detector: Detector) -> None:
+    with pytest.raises(UserError, match="give another port"):
+        Demo(detector, 0.1, "127.0.0.1", server.server_port)
+    with pytest.raises(UserError, match="between 0 and 1"):
+        Demo(detector, 5, "127.0.0.1", 0)
+
+
+def test_the_command_listens_on_this_machine_alone_and_ends(detector: Detector, tmp_path: Path) -> None:
+    detector.save(tmp_path / "detector.safetensors")
+    command = [sys.executable, "-m", "gaussad_pl.demo", f"ckpt={tmp_path}", "port=0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        try:
+            assert line.startswith("http://127.0.0.1:")
+            with urlopen(line.split()[0]) as answer:
+                assert b"Good or bad?" in answer.read()
+                assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+        finally:
+            process.terminate()
+
+
+def test_the_page_in_a_real_browser(server: Demo, detector: Detector, parts: Path, tmp_path: Path) -> None:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None:
+        pytest.skip("no chromium here")
+    (bad,) = detector(bad_part(parts), fpr=0.1)
+    (tmp_path / "notes.png").write_text("no image")
+    url = f"http://127.0.0.1:{server.server_port}/"
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=path, args=list(FLAGS))
+        for width, scheme in ((390, "dark"), (1280, "light")):
+            page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+            complaints: list[str] = []
+            visited: list[str] = []
+            page.on("console", lambda message: complaints.append(message.text))  # noqa: B023
+            page.on("pageerror", lambda error: complaints.append(str(error)))  # noqa: B023
+            page.on("request", lambda request: visited.append(request.url))  # noqa: B023
+            page.goto(url)
+            page.wait_for_selector("#fpr option", state="attached")
+            assert page.input_value("#fpr") == "0.1"
+            page.set_input_files("#file", bad_part(parts))
+            page.wait_for_selector("#facts:not([hidden])")
+            assert page.inner_text("#verdict").lower() == bad.verdict
+            assert float(page.inner_text("#p_value")) == pytest.approx(bad.p_value, rel=0.01)
+            assert float(page.inner_text("#score")) == pytest.approx(bad.score, rel=1e-3)
+            assert float(page.inner_text("#threshold")) == pytest.approx(bad.threshold, rel=1e-3)
+            assert page.evaluate("Promise.all([...document.images].map(each => each.decode())).then(() => true)")
+            photo, heat = (page.locator(each).bounding_box() for each in ("#photo", "#heat"))
+            assert photo is not None and photo == heat and photo["width"] > 100
+            page.select_option("#fpr", "0.2")
+            playwright.expect(page.locator("#line")).to_have_text(detector.threshold(0.2).line)
+            assert float(page.inner_text("#threshold")) == pytest.approx(detector.threshold(0.2).value, rel=1e-3)
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            assert complaints == []
+            page.set_input_files("#file", tmp_path / "notes.png")
+            page.wait_for_selector("#error:not([hidden])")
+            assert "cannot be read as an image" in page.inner_text("#error") and page.is_hidden("#facts")
+            page.evaluate("about.largest = 10")
+            page.set_input_files("#file", bad_part(parts))
+            playwright.expect(page.locator("#error")).to_contain_text("at most")
+            page.evaluate("about.largest = 1e9")
+            page.evaluate(DROP, list(bad_part(parts).read_bytes()))
+            page.wait_for_selector("#facts:not([hidden])")
+            assert page.is_hidden("#error")
+            assert all(each.startswith((url, "data:")) for each in visited)
+            page.close()
+        browser.close()

@@ -1,0 +1,340 @@
+"""Exported graphs say what PyTorch says, in ONNX Runtime and OpenVINO; and no file is left that does not."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY
+from torch import Tensor
+
+from benchmarks.speed import exported
+from gaussad_pl import export, predict
+from gaussad_pl.agreement import check, check_images, compare
+from gaussad_pl.calibration import Calibration
+from gaussad_pl.dense import ClusterGaussians
+from gaussad_pl.detection import Detection
+from gaussad_pl.detector import Detector
+from gaussad_pl.errors import UserError
+from gaussad_pl.exported import KEYS, ExportedDetector, load_detector, open_session
+from gaussad_pl.gaussian import moments
+from gaussad_pl.graph import Graph
+from gaussad_pl.model import GaussianModel
+from gaussad_pl.sources import image_paths
+from gaussad_pl.tiles import TILE, TiledClusters, tiles
+
+for name in ("onnx", "onnxscript", "onnxruntime"):
+    pytest.importorskip(name, reason="the extra `export` is not installed")
+
+IMAGES = torch.randint(256, (24, 3, 64, 64), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+FORMS = ("position", "clusters", "shared")
+
+
+def detector(form: str | None, **backbone: Any) -> Detector:
+    """A detector as it is at the end of a run, without the run."""
+    torch.manual_seed(0)
+    settings = {"form": form, "map_levels": [1, 2], "combine": "both", "clusters": 5} if form else None
+    model = GaussianModel({**TINY, **backbone}, segmentation=settings).eval()
+    with torch.no_grad():
+        maps = model.backbone(IMAGES)
+        for gaussian, level in zip(model.gaussians, model.backbone.pooled(IMAGES), strict=True):
+            gaussian.fit(moments(level))
+        if model.segmenter is not None:
+            model.segmenter.observe(maps)
+            model.segmenter.estimate()
+            model.segmenter.centre.copy_(torch.tensor([5.0, 7.0]))
+            model.segmenter.spread.copy_(torch.tensor([2.0, 3.0]))
+            model.segmenter.threshold.fill_(9.0)
+        found = model(IMAGES[:20])
+    return Detector.of(model, Calibration.of(found.scores, found.distances, "some images"), {"seed": 7})
+
+
+def outputs(model: bytes, pixels: Tensor) -> list[np.ndarray]:
+    found: list[np.ndarray] = open_session(model).run(None, {"images": pixels.permute(0, 2, 3, 1).contiguous().numpy()})
+    return found
+
+
+@pytest.fixture(scope="module")
+def clusters() -> Detector:
+    return detector("clusters")
+
+
+@pytest.fixture(scope="module")
+def model(clusters: Detector) -> bytes:
+    return export.onnx_model(clusters)
+
+
+# ----------------------------------------------------------------------------------------------------------- the tiles
+
+
+@pytest.mark.parametrize("count", [1, 5, 700])
+@pytest.mark.parametrize("features", [1, 7, 24])
+def test_tiles_give_the_distances_of_the_clusters(count: int, features: int) -> None:
+    random = torch.Generator().manual_seed(0)
+    gaussians = ClusterGaussians(6, features, seed=0)
+    gaussians.observe(torch.randn(4, 60, features, generator=random) * torch.arange(1, features + 1))
+    gaussians.estimate()
+    patches = torch.randn(2, count, features, generator=random) * torch.arange(1, features + 1)
+    torch.testing.assert_close(TiledClusters(gaussians)(patches), gaussians(patches), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("sizes", [[0, 3, 0, TILE, 1], [TILE + 1, 0, 0, 0, 0], [0, 0, 0, 0, 2 * TILE], [1, 1, 1, 1, 1]])
+def test_each_tile_belongs_to_one_cell_and_each_patch_to_one_slot(sizes: list[int]) -> None:
+    cells = torch.tensor([cell for cell, size in enumerate(sizes) for _ in range(size)])
+    slot, cell_of_tile = tiles(cells, len(sizes))
+    assert len(slot.unique()) == len(cells)
+    assert cell_of_tile[slot // TILE].tolist() == cells.tolist()
+    assert len(cell_of_tile) == sum(-(-size // TILE) for size in sizes)
+
+
+# ----------------------------------------------------------------------------------------------------------- the graph
+
+
+@pytest.mark.parametrize("form", [*FORMS, None])
+def test_the_graph_computes_what_the_detector_does(form: str | None) -> None:
+    one = detector(form)
+    expected = one.detect(IMAGES)
+    with torch.inference_mode():
+        score, p_value, distances, *maps = Graph(one)(IMAGES.permute(0, 2, 3, 1))
+    torch.testing.assert_close(score.double(), expected.scores, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(distances, expected.distances, rtol=1e-4, atol=1e-4)
+    assert p_value.shape == score.shape and (expected.maps is None) == (not maps)
+    if expected.maps is not None:
+        torch.testing.assert_close(maps[0], expected.maps, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("form", "width", "backbone"),
+    [
+        ("position", 256, {"name": "test_vit.r160_in1k"}),
+        ("shared", 256, {}),
+        ("clusters", 10, {"name": "test_resnet.r160_in1k"}),  # wide patches, which are projected
+    ],
+)
+def test_every_form_and_backbone_agrees_in_every_runtime(
+    form: str, width: int, backbone: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gaussad_pl.anomaly_maps.FEATURES", width)
+    one = detector(form, **backbone)
+    assert one.model.segmenter is not None and (one.model.segmenter.head.projection is None) == (width == 256)
+    lines = check(export.onnx_model(one), one, 255 - IMAGES[:5])  # raises where they disagree
+    assert len(lines) == 2 and "15 of 15 verdicts" in lines[0]
+
+
+@pytest.mark.parametrize("count", [1, 3, 24])
+def test_the_batch_is_dynamic(count: int, clusters: Detector, model: bytes) -> None:
+    score, p_value, distances, maps = outputs(model, IMAGES[:count])
+    expected = clusters.detect(IMAGES[:count])
+    assert score.shape == p_value.shape == (count,) and maps.shape == (count, 256, 256)
+    np.testing.assert_allclose(score, expected.scores, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(distances, expected.distances, rtol=1e-3)
+
+
+def test_p_values_are_conformal(clusters: Detector, model: bytes) -> None:
+    other = 255 - IMAGES  # none of the calibration images, whose scores tie
+    score, p_value, *_ = outputs(model, other)
+    expected = clusters.calibration.p_values(torch.from_numpy(score))
+    np.testing.assert_allclose(p_value, expected, rtol=1e-6)
+
+
+def test_without_a_map_and_without_calibration_images_there_are_scores() -> None:
+    one = detector(None)
+    one.calibration = Calibration.of(torch.zeros(0), torch.zeros(0, len(one.levels)), "none")
+    model = export.onnx_model(one)
+    score, p_value, distances = outputs(model, IMAGES[:4])
+    assert p_value.tolist() == [1.0] * 4 and distances.shape == (4, len(one.levels))
+    np.testing.assert_allclose(score, one.detect(IMAGES[:4]).scores, rtol=1e-4)
+    assert len(check(model, one, IMAGES[:4])) == 2
+
+
+def test_the_metadata_are_json_without_paths_of_this_machine(clusters: Detector, model: bytes) -> None:
+    held = open_session(model).get_modelmeta().custom_metadata_map
+    header, calibration, provenance = (json.loads(held[key]) for key in KEYS)
+    assert header["size"] == 64 and header["limit"] == 9 and set(header["versions"]) >= {"gaussad_pl", "torch", "onnx"}
+    assert calibration["scores"] == clusters.calibration.scores.tolist() and provenance == {"seed": 7}
+    assert b"site-packages" not in model and str(Path(__file__).parent.parent).encode() not in model
+
+
+# -------------------------------------------------------------------------------------------- the command and the file
+
+
+def test_predict_says_the_same_with_either_file(
+    clusters: Detector, model: bytes, parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clusters.save(tmp_path / "detector.safetensors")
+    export.main([f"ckpt={tmp_path}", f"source={parts / 'screw' / 'test'}", "images=6"])
+    printed = capsys.readouterr().out
+    assert "checked on 6 images" in printed and "18 of 18 verdicts the same" in printed
+    rows = []
+    for name in ("detector.safetensors", "detector.onnx"):
+        out = tmp_path / name.replace(".", "-")
+        with pytest.raises(SystemExit) as stop:
+            predict.main(
+                [
+                    f"ckpt={tmp_path / name}",
+                    f"source={parts / 'screw' / 'test'}",
+                    f"out={out}",
+                    "overlays=true",
+                    "fpr=0.1",
+                ]
+            )
+        assert stop.value.code == 0
+        rows.append(list(csv.DictReader((out / "predictions.csv").open())))
+        assert len(list((out / "overlays").iterdir())) == 12
+    for ours, theirs in zip(*rows, strict=True):
+        assert ours["path"] == theirs["path"] and ours["verdict"] == theirs["verdict"]
+        assert float(ours["p_value"]) == pytest.approx(float(theirs["p_value"]))
+        assert float(ours["score"]) == pytest.approx(float(theirs["score"]), rel=1e-4)
+        assert float(ours["threshold"]) == float(theirs["threshold"])
+
+
+def test_the_exported_detector_has_the_api_of_the_other(clusters: Detector, model: bytes, tmp_path: Path) -> None:
+    (tmp_path / "detector.onnx").write_bytes(model)
+    loaded = load_detector(tmp_path / "detector.onnx")
+    assert isinstance(loaded, ExportedDetector)
+    for name in ("size", "levels", "limit", "provenance"):
+        assert getattr(loaded, name) == getattr(clusters, name)
+    assert loaded.threshold(0.05) == clusters.threshold(0.05)
+    torch.testing.assert_close(loaded.calibration.distances, clusters.calibration.distances, rtol=0, atol=0)
+    for ours, theirs in zip(loaded(IMAGES[:3], fpr=0.2), clusters(IMAGES[:3], fpr=0.2), strict=True):
+        assert (ours.verdict, ours.threshold) == (theirs.verdict, theirs.threshold)
+        assert ours.map is not None and ours.map.shape == (256, 256)
+
+
+def test_a_graph_that_disagrees_is_refused_and_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    detector(None).save(tmp_path / "detector.safetensors")
+    forward = Graph.forward
+    monkeypatch.setattr(
+        Graph, "forward", lambda self, images: (1.01 * forward(self, images)[0], *forward(self, images)[1:])
+    )
+    with pytest.raises(SystemExit) as stop:
+        export.main([f"ckpt={tmp_path}", "images=3"])
+    text = str(stop.value.code)
+    assert text.startswith("error: the graph disagrees with PyTorch: scores") and "\n" not in text
+    assert [path.name for path in tmp_path.iterdir()] == ["detector.safetensors"]
+
+
+def found_by(one: Detector) -> tuple[Detection, list[Tensor]]:
+    expected = one.detect(255 - IMAGES)
+    p_values = one.calibration.p_values(expected.scores).float()
+    assert expected.maps is not None
+    return expected, [expected.scores.clone(), p_values, expected.distances.clone(), expected.maps.clone()]
+
+
+@pytest.mark.parametrize(("place", "name"), [(0, "scores"), (1, "p-values"), (2, "distances"), (3, "maps")])
+@pytest.mark.parametrize("value", [1.02, float("nan")])
+def test_every_output_is_compared(place: int, name: str, value: float, clusters: Detector) -> None:
+    expected, found = found_by(clusters)
+    assert "72 of 72 verdicts" in compare(clusters, expected, found)
+    found[place][5] *= value
+    with pytest.raises(UserError, match=f"disagrees with PyTorch: (other )?{name}"):
+        compare(clusters, expected, found)
+
+
+def test_a_score_at_the_threshold_may_fall_on_either_side(clusters: Detector) -> None:
+    expected, found = found_by(clusters)
+    expected = replace(expected, scores=expected.scores.clone())
+    expected.scores[0] = clusters.threshold(0.1).value
+    found[1] = clusters.calibration.p_values(expected.scores).float()
+    found[0] = expected.scores.clone()
+    found[0][0] += 1e-6
+    assert "71 of 72 verdicts" in compare(clusters, expected, found)
+
+
+def test_images_to_check_on_are_those_given_or_of_the_training_or_random(clusters: Detector, parts: Path) -> None:
+    given, origin = check_images(clusters, str(parts / "screw" / "train"), 5)
+    assert given.shape == (5, 3, 64, 64) and str(parts) in origin
+    _, origin = check_images(clusters, "", 2)
+    assert "RANDOM" in origin
+    trained = Detector(
+        clusters.model, clusters.calibration, {"dataset": "screw", "config": {"data": {"root": str(parts)}}}
+    )
+    held, origin = check_images(trained, "", 100)
+    assert str(parts / "screw") in origin and len(held) == len(
+        [p for p in image_paths(str(parts)) if "mask" not in p.name]
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["out=x.pt"], "ends in .onnx"),
+        (["images=0"], "1 or more"),
+        (["source=nowhere"], "does not exist"),
+        (["ckpt=nowhere"], "does not exist"),
+        (["colour=red"], "no such setting"),
+    ],
+)
+def test_mistakes_are_one_clear_line(settings: list[str], message: str, clusters: Detector, tmp_path: Path) -> None:
+    clusters.save(tmp_path / "detector.safetensors")
+    ckpt = [] if settings[0].startswith("ckpt") else [f"ckpt={tmp_path}"]
+    with pytest.raises(SystemExit) as stop:
+        export.main([*ckpt, *settings])
+    text = str(stop.value.code)
+    assert text.startswith("error: ") and message in text and "\n" not in text
+
+
+def test_a_file_that_is_there_stays_unless_told_otherwise(clusters: Detector, tmp_path: Path) -> None:
+    clusters.save(tmp_path / "detector.safetensors")
+    (tmp_path / "detector.onnx").write_text("mine")
+    with pytest.raises(SystemExit, match="overwrite=true"):
+        export.main([f"ckpt={tmp_path}"])
+    assert (tmp_path / "detector.onnx").read_text() == "mine"
+
+
+def test_a_damaged_foreign_or_newer_file_is_one_clear_line(model: bytes, tmp_path: Path) -> None:
+    import onnx
+
+    path = tmp_path / "detector.onnx"
+    with pytest.raises(UserError, match="does not exist"):
+        load_detector(path)
+    path.write_bytes(model[: len(model) // 2])
+    with pytest.raises(UserError, match="is damaged"):
+        load_detector(path)
+    foreign = onnx.load_model_from_string(model)
+    del foreign.metadata_props[:]
+    path.write_bytes(foreign.SerializeToString())
+    with pytest.raises(UserError, match="no detector"):
+        load_detector(path)
+    newer = onnx.load_model_from_string(model)
+    entry = next(entry for entry in newer.metadata_props if entry.key == KEYS[0])
+    entry.value = json.dumps({**json.loads(entry.value), "format": 99})
+    path.write_bytes(newer.SerializeToString())
+    with pytest.raises(UserError, match="newer gaussad_pl"):
+        load_detector(path)
+
+
+def test_without_onnx_runtime_the_way_out_is_named(model: bytes, tmp_path: Path) -> None:
+    (tmp_path / "detector.onnx").write_bytes(model)
+    code = "import sys; sys.modules['onnxruntime'] = None; from gaussad_pl import predict; predict.main(sys.argv[1:])"
+    found = subprocess.run(
+        [sys.executable, "-c", code, f"ckpt={tmp_path / 'detector.onnx'}", "source=x.png"],
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 1 and "pip install onnxruntime" in found.stderr and "Traceback" not in found.stderr
+
+
+def test_the_benchmark_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exported, "find_spec", lambda name: None if name == "openvino" else name)
+    (row,) = exported.exported(tmp_path, 1)
+    assert row.part == 2 and row.ratio is None and "no openvino" in row.note
+
+
+def test_the_bare_backbone_of_the_benchmark_is_no_more_than_that(clusters: Detector) -> None:
+    model = export.to_onnx(exported.Bare(clusters).eval(), 64, ["level"])
+    found = np.asarray(
+        exported.load("onnxruntime", model.SerializeToString())(IMAGES[:2].permute(0, 2, 3, 1).numpy())[0]
+    )
+    with torch.inference_mode():
+        expected = clusters.model.backbone(IMAGES[:2])[-1]
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+    assert not {"TopK", "GlobalAveragePool"} & {node.op_type for node in model.graph.node}
