@@ -23,8 +23,8 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gaussad_pl import folders, share, sweep
 from gaussad_pl.errors import UserError
+from gaussad_pl.sweeps import folders, share, sweep
 
 _PACKAGE = Path(__file__).parent
 # an installed wheel carries conf/ inside the package, a checkout beside it
@@ -32,7 +32,8 @@ CONF = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if pa
 
 _VERBOSE = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
-sys.path.append(str(_PACKAGE / "plugins"))  # where Hydra finds our sweepers: it takes them from hydra_plugins alone
+# where Hydra finds our sweepers: it takes them from the namespace hydra_plugins alone
+sys.path.append(str(_PACKAGE / "sweeps" / "plugins"))
 
 # what conf/ may ask; with a cache, the jobs of a sweep get the answers of the process that launches them
 OmegaConf.register_new_resolver("basename", lambda path: Path(path).resolve().name, replace=True)

@@ -22,13 +22,13 @@ import torch
 from torch import Tensor
 
 from gaussad_pl import __version__
-from gaussad_pl.artefact import NAME, read_artefact, write_artefact
-from gaussad_pl.calibration import Calibration, Threshold
+from gaussad_pl.calibration.conformal import Calibration, Threshold
 from gaussad_pl.detection import Detection
 from gaussad_pl.errors import UserError
 from gaussad_pl.folding import folded
+from gaussad_pl.inspection.artefact import NAME, read_artefact, write_artefact
+from gaussad_pl.inspection.pixels import Images, each_pixels
 from gaussad_pl.model import GaussianModel
-from gaussad_pl.pixels import Images, each_pixels
 
 BATCH = 32  # images scored at once
 
@@ -39,7 +39,7 @@ class Finding:
 
     Attributes:
         score: anomaly score; larger is worse.
-        p_value: share of good images that score at least as high, with the guarantee of `gaussad_pl.calibration`.
+        p_value: share of good images that score at least as high, see `gaussad_pl.calibration`.
         verdict: "bad" where the score is above the threshold.
         threshold: for the false-alarm rate wished.
         distances: Mahalanobis distance of each level, by the index of the level.
@@ -55,7 +55,7 @@ class Finding:
 
 
 class Finder(ABC):
-    """Whatever scores images: `Detector`, or an exported one in another runtime (`gaussad_pl.exported`).
+    """Whatever scores images: `Detector`, or an exported one in another runtime (`gaussad_pl.exporting.exported`).
 
     Attributes:
         calibration: what p-values and thresholds come from.
@@ -84,7 +84,7 @@ class Finder(ABC):
 
         Args:
             images: a path, a PIL image, an array ``(H, W)`` or ``(H, W, C)``, a tensor ``(C, H, W)``; or an array or a
-                tensor of N of them, or a list; see `gaussad_pl.pixels`.
+                tensor of N of them, or a list; see `gaussad_pl.inspection.pixels`.
             fpr: the false-alarm rate wished.
 
         Raises:

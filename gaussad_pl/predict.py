@@ -33,14 +33,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from gaussad_pl.calibration import Threshold
+from gaussad_pl.calibration.conformal import Threshold
+from gaussad_pl.calibration.drift import DriftMonitor
 from gaussad_pl.detector import Finder, Finding
-from gaussad_pl.drift import DriftMonitor
 from gaussad_pl.errors import UserError
-from gaussad_pl.exported import load_detector
-from gaussad_pl.options import parse
-from gaussad_pl.overlay import overlay
-from gaussad_pl.sources import count_images, decoded, image_paths
+from gaussad_pl.exporting.exported import load_detector
+from gaussad_pl.inspection.options import parse
+from gaussad_pl.inspection.overlay import overlay
+from gaussad_pl.inspection.sources import count_images, decoded, image_paths
 
 
 @dataclass(frozen=True)

@@ -23,15 +23,17 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from torch import Tensor
 
-from gaussad_pl import artefact, dashboard, false_alarms, pictures
+from gaussad_pl import dashboard, pictures
+from gaussad_pl.calibration import false_alarms
+from gaussad_pl.calibration.cross_conformal import calibrate
 from gaussad_pl.cli import entry_point
-from gaussad_pl.cross_conformal import calibrate
 from gaussad_pl.data.base import ImageDataModule
 from gaussad_pl.detector import Detector
 from gaussad_pl.distributed import disband
 from gaussad_pl.errors import UserError
 from gaussad_pl.forgetting import ForgettingStop
 from gaussad_pl.gallery import galleries
+from gaussad_pl.inspection import artefact
 from gaussad_pl.levels import all_levels
 from gaussad_pl.module import GaussianAD
 from gaussad_pl.results import Evaluation, provenance, table, write_json

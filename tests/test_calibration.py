@@ -10,11 +10,11 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from gaussad_pl.calibration import Calibration, conformal_threshold, p_values, rate_range
-from gaussad_pl.drift import DriftMonitor, few_below, moved_away
+from gaussad_pl.calibration.conformal import Calibration, conformal_threshold, p_values, rate_range
+from gaussad_pl.calibration.drift import DriftMonitor, few_below, moved_away
+from gaussad_pl.calibration.gamma import Gamma, fit_gamma, misfit
+from gaussad_pl.calibration.lookalikes import look_alikes, partition
 from gaussad_pl.errors import UserError
-from gaussad_pl.gamma import Gamma, fit_gamma, misfit
-from gaussad_pl.lookalikes import look_alikes, partition
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

@@ -17,15 +17,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gaussad_pl import artefact, cross_conformal
-from gaussad_pl.calibration import Calibration
-from gaussad_pl.cross_conformal import calibrate, held_out
+from gaussad_pl.calibration import cross_conformal
+from gaussad_pl.calibration.conformal import Calibration
+from gaussad_pl.calibration.cross_conformal import calibrate, held_out
 from gaussad_pl.data.folder import Folder
 from gaussad_pl.data.images import read_image
 from gaussad_pl.detection import Detection
 from gaussad_pl.detector import Detector
 from gaussad_pl.errors import UserError
 from gaussad_pl.gaussian import SingularCovarianceError
+from gaussad_pl.inspection import artefact
 from gaussad_pl.module import GaussianAD
 
 IMAGES = torch.randint(256, (24, 3, 64, 64), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)

@@ -18,18 +18,18 @@ from torch import Tensor
 
 from benchmarks.speed import exported
 from gaussad_pl import export, predict
-from gaussad_pl.agreement import check, check_images, compare
-from gaussad_pl.calibration import Calibration
+from gaussad_pl.calibration.conformal import Calibration
 from gaussad_pl.dense import ClusterGaussians
 from gaussad_pl.detection import Detection
 from gaussad_pl.detector import Detector
 from gaussad_pl.errors import UserError
-from gaussad_pl.exported import KEYS, ExportedDetector, load_detector, open_session
+from gaussad_pl.exporting.agreement import check, check_images, compare
+from gaussad_pl.exporting.exported import KEYS, ExportedDetector, load_detector, open_session
+from gaussad_pl.exporting.graph import Graph
+from gaussad_pl.exporting.tiles import TILE, TiledClusters, tiles
 from gaussad_pl.gaussian import moments
-from gaussad_pl.graph import Graph
+from gaussad_pl.inspection.sources import image_paths
 from gaussad_pl.model import GaussianModel
-from gaussad_pl.sources import image_paths
-from gaussad_pl.tiles import TILE, TiledClusters, tiles
 
 for name in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(name, reason="the extra `export` is not installed")

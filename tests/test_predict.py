@@ -20,16 +20,17 @@ import torch
 from conftest import TINY, draw_part
 from PIL import Image
 
-from gaussad_pl import predict, sources
-from gaussad_pl.artefact import NAME
-from gaussad_pl.calibration import Calibration
+from gaussad_pl import predict
+from gaussad_pl.calibration.conformal import Calibration
 from gaussad_pl.data.images import read_image
 from gaussad_pl.detector import Detector, Finding
 from gaussad_pl.errors import UserError
+from gaussad_pl.inspection import sources
+from gaussad_pl.inspection.artefact import NAME
+from gaussad_pl.inspection.options import parse
+from gaussad_pl.inspection.overlay import LINE, SIDE, overlay
+from gaussad_pl.inspection.sources import count_images, decoded, image_paths
 from gaussad_pl.module import GaussianAD
-from gaussad_pl.options import parse
-from gaussad_pl.overlay import LINE, SIDE, overlay
-from gaussad_pl.sources import count_images, decoded, image_paths
 
 
 def drawn(count: int, seed: int, dark: bool = False) -> list[Image.Image]:

@@ -20,10 +20,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from test_train import QUICK, message, metrics, run
 
-from gaussad_pl import launching, share, sweep
 from gaussad_pl.cli import CONF, one_line
 from gaussad_pl.errors import UserError
-from gaussad_pl.folders import NAME_LENGTH, folder_of, job_name
+from gaussad_pl.sweeps import launching, share, sweep
+from gaussad_pl.sweeps.folders import NAME_LENGTH, folder_of, job_name
 from gaussad_pl.train import validation_signal
 
 NO_MAP = "model.segmentation=null"

@@ -16,8 +16,8 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from gaussad_pl.errors import UserError
-from gaussad_pl.share import GPUS, is_local_submitit, jobs_at_once
-from gaussad_pl.sweep import MAX_DEATHS
+from gaussad_pl.sweeps.share import GPUS, is_local_submitit, jobs_at_once
+from gaussad_pl.sweeps.sweep import MAX_DEATHS
 
 log = logging.getLogger(__name__)
 

@@ -15,9 +15,9 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from gaussad_pl import launching, sweep
 from gaussad_pl.errors import UserError
-from gaussad_pl.share import jobs_at_once
+from gaussad_pl.sweeps import launching, sweep
+from gaussad_pl.sweeps.share import jobs_at_once
 
 if TYPE_CHECKING:
     from optuna import Study, Trial

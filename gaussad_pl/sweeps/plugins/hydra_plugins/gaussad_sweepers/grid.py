@@ -8,7 +8,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from gaussad_pl import launching, sweep
+from gaussad_pl.sweeps import launching, sweep
 
 
 class GridSweeper(BasicSweeper):

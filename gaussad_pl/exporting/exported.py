@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gaussad_pl.calibration import Calibration
+from gaussad_pl.calibration.conformal import Calibration
 from gaussad_pl.detection import Detection
 from gaussad_pl.detector import Detector, Finder
 from gaussad_pl.errors import UserError

@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from gaussad_pl.errors import UserError
-from gaussad_pl.share import take_share
+from gaussad_pl.sweeps.share import take_share
 
 log = logging.getLogger(__name__)
 

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from gaussad_pl.anomaly_maps import smooth
 from gaussad_pl.backbone import pool
-from gaussad_pl.calibration import Calibration
+from gaussad_pl.calibration.conformal import Calibration
+from gaussad_pl.calibration.lookalikes import look_alikes, partition
 from gaussad_pl.data.base import ImageDataModule
 from gaussad_pl.detection import Detection
 from gaussad_pl.gaussian import Moments, SingularCovarianceError, merge, moments
-from gaussad_pl.lookalikes import look_alikes, partition
 from gaussad_pl.model import GaussianModel, level_distances
 
 PARTS = 4
@@ -65,8 +65,8 @@ def cross_conformal(model: GaussianModel, data: ImageDataModule) -> Calibration:
     """Every training image as scored by Gaussians estimated without the part of the images it belongs to.
 
     Levels, form of the map, combination and units were chosen on the held-out images, which take no part here; the
-    network has seen none. Images that look alike are in one part (see `gaussad_pl.lookalikes`). So all that scores an
-    image is independent of it. What is not exact: the final Gaussians come from all training images, those of the
+    network has seen none. Images that look alike are in one part (see `.lookalikes`). So all that scores an image is
+    independent of it. What is not exact: the final Gaussians come from all training images, those of the
     calibration from three quarters of them, which puts its images a little farther out. The p-values are too large by
     that, so the error is towards fewer false alarms.
 

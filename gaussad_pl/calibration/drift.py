@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gaussad_pl.calibration import Calibration
+from gaussad_pl.calibration.conformal import Calibration
 
 FEWEST = 20  # images without which nothing is said
 LEVEL = 0.01  # of all tests together

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from gaussad_pl.anomaly_maps import MapHead, enlarging, map_score
 from gaussad_pl.dense import ClusterGaussians, Clusterings, PatchGaussians, PositionGaussians
 from gaussad_pl.detector import Detector
+from gaussad_pl.exporting.tiles import Halves, TiledClusters
 from gaussad_pl.folding import folded
-from gaussad_pl.tiles import Halves, TiledClusters
 
 INPUT = "images"
 OUTPUTS = ("score", "p_value", "distances", "map")
@@ -52,7 +52,7 @@ class Graph(nn.Module):
         return score, self.p_values(score), distances, maps
 
     def p_values(self, scores: Tensor) -> Tensor:
-        """See `gaussad_pl.calibration.p_values`; float32."""
+        """See `gaussad_pl.calibration.conformal.p_values`; float32."""
         count = len(self.calibration)
         larger = (self.calibration >= scores[:, None]).sum(1) if count else torch.zeros_like(scores)
         return (1 + larger).float() / (1 + count)

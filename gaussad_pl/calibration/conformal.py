@@ -18,8 +18,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from gaussad_pl.calibration.gamma import Gamma, fit_gamma, misfit
 from gaussad_pl.errors import UserError
-from gaussad_pl.gamma import Gamma, fit_gamma, misfit
 
 MISFIT = 0.05  # p-value below which a fitted gamma is said not to fit
 FEWEST = 10  # scores that a gamma is fitted to
@@ -146,7 +146,7 @@ class Calibration:
 
     @cached_property
     def misfit(self) -> float:
-        """p-value of the hypothesis that the scores follow the fitted `gamma`; see `gaussad_pl.gamma.misfit`."""
+        """p-value of the hypothesis that the scores follow the fitted `gamma`; see `.gamma.misfit`."""
         return misfit(self.scores, self.gamma) if self.gamma is not None else 0.0
 
     def threshold(self, fpr: float = 0.01) -> Threshold:

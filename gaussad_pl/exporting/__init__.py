@@ -1,0 +1,1 @@
+"""A detector as one ONNX graph, checked against PyTorch, and run."""

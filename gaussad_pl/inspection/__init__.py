@@ -1,0 +1,1 @@
+"""What scoring new images needs around the model: files, images, pictures, settings."""
