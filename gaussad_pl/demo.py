@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import base64
 import json
-import sys
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -33,7 +31,7 @@ from gaussad_pl.data.images import FORMATS, square
 from gaussad_pl.detector import Finder, Finding
 from gaussad_pl.errors import UserError
 from gaussad_pl.exporting.exported import load_detector
-from gaussad_pl.inspection.options import parse
+from gaussad_pl.inspection.options import command
 from gaussad_pl.inspection.overlay import CONTOUR, heat
 
 PAGE = Path(__file__).with_name("demo.html")
@@ -206,16 +204,9 @@ class _Handler(BaseHTTPRequestHandler):
         """Nothing: the terminal shows the address."""
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if not arguments or {"-h", "--help", "help"} & set(arguments):
-        print(__doc__)
-        return
-    try:
-        options = parse(arguments, Options)
-        server = Demo(load_detector(options.ckpt), options.fpr, options.host, options.port)
-    except UserError as error:
-        sys.exit(f"error: {error}")
+def serve(options: Options) -> None:
+    """Answer until Ctrl-C."""
+    server = Demo(load_detector(options.ckpt), options.fpr, options.host, options.port)
     print(f"http://{options.host}:{server.server_port}  (Ctrl-C ends it)", flush=True)
     try:
         server.serve_forever()
@@ -224,6 +215,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     finally:
         server.server_close()
 
+
+main = command(serve, Options, __doc__)
 
 if __name__ == "__main__":
     main()

@@ -22,7 +22,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,7 +39,7 @@ from gaussad_pl.errors import UserError
 from gaussad_pl.exporting.agreement import check, check_images
 from gaussad_pl.exporting.exported import FORMAT, KEYS, SUFFIX
 from gaussad_pl.exporting.graph import INPUT, OUTPUTS, Graph
-from gaussad_pl.inspection.options import parse
+from gaussad_pl.inspection.options import command
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 MOST = 2**31 - 2**20  # bytes that a file of ONNX can have, less some for all but the weights
@@ -159,16 +158,12 @@ def _write(model: bytes, out: Path) -> None:
         raise UserError(f"cannot write {out} ({error.strerror}): free some space or use another folder") from error
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if not arguments or {"-h", "--help", "help"} & set(arguments):
-        print(__doc__)
-        return
-    try:
-        print(export(parse(arguments, Options)))
-    except UserError as error:
-        sys.exit(f"error: {error}")
+def show(options: Options) -> None:
+    """Export, and say what there is to say."""
+    print(export(options))
 
+
+main = command(show, Options, __doc__)
 
 if __name__ == "__main__":
     main()

@@ -19,7 +19,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -38,7 +37,7 @@ from gaussad_pl.calibration.drift import DriftMonitor
 from gaussad_pl.detector import Finder, Finding
 from gaussad_pl.errors import UserError
 from gaussad_pl.exporting.exported import load_detector
-from gaussad_pl.inspection.options import parse
+from gaussad_pl.inspection.options import command
 from gaussad_pl.inspection.overlay import overlay
 from gaussad_pl.inspection.sources import count_images, decoded, image_paths
 
@@ -181,17 +180,7 @@ def _progress() -> Progress:
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if not arguments or {"-h", "--help", "help"} & set(arguments):
-        print(__doc__)
-        return
-    try:
-        code = predict(parse(arguments, Options))
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    sys.exit(code)
-
+main = command(predict, Options, __doc__)
 
 if __name__ == "__main__":
     main()

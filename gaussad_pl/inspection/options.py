@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields
 from typing import Any, TypeVar, get_type_hints
 
@@ -38,6 +39,27 @@ def parse(arguments: Sequence[str], options: type[T]) -> T:
         if field.default is MISSING and field.name not in given:
             raise UserError(f"{field.name} is missing: give {field.name}=...; --help shows all settings")
     return options(**given)
+
+
+def command(task: Callable[[T], int | None], options: type[T], text: str | None) -> Callable[..., None]:
+    """A command that runs ``task`` with its options and ends with the exit code it returns, if it returns one.
+
+    Without arguments, or asked for help, it prints ``text``; a user's mistake ends it with one line.
+    """
+
+    def main(arguments: Sequence[str] | None = None) -> None:
+        arguments = sys.argv[1:] if arguments is None else arguments
+        if not arguments or {"-h", "--help", "help"} & set(arguments):
+            print(text)
+            return
+        try:
+            code = task(parse(arguments, options))
+        except UserError as error:
+            sys.exit(f"error: {error}")
+        if code is not None:
+            sys.exit(code)
+
+    return main
 
 
 def _converted(key: str, value: str, kind: type) -> Any:
