@@ -79,12 +79,22 @@ def test_an_impossible_rate_is_a_clear_error(fpr: float) -> None:
         calibration(normal(20)).threshold(fpr)
 
 
+@pytest.mark.parametrize("n", [5, 16, 64, 300])
+def test_a_smaller_rate_never_has_a_smaller_threshold(n: int) -> None:
+    for seed in range(20):
+        known = calibration(torch.from_numpy(np.random.default_rng(seed).standard_t(3, size=n)))
+        found = [known.threshold(fpr).value for fpr in (0.001, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)]
+        assert found == sorted(found, reverse=True)
+
+
 def test_too_few_images_say_so_and_what_a_gamma_gives() -> None:
     few = calibration(normal(64).square())
     assert few.threshold(0.05).rule == "conformal"
     found = few.threshold(0.01)
     assert found.rule == "gamma" and few.gamma is not None
-    assert float(few.gamma.above(torch.tensor(found.value, dtype=torch.float64))) == pytest.approx(0.01, rel=1e-9)
+    assert found.value == max(few.gamma.quantile(0.01), float(few.scores.max()))
+    value = torch.tensor(few.gamma.quantile(0.01), dtype=torch.float64)
+    assert float(few.gamma.above(value)) == pytest.approx(0.01, rel=1e-9)
     for part in ("needs 99 calibration images", "there are 64", "can promise is 0.015", "gamma"):
         assert part in found.line
     assert "\n" not in found.line

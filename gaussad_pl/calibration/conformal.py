@@ -152,6 +152,9 @@ class Calibration:
     def threshold(self, fpr: float = 0.01) -> Threshold:
         """The threshold for a false-alarm rate: `conformal_threshold`, or where n is too small for it, the gamma's.
 
+        The gamma's is never below the largest calibration score, which is the conformal threshold of the smallest rate
+        that there is one for: a smaller rate has no smaller threshold.
+
         Raises:
             UserError: ``fpr`` is not between 0 and 1.
         """
@@ -170,7 +173,8 @@ class Calibration:
             return Threshold(
                 math.inf, fpr, "none", f"{few}; too few or too equal to fit a gamma: nothing is called bad"
             )
-        value = self.gamma.quantile(fpr)
+        value = max(self.gamma.quantile(fpr), float(self.scores.max()))
         fits = "which these scores do not contradict" if self.misfit >= MISFIT else "WHICH THESE SCORES CONTRADICT"
-        line = f"{few}; threshold {value:.4g} is that of a gamma fitted to the scores, {fits} (p = {self.misfit:.2g})"
+        source = f"that of a gamma fitted to the scores, or their largest, {fits} (p = {self.misfit:.2g})"
+        line = f"{few}; threshold {value:.4g} is {source}"
         return Threshold(value, fpr, "gamma", line)
