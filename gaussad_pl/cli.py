@@ -15,7 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import hydra
-import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
@@ -42,7 +41,7 @@ OmegaConf.register_new_resolver("sweep_name", folders.sweep_name, replace=True)
 OmegaConf.register_new_resolver("job_name", folders.job_name_in, replace=True)
 OmegaConf.register_new_resolver("cores_per_job", share.cores_per_job, use_cache=True, replace=True)
 OmegaConf.register_new_resolver("gpus_per_job", share.gpus_per_job, use_cache=True, replace=True)
-OmegaConf.register_new_resolver("gpus_here", torch.cuda.device_count, use_cache=True, replace=True)
+OmegaConf.register_new_resolver("gpus_here", share.gpus_here, use_cache=True, replace=True)
 
 
 def entry_point(task: Callable[[DictConfig], float | None]) -> Callable[[], None]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import os
 
-import cv2
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 log = logging.getLogger(__name__)
@@ -18,13 +16,19 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def gpus_here() -> int:
+    import torch  # here: commands that only read files start without it
+
+    return torch.cuda.device_count()
+
+
 def gpus_per_job() -> int:
-    return min(1, torch.cuda.device_count())
+    return min(1, gpus_here())
 
 
 def cores_per_job() -> int:
     """One job a GPU; without GPUs at least two jobs, up to four cores each: small networks gain little from more."""
-    gpus = torch.cuda.device_count()
+    gpus = gpus_here()
     return max(1, cores() // gpus if gpus else min(4, cores() // 2))
 
 
@@ -39,7 +43,7 @@ def jobs_at_once(launcher: DictConfig) -> int:
     wanted = share(launcher)
     if wanted is None:
         return 1
-    gpus = torch.cuda.device_count() if OmegaConf.select(launcher, "ray.remote.num_gpus") else 0
+    gpus = gpus_here() if OmegaConf.select(launcher, "ray.remote.num_gpus") else 0
     gpus = gpus or OmegaConf.select(launcher, "gpus_per_node") or 0
     return max(1, min(cores() // wanted, gpus or cores()))
 
@@ -49,6 +53,9 @@ def take_share(launcher: DictConfig, number: int) -> None:
     threads = share(launcher)
     if threads is None:
         return
+    import cv2
+    import torch
+
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)
     if is_local_submitit(launcher) and launcher.gpus_per_node:
