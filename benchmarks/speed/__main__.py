@@ -86,12 +86,15 @@ def main() -> None:
             7: lambda: growth(given.out, counts, widths),
             8: lambda: sweeping(Path(scratch)),
         }
-        rows = [row for part in given.parts for row in parts[part]()]
+        rows: list[Row] = []
+        for part in given.parts:
+            rows += parts[part]()
+            (given.out / "rows.json").write_text(json.dumps([vars(row) for row in rows], indent=2))
+            Console(stderr=True).print(f"part {part} measured")
     result = table(machine(given.device), rows)
     Console(width=150).print(result)
     with (given.out / "table.txt").open("w") as file:
         Console(file=file, width=150).print(result)
-    (given.out / "rows.json").write_text(json.dumps([vars(row) for row in rows], indent=2))
 
 
 if __name__ == "__main__":
