@@ -38,7 +38,7 @@ from benchmarks.jobs import build, compose_job, quiet_trainer
 from gaussad_pl.cli import keep_freed_memory
 from gaussad_pl.forgetting import ForgettingStop
 keep_freed_memory()
-config = compose_job(Path(folder), 0, ["trainer=cpu", "trainer.max_steps=1"])
+config = compose_job(Path(folder), 0, ["trainer=cpu"])
 mark("configuration")
 data, module = build(config)
 mark("backbone and weights")
@@ -54,9 +54,9 @@ mark("choosing the map")
 class First(__import__("lightning").Callback):
     def on_train_batch_end(self, *args):
         mark("first training step")
-trainer = quiet_trainer(config, [First()])
-trainer.fit(module, train_dataloaders=data.train_dataloader())
-print("MARKS" + json.dumps(marks))
+        print("MARKS" + json.dumps(marks), flush=True)
+        __import__("os")._exit(0)
+quiet_trainer(config, [First()]).fit(module, data)
 """
 
 
