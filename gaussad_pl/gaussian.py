@@ -6,6 +6,7 @@ shape); `Gaussian` and `RunningGaussian` only hold state.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -105,6 +106,11 @@ def merge(a: Moments, b: Moments) -> Moments:
         cubic=a.cubic + b.cubic,
         quartic=a.quartic + b.quartic,
     )
+
+
+def take_in(levels: Sequence[Moments], features: Sequence[Tensor]) -> list[Moments]:
+    """Moments of each level with those of more observations ``(N, D)``, about the same pivots."""
+    return [merge(m, moments(x, m.pivot)) for m, x in zip(levels, features, strict=True)]
 
 
 def forget(m: Moments, share: float) -> Moments:

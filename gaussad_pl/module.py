@@ -21,7 +21,7 @@ from gaussad_pl.detection import Detection
 from gaussad_pl.distributed import add_moments, gather_rows, rank
 from gaussad_pl.errors import UserError
 from gaussad_pl.frozen import FrozenStages
-from gaussad_pl.gaussian import Covariance, RunningGaussian, Shrinkage, merge, moments
+from gaussad_pl.gaussian import Covariance, RunningGaussian, Shrinkage, moments, take_in
 from gaussad_pl.levels import all_levels
 from gaussad_pl.map_validation import Smoothed, Validation
 from gaussad_pl.metrics import image_metrics
@@ -133,7 +133,7 @@ class GaussianAD(L.LightningModule):
         else:  # one of many processes, without an image
             mine = [moments(target.mean.new_zeros(0, len(target.mean)), target.mean) for target in self.targets]
         for levels in features:
-            mine = [merge(m, moments(level, m.pivot)) for m, level in zip(mine, levels, strict=True)]
+            mine = take_in(mine, levels)
         total = [add_moments(level) for level in mine]
         for gaussian, target, level in zip(self.model.gaussians, self.targets, total, strict=True):
             gaussian.fit(level)

@@ -11,7 +11,7 @@ from benchmarks.speed.timing import Row, interleaved
 from gaussad_pl.anomaly_maps import FORMS
 from gaussad_pl.backbone import Backbone, pool
 from gaussad_pl.folding import folded
-from gaussad_pl.gaussian import merge, moments
+from gaussad_pl.gaussian import moments, take_in
 from gaussad_pl.model import GaussianModel
 
 SIZE = 224
@@ -74,8 +74,8 @@ def estimating(device: str, batch: int, repeats: int) -> list[Row]:
     def estimate() -> None:
         total = None
         for x in batches:
-            found = [moments(level) for level in pooled.backbone.pooled(x)]
-            total = found if total is None else [merge(a, b) for a, b in zip(total, found, strict=True)]
+            found = pooled.backbone.pooled(x)
+            total = [moments(level) for level in found] if total is None else take_in(total, found)
         for gaussian, level in zip(pooled.gaussians, total or [], strict=True):
             gaussian.fit(level)
 

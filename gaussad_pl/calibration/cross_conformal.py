@@ -20,7 +20,7 @@ from gaussad_pl.calibration.conformal import Calibration
 from gaussad_pl.calibration.lookalikes import look_alikes, partition
 from gaussad_pl.data.base import ImageDataModule
 from gaussad_pl.detection import Detection
-from gaussad_pl.gaussian import Moments, SingularCovarianceError, merge, moments
+from gaussad_pl.gaussian import Moments, SingularCovarianceError, merge, moments, take_in
 from gaussad_pl.model import GaussianModel, level_distances
 
 PARTS = 4
@@ -124,8 +124,7 @@ def _moments(model: GaussianModel, data: ImageDataModule, images: list[int], pla
     if not changed:
         return total
     for batch in data.reference_dataloader(images, changed):
-        seen = pool(model.backbone(batch["image"].to(model.level_weights.device)))
-        total = _merge_levels(total, [moments(level) for level in seen])
+        total = take_in(total, pool(model.backbone(batch["image"].to(model.level_weights.device))))
     return total
 
 
