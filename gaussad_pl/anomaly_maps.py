@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gaussad_pl.backbone import Level
+from gaussad_pl.clusters import ClusterGaussians, Clusterings
 from gaussad_pl.data.images import MASK_SIZE
-from gaussad_pl.dense import ClusterGaussians, Clusterings, PatchGaussians, PositionGaussians, embed
+from gaussad_pl.dense import PatchGaussians, PositionGaussians, embed
 
 SIZE = MASK_SIZE  # side of the anomaly maps in pixels
 BLUR = SIZE / 64  # standard deviation of the Gaussian blur of the maps in pixels

@@ -11,19 +11,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gaussad_pl.backbone import Level
-from gaussad_pl.distributed import add, gather, gather_rows, rank, world
+from gaussad_pl.distributed import add, world
 from gaussad_pl.errors import UserError
 from gaussad_pl.gaussian import mahalanobis, shrink, whitening
 
 RIDGE = 0.1  # shrinkage of the covariance of all cells towards the identity: it, too, comes from a sample
-DIRECTIONS = 32  # principal ones, in which patches are assigned to clusters: all of them tell no better, for more work
-SAMPLE = 100_000  # patches that the clusters are found in, and the most that are ever held
 
 
 def middle_levels(levels: Sequence[Level], image_size: int) -> list[int]:
@@ -156,150 +153,3 @@ class PositionGaussians(CellGaussians):
     def forward(self, patches: Tensor) -> Tensor:
         """Mahalanobis distance of each patch ``(N, P, D)`` to the Gaussian of its position: ``(N, P)``."""
         return mahalanobis(patches.transpose(0, 1), self.mean, self.whitener).T
-
-
-class ClusterGaussians(CellGaussians):
-    """One Gaussian for each of several clusters of patches, wherever they are in the image.
-
-    Centres are those of k-means on the first principal components of standardised features, in a random sample of
-    bounded size, which the covariances are estimated from, too. A patch is measured by the Gaussian of its nearest
-    centre, with all of its features.
-
-    Args:
-        clusters: the most there will be; fewer where there are fewer than two sampled patches for each.
-        seed: of the sample and the clusters.
-    """
-
-    centre: Tensor
-    directions: Tensor  # features to the space of the centres
-
-    def __init__(self, clusters: int, features: int, seed: int) -> None:
-        super().__init__(clusters, features)
-        self.register_buffer("centre", torch.zeros(clusters, min(features, DIRECTIONS)))
-        self.register_buffer("directions", torch.eye(features)[:, :DIRECTIONS].contiguous())
-        self.seed = seed
-        self._sample: tuple[Tensor, Tensor] | None = None  # random keys, patches
-        self._per_image = 1
-        self._random = torch.Generator().manual_seed(seed)
-
-    def observe(self, patches: Tensor) -> None:
-        """Keep the patches with the smallest of random keys: a uniform sample of all, however they are batched.
-
-        Each process draws the keys of all images and uses those of its `share`: together they keep what one would.
-        """
-        x = patches.flatten(0, 1)
-        self._per_image = patches.shape[1]
-        drawn = torch.rand(len(patches) * world(), self._per_image, generator=self._random, dtype=torch.float64)
-        keys = drawn[rank() :: world()].flatten()
-        if self._sample is not None:
-            if len(self._sample[0]) == SAMPLE:
-                chosen = (keys < self._sample[0].max()).nonzero().squeeze(1)
-                keys, x = keys[chosen], x[chosen.to(x.device)]
-            keys, x = torch.cat([self._sample[0], keys]), torch.cat([self._sample[1], x])
-        if len(keys) > SAMPLE:
-            kept = keys.topk(SAMPLE, largest=False).indices
-            keys, x = keys[kept], x[kept.to(x.device)]
-        self._sample = (keys, x)
-
-    def estimate(self) -> None:
-        if world() > 1:
-            self._join()
-        assert self._sample is not None
-        x = self._sample[1]
-        self.directions.copy_(principal_directions(x, self.directions.shape[1]))
-        projected = x @ self.directions
-        clusters = max(1, min(len(self.mean), len(x) // 2))
-        if clusters == 1:
-            centre = projected.mean(0, keepdim=True)
-        else:
-            from sklearn.cluster import MiniBatchKMeans  # here: scoring alone is to do without scikit-learn
-
-            kmeans = MiniBatchKMeans(
-                clusters, batch_size=4096, init_size=3 * clusters, n_init=1, random_state=self.seed
-            )
-            fitted = kmeans.fit(projected.cpu().numpy()).cluster_centers_
-            centre = torch.from_numpy(fitted).to(x)
-        self.centre.fill_(1e15)[:clusters] = centre  # what is left over is nobody's nearest
-        cells = self.cells(x)
-        k, d = self.mean.shape
-        counts = torch.bincount(cells, minlength=k).double()
-        mean = torch.zeros(k, d, dtype=torch.float64, device=x.device).index_add_(0, cells, x.double())
-        mean /= counts.clamp(min=1)[:, None]
-        order, scatter = cells.argsort(), torch.zeros(k, d, d, dtype=torch.float64, device=x.device)
-        for cell, part in zip(*_runs(cells[order], x[order]), strict=True):
-            y = part.double() - mean[cell]
-            scatter[cell] = y.mT @ y
-        self._fit(mean, scatter, counts)
-        self._sample = None
-        self._random.manual_seed(self.seed)
-
-    def _join(self) -> None:
-        """Put the sample of all processes, as one would have drawn it, in place of that of this one."""
-        keys, x = self._sample or (torch.zeros(0, dtype=torch.float64), self.mean[:0])
-        every = torch.cat(gather(keys))
-        if len(every) > SAMPLE:
-            kept = keys <= every.kthvalue(SAMPLE).values
-            keys, joined = (torch.cat(gather(c[kept.to(c.device)].cpu())) for c in (keys, x))
-            order = keys.argsort()
-            keys, joined = keys[order], joined[order]
-        else:
-            keys, joined = (
-                gather_rows(column.unflatten(0, (len(column) // self._per_image, self._per_image))).flatten(0, 1)
-                for column in (keys, x)
-            )
-        self._sample = keys, joined.to(self.mean.device)
-
-    def cells(self, x: Tensor) -> Tensor:
-        """Index of the nearest centre of patches ``(M, D)``: ``(M,)``."""
-        offset = self.centre.square().sum(-1) / -2
-        nearness = (torch.addmm(offset, part @ self.directions, self.centre.T) for part in x.split(8192))
-        return torch.cat([part.argmax(-1) for part in nearness])
-
-    def forward(self, patches: Tensor) -> Tensor:
-        """Mahalanobis distance of each patch ``(N, P, D)`` to the Gaussian of its cluster: ``(N, P)``."""
-        x = patches.flatten(0, 1)
-        cells, order = self.cells(x.detach()).sort()
-        y, whiteners = x[order] - self.mean[cells], self.whitener.mT.unbind()
-        parts = [part @ whiteners[cell] for cell, part in zip(*_runs(cells, y), strict=True)]  # one product a cell
-        return torch.linalg.vector_norm(torch.cat(parts), dim=-1)[order.argsort()].reshape(patches.shape[:2])
-
-
-class Clusterings(PatchGaussians):
-    """Mean distance over several `ClusterGaussians` that differ in their random sample and centres.
-
-    One clustering alone moves the image AUROC by whole points from seed to seed; the mean is better than most.
-    """
-
-    def __init__(self, count: int, clusters: int, features: int, seed: int) -> None:
-        super().__init__()
-        seeds = np.random.SeedSequence(seed).generate_state(count)
-        self.members = nn.ModuleList(ClusterGaussians(clusters, features, int(each)) for each in seeds)
-
-    def observe(self, patches: Tensor) -> None:
-        for member in self.members:
-            member.observe(patches)  # type: ignore[operator]
-
-    def estimate(self) -> None:
-        for member in self.members:
-            member.estimate()  # type: ignore[operator]
-
-    def forward(self, patches: Tensor) -> Tensor:
-        """Mean over the clusterings of the distance of each patch ``(N, P, D)``: ``(N, P)``."""
-        return torch.stack([member(patches) for member in self.members]).mean(0)
-
-
-def principal_directions(x: Tensor, count: int) -> Tensor:
-    """Where standardised ``x`` ``(M, D)`` varies most: what to multiply ``x`` with, ``(D, count)``.
-
-    Features that never change, but for rounding, have no part in them.
-    """
-    deviation = x.std(0)
-    scale = torch.where(deviation > 1e-4 * x.abs().amax(0), 1 / deviation, 0)
-    covariance = torch.cov((x * scale).double().T)
-    return scale[:, None] * torch.linalg.eigh(covariance.reshape(len(scale), -1)).eigenvectors[:, -count:].to(x)
-
-
-def _runs(cells: Tensor, x: Tensor) -> tuple[list[int], list[Tensor]]:
-    """Cut ``x`` ``(M, D)``, sorted by cell, into the part of each cell that occurs."""
-    values, counts = cells.unique_consecutive(return_counts=True)
-    return values.tolist(), list(x.split(counts.tolist()))

@@ -16,17 +16,10 @@ from sklearn.metrics import adjusted_rand_score
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from gaussad_pl import dense
+from gaussad_pl import clusters
 from gaussad_pl.backbone import Level
-from gaussad_pl.dense import (
-    CellGaussians,
-    ClusterGaussians,
-    Clusterings,
-    PositionGaussians,
-    blend,
-    embed,
-    middle_levels,
-)
+from gaussad_pl.clusters import ClusterGaussians, Clusterings
+from gaussad_pl.dense import CellGaussians, PositionGaussians, blend, embed, middle_levels
 from gaussad_pl.errors import UserError
 
 Array = NDArray[Any]
@@ -132,7 +125,7 @@ def test_one_cluster_is_the_plain_gaussian_of_all_patches() -> None:
 
 
 def test_a_patch_belongs_to_the_nearest_centre_among_principal_components(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dense, "DIRECTIONS", 3)
+    monkeypatch.setattr(clusters, "DIRECTIONS", 3)
     x, other = blobs(10, 30, 4)[0], sample(4, 30, 4, seed=1)
     gaussians = fitted(ClusterGaussians(7, 4, seed=0), x)
     standardised = StandardScaler().fit_transform(x.flatten(0, 1).numpy())
@@ -185,7 +178,7 @@ def test_the_distance_of_a_patch_does_not_depend_on_its_neighbours_in_the_batch(
 def test_the_same_seed_gives_the_same_clusters_whatever_the_batches(
     size: int, bound: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dense, "SAMPLE", bound)
+    monkeypatch.setattr(clusters, "SAMPLE", bound)
     x = sample(20, 12, 4).float()
     one, other = (fitted(ClusterGaussians(5, 4, seed=3), x, sizes) for sizes in (20, size))
     for name, value in one.state_dict().items():
@@ -193,14 +186,14 @@ def test_the_same_seed_gives_the_same_clusters_whatever_the_batches(
 
 
 def test_another_seed_gives_another_sample(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dense, "SAMPLE", 50)
+    monkeypatch.setattr(clusters, "SAMPLE", 50)
     x = sample(20, 12, 4)
     one, other = (fitted(ClusterGaussians(1, 4, seed), x) for seed in (0, 1))
     assert not torch.equal(one.mean, other.mean)
 
 
 def test_the_sample_is_bounded_and_uniform_over_all_patches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dense, "SAMPLE", 1000)
+    monkeypatch.setattr(clusters, "SAMPLE", 1000)
     index = torch.arange(40_000, dtype=torch.float64).reshape(400, 100, 1)
     gaussians: Any = ClusterGaussians(1, 1, seed=0).double()
     for batch in index.split([150, 3, 7, 40, 100, 100]):
@@ -259,7 +252,7 @@ def test_gradients_flow_through_the_distances_and_are_zero_at_the_mean(form: str
 
 @pytest.mark.parametrize("form", ["position", "clusters"])
 def test_a_second_estimate_forgets_the_first(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dense, "SAMPLE", 30)
+    monkeypatch.setattr(clusters, "SAMPLE", 30)
     first, second = sample(9, 4, 3) + 50, sample(11, 4, 3, seed=1)
     used, fresh = (PositionGaussians(4, 3) if form == "position" else ClusterGaussians(3, 3, 0) for _ in range(2))
     fitted(used, first)

@@ -21,11 +21,12 @@ from test_train import arguments, command, run
 from torch import Tensor
 from torch.multiprocessing import spawn  # type: ignore[attr-defined]
 
-from gaussad_pl import dense
+from gaussad_pl import clusters
 from gaussad_pl import distributed as d
 from gaussad_pl.averaging import AverageWeights
+from gaussad_pl.clusters import ClusterGaussians
 from gaussad_pl.data.mvtec import MVTec
-from gaussad_pl.dense import ClusterGaussians, PatchGaussians, PositionGaussians
+from gaussad_pl.dense import PatchGaussians, PositionGaussians
 from gaussad_pl.errors import UserError
 from gaussad_pl.forgetting import ForgettingStop
 from gaussad_pl.module import GaussianAD
@@ -105,7 +106,7 @@ def together(root: Path, folder: Path) -> dict[str, Any]:
     """What a process finds, alone or as one of two."""
     found: dict[str, Any] = {case: estimates(case) for case in ("uneven", "empty")}
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(dense, "SAMPLE", 40)  # of 66 patches
+        monkeypatch.setattr(clusters, "SAMPLE", 40)  # of 66 patches
         found["sampled"] = estimates("uneven")
     found["rows"] = d.gather_rows(torch.arange(7)[d.rank() :: d.world()])
     return found | {name: fine_tune(model, root, folder / name) for name, model in MODELS.items()}

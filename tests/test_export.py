@@ -19,7 +19,7 @@ from torch import Tensor
 from benchmarks.speed import exported
 from gaussad_pl import export, predict
 from gaussad_pl.calibration.conformal import Calibration
-from gaussad_pl.dense import ClusterGaussians
+from gaussad_pl.clusters import ClusterGaussians
 from gaussad_pl.detection import Detection
 from gaussad_pl.detector import Detector
 from gaussad_pl.errors import UserError

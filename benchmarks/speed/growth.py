@@ -19,17 +19,19 @@ import json, resource, sys, time
 import torch
 kind, count, width = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 torch.set_num_threads(1)
-from functools import reduce
 from gaussad_pl.cli import keep_freed_memory
-from gaussad_pl.dense import Clusterings, PositionGaussians
-from gaussad_pl.gaussian import Gaussian, merge, moments
+from gaussad_pl.clusters import Clusterings
+from gaussad_pl.dense import PositionGaussians
+from gaussad_pl.gaussian import Gaussian, moments, take_in
 keep_freed_memory()
 batch = 32
 x = torch.randn(batch, 196, width) if kind != "pooled" else torch.randn(batch, width)
 start = time.process_time()
 if kind == "pooled":
-    total = reduce(merge, (moments(x) for _ in range(count // batch)))
-    Gaussian(width).fit(total)
+    total = [moments(x)]
+    for _ in range(count // batch - 1):
+        total = take_in(total, [x])
+    Gaussian(width).fit(total[0])
 else:
     gaussians = PositionGaussians(196, width) if kind == "position" else Clusterings(3, 64, width, 0)
     for _ in range(count // batch):

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from gaussad_pl.anomaly_maps import MapHead, enlarging, map_score
-from gaussad_pl.dense import ClusterGaussians, Clusterings, PatchGaussians, PositionGaussians
+from gaussad_pl.clusters import ClusterGaussians, Clusterings
+from gaussad_pl.dense import PatchGaussians, PositionGaussians
 from gaussad_pl.detector import Detector
 from gaussad_pl.exporting.tiles import Halves, TiledClusters
 from gaussad_pl.folding import folded
