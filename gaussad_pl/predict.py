@@ -34,12 +34,13 @@ from torch import Tensor
 
 from gaussad_pl.calibration.conformal import Threshold
 from gaussad_pl.calibration.drift import DriftMonitor
+from gaussad_pl.data.loading import decoded
 from gaussad_pl.detector import Finder, Finding
 from gaussad_pl.errors import UserError
 from gaussad_pl.exporting.exported import load_detector
 from gaussad_pl.inspection.options import command
 from gaussad_pl.inspection.overlay import overlay
-from gaussad_pl.inspection.sources import count_images, decoded, image_paths
+from gaussad_pl.inspection.sources import count_images, image_paths
 
 
 @dataclass(frozen=True)

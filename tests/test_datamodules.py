@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from gaussad_pl.data import base
 from gaussad_pl.data.base import DrawSampler
 from gaussad_pl.data.folder import Folder
 from gaussad_pl.data.images import read_image
@@ -45,6 +46,14 @@ def test_folds_are_disjoint_and_cover_all_training_images(parts: Path) -> None:
     for fold in range(4):
         used, out = mvtec(parts, fold=fold).split
         assert not set(used) & set(out) and len(used) + len(out) == 24
+
+
+def test_a_large_fold_gives_only_some_of_its_images_to_the_validation(parts: Path, monkeypatch) -> None:
+    whole = mvtec(parts).split[1]
+    monkeypatch.setattr(base, "HELD_OUT", 4)
+    used, held_out = mvtec(parts).split
+    assert len(held_out) == 4 and set(held_out) < set(whole) and sorted(used + held_out) == list(range(24))
+    assert held_out == mvtec(parts).split[1]
 
 
 def test_the_seed_decides_the_folds(parts: Path) -> None:

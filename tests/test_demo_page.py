@@ -21,7 +21,7 @@ from PIL import Image
 
 from gaussad_pl import demo
 from gaussad_pl.calibration.conformal import Calibration
-from gaussad_pl.data.images import load_images
+from gaussad_pl.data.loading import load_images
 from gaussad_pl.demo import Demo
 from gaussad_pl.detector import Detector
 from gaussad_pl.errors import UserError

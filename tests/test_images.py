@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from gaussad_pl.data import images
-from gaussad_pl.data.images import load_images, read_image, read_mask
+from gaussad_pl.data import loading
+from gaussad_pl.data.images import read_image, read_mask
+from gaussad_pl.data.loading import load_images
 from gaussad_pl.errors import UserError
 
 RAMP = np.linspace(0, 1, 16).reshape(4, 4)
@@ -38,7 +40,7 @@ def decode_count(monkeypatch) -> list[Path]:
         decoded.append(path)
         return read_image(path, size)
 
-    monkeypatch.setattr(images, "read_image", counting)
+    monkeypatch.setattr(loading, "read_image", counting)
     return decoded
 
 
@@ -223,7 +225,24 @@ def test_first_broken_file_is_named_and_all_are_counted(paths, tmp_path, cached)
     paths[1].write_bytes(b"garbage")
     with pytest.raises(UserError, match=rf"{paths[1].name} .*2 of 5"):
         load_images(paths, 6, tmp_path / "cache" if cached else None, "")
-    assert not (tmp_path / "cache").exists()
+    assert not (tmp_path / "cache").exists() or not list((tmp_path / "cache").iterdir())
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_images_beyond_the_bound_of_memory_are_kept_in_a_file_and_it_is_said(
+    paths, tmp_path, monkeypatch, caplog, again
+):
+    monkeypatch.setattr(loading, "MEMORY", 5 * 3 * 6 * 6 - 1)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    expected = [torch.from_numpy(read_image(path, 6).copy()).permute(2, 0, 1) for path in paths]
+    kept = load_images(paths, 6, None, "")
+    assert "5 images of 6 px" in caplog.text and "data.cache=folder" in caplog.text
+    assert torch.equal(kept, torch.stack(expected))  # mapped, but gone from the folder
+    assert list((tmp_path / "temporary").iterdir()) == []
+    caplog.clear()
+    assert torch.equal(load_images(paths, 6, tmp_path / "cache" if again else None, ""), kept)
+    assert bool(caplog.text) != again  # a folder of the user's own needs no words
 
 
 def test_cache_is_written_once_and_read_without_decoding(paths, tmp_path, monkeypatch):

@@ -22,14 +22,15 @@ from PIL import Image
 
 from gaussad_pl import predict
 from gaussad_pl.calibration.conformal import Calibration
+from gaussad_pl.data import loading
 from gaussad_pl.data.images import read_image
+from gaussad_pl.data.loading import decoded
 from gaussad_pl.detector import Detector, Finding
 from gaussad_pl.errors import UserError
-from gaussad_pl.inspection import sources
 from gaussad_pl.inspection.artefact import NAME
 from gaussad_pl.inspection.options import parse
 from gaussad_pl.inspection.overlay import LINE, SIDE, overlay
-from gaussad_pl.inspection.sources import count_images, decoded, image_paths
+from gaussad_pl.inspection.sources import count_images, image_paths
 from gaussad_pl.module import GaussianAD
 
 
@@ -217,7 +218,7 @@ def test_images_are_decoded_in_order_and_never_far_ahead(images: Path, monkeypat
         time.sleep(0.001 * (len(started) % 3))
         return read_image(path, size)
 
-    monkeypatch.setattr(sources, "read_image", slow)
+    monkeypatch.setattr(loading, "read_image", slow)
     paths = [images / f"{i % 4}.png" for i in range(60)]
     asked = 0
 

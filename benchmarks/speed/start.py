@@ -16,7 +16,7 @@ from PIL import Image
 from torchvision.io import decode_image, read_file
 
 from benchmarks.speed.timing import Row, interleaved
-from gaussad_pl.data.images import load_images
+from gaussad_pl.data.loading import load_images
 
 COUNT = 64  # PNGs
 SIDE = 1024  # of each, in pixels

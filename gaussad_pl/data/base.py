@@ -17,11 +17,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, StackDataset, Subset
 
 from gaussad_pl.augment import Nuisance, vicinal_copies
-from gaussad_pl.data.images import MASK_SIZE, load_images, read_mask
+from gaussad_pl.data.images import MASK_SIZE, read_mask
+from gaussad_pl.data.loading import load_images
 from gaussad_pl.data.samples import Sample, Samples
 from gaussad_pl.distributed import share, world
 from gaussad_pl.errors import UserError
 
+HELD_OUT = 500  # images for the validation, at most: they and all copies of them are in memory, and scored each epoch
 MAP_IMAGES = 100  # held-out images that choose the form of the anomaly map, at most
 Draw = tuple[int, int, int]  # index of an image, the view of it, the seed of the view
 
@@ -81,8 +83,8 @@ class ImageDataModule(L.LightningDataModule, ABC):
     Args:
         name: of the dataset, for results and folders.
         image_size: side in pixels to which images are resized, once.
-        folds: number of parts the training images are split into by `seed`; part `fold` is held out for validation.
-            0: no validation, every training image is in the Gaussian.
+        folds: number of parts the training images are split into by `seed`; part `fold` is held out for validation,
+            or 500 images of it. 0: no validation, every training image is in the Gaussian.
         fold: which part is held out.
         seed: of the folds, the batches and the augmented copies.
         augmentations: name -> strength of the copies in the validation; see `gaussad_pl.augment`.
@@ -157,6 +159,9 @@ class ImageDataModule(L.LightningDataModule, ABC):
             return everything.tolist(), []
         folds = KFold(self.folds, shuffle=True, random_state=self.seed).split(everything)
         used, held_out = list(folds)[self.fold]
+        if len(held_out) > HELD_OUT:
+            held_out = np.sort(np.random.default_rng(self.seed).choice(held_out, HELD_OUT, replace=False))
+            used = np.setdiff1d(everything, held_out)
         return used.tolist(), held_out.tolist()
 
     @cached_property

@@ -1,4 +1,4 @@
-"""What `source=` means: one image, a folder, a pattern or a list; and its images decoded ahead of the model.
+"""What `source=` means: one image, a folder, a pattern or a list.
 
 Nothing here grows with the number of images.
 """
@@ -7,21 +7,13 @@ from __future__ import annotations
 
 import glob
 import os
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from gaussad_pl.data.images import read_image
 from gaussad_pl.data.samples import IMAGE_SUFFIXES
 from gaussad_pl.errors import UserError
 
 LIST_SUFFIX = ".txt"
-THREADS = min(8, os.cpu_count() or 1)
 
 
 def image_paths(source: str) -> Iterator[Path]:
@@ -62,31 +54,6 @@ def count_images(source: str) -> int:
     if not count:
         raise UserError(f"source={source}: no images there: expected {', '.join(sorted(IMAGE_SUFFIXES))} files")
     return count
-
-
-def decoded(paths: Iterable[Path], size: int, ahead: int) -> Iterator[tuple[Path, Tensor | UserError]]:
-    """Each image as ``(3, size, size)`` uint8, or what is wrong with it, in the order of the paths.
-
-    Threads decode ``ahead`` images at most before they are asked for.
-    """
-    waiting: deque[tuple[Path, Future[np.ndarray]]] = deque()
-    pool = ThreadPoolExecutor(THREADS)  # Pillow decodes and resizes without the GIL
-    try:
-        for path in paths:
-            waiting.append((path, pool.submit(read_image, path, size)))
-            if len(waiting) > ahead:
-                yield _result(*waiting.popleft())
-        while waiting:
-            yield _result(*waiting.popleft())
-    finally:
-        pool.shutdown(cancel_futures=True)  # or Ctrl-C would wait for all of them
-
-
-def _result(path: Path, future: Future[np.ndarray]) -> tuple[Path, Tensor | UserError]:
-    try:
-        return path, torch.from_numpy(future.result().copy()).permute(2, 0, 1)
-    except UserError as error:
-        return path, error
 
 
 def _walk(folder: Path) -> Iterator[Path]:
