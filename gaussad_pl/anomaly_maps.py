@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gaussad_pl.backbone import Level
-from gaussad_pl.clusters import ClusterGaussians, Clusterings
+from gaussad_pl.clusters import ClusterGaussians
 from gaussad_pl.data.images import MASK_SIZE
 from gaussad_pl.dense import PatchGaussians, PositionGaussians, embed
 
 SIZE = MASK_SIZE  # side of the anomaly maps in pixels
 BLUR = SIZE / 64  # standard deviation of the Gaussian blur of the maps in pixels
 FEATURES = 256  # of a patch, at most: hundreds of covariances of wide ones would not fit into memory
-CLUSTERINGS = 3  # whose distances the form "clusters" averages
+COARSER = 4  # times fewer clusters in the second partition of the form "clusters"
 TOP = 0.01  # share of the map whose mean is the map's image score
 FORMS = ("position", "clusters", "shared")
 
@@ -29,7 +29,7 @@ class MapHead(nn.Module):
         levels: all that the backbone gives.
         places: which of them the patches are made of.
         form: which patches share a Gaussian, one of `FORMS`.
-        clusters: number of Gaussians in each clustering of the form "clusters".
+        clusters: of the form "clusters"; a quarter as many, broader ones are added.
         seed: of the clusters, and of the directions that wide patches are projected to.
     """
 
@@ -51,9 +51,9 @@ class MapHead(nn.Module):
         if form == "position":
             self.gaussians = PositionGaussians(self.side**2, features)
         elif form == "clusters":
-            self.gaussians = Clusterings(CLUSTERINGS, clusters, features, seed)
+            self.gaussians = ClusterGaussians((clusters, max(1, clusters // COARSER)), features, seed)
         else:
-            self.gaussians = ClusterGaussians(1, features, seed)
+            self.gaussians = ClusterGaussians((1,), features, seed)
 
     def patches(self, maps: Sequence[Tensor]) -> Tensor:
         """Patches ``(N, P, D)`` of the backbone's feature maps; wide ones projected at random to D = 256 directions."""

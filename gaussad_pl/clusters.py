@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from collections.abc import Sequence
+from itertools import accumulate
 
-from gaussad_pl.dense import CellGaussians, PatchGaussians
+import torch
+from torch import Tensor
+
+from gaussad_pl.dense import CellGaussians
 from gaussad_pl.distributed import gather, gather_rows, rank, world
 from gaussad_pl.gaussian import mahalanobis
 
@@ -15,23 +17,26 @@ SAMPLE = 100_000  # patches that the clusters are found in, and the most that ar
 
 
 class ClusterGaussians(CellGaussians):
-    """One Gaussian for each of several clusters of patches, wherever they are in the image.
+    """One Gaussian for each of several clusters of patches, in partitions of different fineness.
 
     Centres are those of k-means on the first principal components of standardised features, in a random sample of
-    bounded size, which the covariances are estimated from, too. A patch is measured by the Gaussian of its nearest
-    centre, with all of its features.
+    bounded size, which the covariances are estimated from, too. In each partition a patch belongs to its nearest
+    centre; of these Gaussians the one that it is nearest to counts, measured with all of its features. A patch at the
+    border of two clusters is then as normal as one in the middle, and a rare one may belong to a broad cluster.
 
     Args:
-        clusters: the most there will be; fewer where there are fewer than two sampled patches for each.
+        sizes: the most clusters there will be in each partition; fewer where there are fewer than two sampled patches
+            for each.
         seed: of the sample and the clusters.
     """
 
-    centre: Tensor
+    centre: Tensor  # of the clusters of all partitions, one partition after the other
     directions: Tensor  # features to the space of the centres
 
-    def __init__(self, clusters: int, features: int, seed: int) -> None:
-        super().__init__(clusters, features)
-        self.register_buffer("centre", torch.zeros(clusters, min(features, DIRECTIONS)))
+    def __init__(self, sizes: Sequence[int], features: int, seed: int) -> None:
+        super().__init__(sum(sizes), features)
+        self.sizes = list(sizes)
+        self.register_buffer("centre", torch.zeros(sum(sizes), min(features, DIRECTIONS)))
         self.register_buffer("directions", torch.eye(features)[:, :DIRECTIONS].contiguous())
         self.seed = seed
         self._sample: tuple[Tensor, Tensor] | None = None  # random keys, patches
@@ -64,28 +69,13 @@ class ClusterGaussians(CellGaussians):
         x = self._sample[1]
         self.directions.copy_(principal_directions(x, self.directions.shape[1]))
         projected = x @ self.directions
-        clusters = max(1, min(len(self.mean), len(x) // 2))
-        if clusters == 1:
-            centre = projected.mean(0, keepdim=True)
-        else:
-            from sklearn.cluster import MiniBatchKMeans  # here: scoring alone is to do without scikit-learn
-
-            kmeans = MiniBatchKMeans(
-                clusters, batch_size=4096, init_size=3 * clusters, n_init=1, random_state=self.seed
-            )
-            fitted = kmeans.fit(projected.cpu().numpy()).cluster_centers_
-            centre = torch.from_numpy(fitted).to(x)
-        self.centre.fill_(1e15)[:clusters] = centre  # what is left over is nobody's nearest
-        cells = self.cells(x)
-        k, d = self.mean.shape
-        counts = torch.bincount(cells, minlength=k).double()
-        mean = torch.zeros(k, d, dtype=torch.float64, device=x.device).index_add_(0, cells, x.double())
-        mean /= counts.clamp(min=1)[:, None]
-        order, scatter = cells.argsort(), torch.zeros(k, d, d, dtype=torch.float64, device=x.device)
-        for cell, part in zip(*_runs(cells[order], x[order]), strict=True):
-            y = part.double() - mean[cell]
-            scatter[cell] = y.mT @ y
-        self._fit(mean, scatter, counts)
+        self.centre.fill_(1e15)  # what is left over is nobody's nearest
+        for place, centre in enumerate(self.centre.split(self.sizes)):
+            found = _centres(projected, len(centre), self.seed + place)
+            centre[: len(found)] = found
+        wide, cells = x.double(), self.cells(x)
+        for partition, members in zip(self.partitions, cells.unbind(1), strict=True):
+            self._fit(*_scatters(wide, members - partition.start, partition.stop - partition.start), partition)
         self._sample = None
         self._random.manual_seed(self.seed)
 
@@ -105,45 +95,54 @@ class ClusterGaussians(CellGaussians):
             )
         self._sample = keys, joined.to(self.mean.device)
 
+    @property
+    def partitions(self) -> list[slice]:
+        """The clusters of each partition."""
+        ends = list(accumulate(self.sizes))
+        return [slice(end - size, end) for size, end in zip(self.sizes, ends, strict=True)]
+
     def cells(self, x: Tensor) -> Tensor:
-        """Index of the nearest centre of patches ``(M, D)``: ``(M,)``."""
+        """Index of the nearest centre of patches ``(M, D)`` in each of S partitions: ``(M, S)``."""
         offset = self.centre.square().sum(-1) / -2
-        nearness = (torch.addmm(offset, part @ self.directions, self.centre.T) for part in x.split(8192))
-        return torch.cat([part.argmax(-1) for part in nearness])
+        parts = []
+        for part in x.split(2048):
+            nearness = torch.addmm(offset, part @ self.directions, self.centre.T)
+            parts.append(torch.stack([nearness[:, each].argmax(-1) + each.start for each in self.partitions], dim=1))
+        return torch.cat(parts)
 
     def forward(self, patches: Tensor) -> Tensor:
-        """Mahalanobis distance of each patch ``(N, P, D)`` to the Gaussian of its cluster: ``(N, P)``."""
+        """Mahalanobis distance of each patch ``(N, P, D)`` to the nearest Gaussian of its clusters: ``(N, P)``."""
         if len(self.mean) == 1:
             return mahalanobis(patches, self.mean[0], self.whitener[0])
         x = patches.flatten(0, 1)
-        cells, order = self.cells(x.detach()).sort()
-        runs = zip(*_runs(cells, x[order]), strict=True)  # one product a cell
+        cells, order = self.cells(x.detach()).flatten().sort()
+        runs = zip(*_runs(cells, x[order // len(self.sizes)]), strict=True)  # one product a cell
         distances = torch.cat([mahalanobis(part, self.mean[cell], self.whitener[cell]) for cell, part in runs])
-        return torch.empty_like(distances).index_copy(0, order, distances).reshape(patches.shape[:2])
+        each = torch.empty_like(distances).index_copy(0, order, distances)
+        return each.unflatten(0, (-1, len(self.sizes))).amin(1).reshape(patches.shape[:2])
 
 
-class Clusterings(PatchGaussians):
-    """Mean distance over several `ClusterGaussians` that differ in their random sample and centres.
+def _centres(x: Tensor, count: int, seed: int) -> Tensor:
+    """Centres of at most ``count`` clusters of ``x`` ``(M, D)``: ``(K, D)``."""
+    count = max(1, min(count, len(x) // 2))
+    if count == 1:
+        return x.mean(0, keepdim=True)
+    from sklearn.cluster import MiniBatchKMeans  # here: scoring alone is to do without scikit-learn
 
-    One clustering alone moves the image AUROC by whole points from seed to seed; the mean is better than most.
-    """
+    kmeans = MiniBatchKMeans(count, batch_size=4096, init_size=3 * count, n_init=1, random_state=seed)
+    return torch.from_numpy(kmeans.fit(x.cpu().numpy()).cluster_centers_).to(x)
 
-    def __init__(self, count: int, clusters: int, features: int, seed: int) -> None:
-        super().__init__()
-        seeds = np.random.SeedSequence(seed).generate_state(count)
-        self.members = nn.ModuleList(ClusterGaussians(clusters, features, int(each)) for each in seeds)
 
-    def observe(self, patches: Tensor) -> None:
-        for member in self.members:
-            member.observe(patches)  # type: ignore[operator]
-
-    def estimate(self) -> None:
-        for member in self.members:
-            member.estimate()  # type: ignore[operator]
-
-    def forward(self, patches: Tensor) -> Tensor:
-        """Mean over the clusterings of the distance of each patch ``(N, P, D)``: ``(N, P)``."""
-        return torch.stack([member(patches) for member in self.members]).mean(0)
+def _scatters(x: Tensor, cells: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean ``(K, D)``, scatter ``(K, D, D)`` and number ``(K,)`` of the ``x`` ``(M, D)`` in each of K cells."""
+    d = x.shape[1]
+    counts = torch.bincount(cells, minlength=count).double()
+    mean = x.new_zeros(count, d).index_add_(0, cells, x) / counts.clamp(min=1)[:, None]
+    order, scatter = cells.argsort(), x.new_zeros(count, d, d)
+    for cell, part in zip(*_runs(cells[order], x[order]), strict=True):
+        y = part - mean[cell]
+        scatter[cell] = y.mT @ y
+    return mean, scatter, counts
 
 
 def principal_directions(x: Tensor, count: int) -> Tensor:

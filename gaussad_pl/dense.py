@@ -91,15 +91,16 @@ class CellGaussians(PatchGaussians):
         self.register_buffer("mean", torch.zeros(cells, features))
         self.register_buffer("whitener", torch.eye(features).repeat(cells, 1, 1))
 
-    def _fit(self, mean: Tensor, scatter: Tensor, counts: Tensor) -> None:
+    def _fit(self, mean: Tensor, scatter: Tensor, counts: Tensor, cells: slice = slice(None)) -> None:
+        """Estimate the Gaussians of the cells of one partition, all of them unless told otherwise."""
         degrees = (counts.sum() - (counts > 0).sum()).clamp(min=1)
         pooled = scatter.sum(0) / degrees
         if not pooled.diagonal().mean() > 0:
             raise UserError("the patches of the training images are all the same: give different images")
-        self.mean.copy_(mean)
-        for first in range(0, len(mean), 64):  # in parts: all at once would need several times the memory
-            part = slice(first, first + 64)
-            self.whitener[part] = whitening(blend(scatter[part].double(), counts[part], pooled)).to(self.whitener)
+        self.mean[cells] = mean.to(self.mean)
+        parts = zip(self.whitener[cells].split(64), scatter.split(64), counts.split(64), strict=True)
+        for whitener, part, count in parts:  # all at once would need several times the memory
+            whitener.copy_(whitening(blend(part.double(), count, pooled)))
 
 
 class PositionGaussians(CellGaussians):

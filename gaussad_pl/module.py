@@ -205,11 +205,12 @@ class GaussianAD(L.LightningModule):
         self.stale = False
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        maps = self.model.backbone(batch["image"])
+        maps = [level.float() for level in self.model.backbone(batch["image"])]
         if self.running == "ema" and self.patch_target is None:
             for target, level in zip(self.targets, pool(maps), strict=True):
                 target.update(add_moments(moments(level)))
-        loss = self._loss(maps)
+        with self._full_precision():
+            loss = self._loss(maps)
         self.log(
             "train/loss",
             loss,
@@ -220,6 +221,10 @@ class GaussianAD(L.LightningModule):
             sync_dist=True,
         )
         return loss
+
+    def _full_precision(self) -> torch.autocast:
+        """Mixed precision is for the backbone in the steps of training: half of it would spoil distances."""
+        return torch.autocast(self.device.type, enabled=False)
 
     def _loss(self, maps: Sequence[Tensor]) -> Tensor:
         if self.patch_target is None:
@@ -260,22 +265,24 @@ class GaussianAD(L.LightningModule):
         With train_on="patches" also ``patches`` ``(N,)``, the mean distance of the patches of each image.
         """
         key = ("validation", batch_index)
-        if self.frozen is not None and key in self.frozen:
-            return {"distances": self.model.distances(self.frozen.features(key)), "group": batch["group"]}
-        maps = self.model.backbone(batch["image"])
-        found = {"distances": self.model.distances(pool(maps)), "group": batch["group"]}
-        if self.frozen is not None:
-            self.frozen.remember(key, maps)
-        if self.patch_target is not None:
-            found["patches"] = self.segmenter.head.grid(maps).mean((1, 2))
-        return found
+        with self._full_precision():
+            if self.frozen is not None and key in self.frozen:
+                return {"distances": self.model.distances(self.frozen.features(key)), "group": batch["group"]}
+            maps = self.model.backbone(batch["image"])
+            found = {"distances": self.model.distances(pool(maps)), "group": batch["group"]}
+            if self.frozen is not None:
+                self.frozen.remember(key, maps)
+            if self.patch_target is not None:
+                found["patches"] = self.segmenter.head.grid(maps).mean((1, 2))
+            return found
 
     def on_test_start(self) -> None:
         self.prepare_scores()
         self._tested: list[tuple[Detection, Tensor]] = []
 
     def test_step(self, batch: Batch, batch_index: int) -> None:
-        self._tested.append((self.model(batch["image"]).cpu(), batch["label"].cpu()))
+        with self._full_precision():
+            self._tested.append((self.model(batch["image"]).cpu(), batch["label"].cpu()))
 
     def on_test_epoch_end(self) -> None:
         """Log the image metrics and keep what was ``detected`` in the order of the test set."""

@@ -38,7 +38,7 @@ class Segmenter(nn.Module):
         map_levels: levels (`Level.index`) that the patches are made of; "middle" for those of
             `gaussad_pl.dense.middle_levels`, "auto" to try them alone, too.
         combine: what the image score is made of; "auto" leaves it to `choose`.
-        clusters: number of Gaussians in each clustering of the form "clusters".
+        clusters: of the form "clusters"; a quarter as many, broader ones are added.
         seed: of the clusters.
 
     Raises:

@@ -38,6 +38,8 @@ from gaussad_pl.levels import all_levels
 from gaussad_pl.module import GaussianAD
 from gaussad_pl.results import Evaluation, provenance, table, write_json
 
+PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
+
 log = logging.getLogger(__name__)
 
 
@@ -57,6 +59,10 @@ def run(config: DictConfig) -> float | None:
     trainer: L.Trainer = instantiate(config.trainer, callbacks=list(callbacks.values()), logger=loggers)
     if isinstance(trainer.accelerator, MPSAccelerator):
         raise UserError("the MPS accelerator has no float64, which the Gaussian needs: set trainer.accelerator=cpu")
+    if trainer.precision not in PRECISIONS:
+        raise UserError(
+            f"trainer.precision={trainer.precision}: expected {', '.join(PRECISIONS)}; the Gaussian needs weights of 32"
+        )
     completed = False
     try:
         for logger in loggers:

@@ -219,11 +219,14 @@ def altered(file: Path, **changes: Any) -> None:
     save_file(load_file(file), file, metadata={"gaussad_pl": json.dumps({**header, **changes})})
 
 
-def test_a_newer_or_unfitting_file_is_one_clear_line(file: Path) -> None:
+def test_a_newer_older_or_unfitting_file_is_one_clear_line(file: Path) -> None:
+    altered(file, format=1, version="0.0.1")
+    with pytest.raises(UserError, match="older gaussad_pl, 0.0.1: train it again"):
+        Detector.load(file)
     altered(file, format=99, version="7.0")
     with pytest.raises(UserError, match=r"newer gaussad_pl \(7.0, format 99"):
         Detector.load(file)
-    altered(file, format=1, model={"backbone": {"name": "no_such_net", "image_size": 64}, "segmentation": None})
+    altered(file, format=2, model={"backbone": {"name": "no_such_net", "image_size": 64}, "segmentation": None})
     with pytest.raises(UserError, match="does not fit this gaussad_pl .*no_such_net"):
         Detector.load(file)
     altered(file, model={})

@@ -276,6 +276,7 @@ def test_a_sweep_leaves_one_run_and_one_offline_wandb_run_a_job(parts: Path, tmp
         (["+category=screw", "folds=0", "fine_tune=false"], "levels=all"),
         (["+category=screw", "augmentation={blur: 0.1}"], "blur"),
         (["+category=screw", "no_such_key=1"], "no_such_key"),
+        (["+category=screw", "trainer.precision=16-true"], "expected 32-true, 16-mixed, bf16-mixed"),
         (["+category=screw", "data=folder"], "Folder has no setting category"),
         (["data=demo", "data.category=cable", "data.root=unused"], "cable"),
     ],
@@ -289,6 +290,16 @@ def test_mistakes_end_with_one_line(
     unsaid = [default for default in defaults if default.split("=")[0] not in keys]
     text = message(capsys, monkeypatch, *overrides, *unsaid, f"hydra.run.dir={tmp_path / 'run'}")
     assert expected in text
+
+
+def test_mixed_precision_is_for_training_and_leaves_gaussians_and_scores_alone(
+    finished: Path, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(monkeypatch, *arguments(parts, tmp_path / "run", "trainer.precision=bf16-mixed"))
+    mixed, full = metrics(tmp_path / "run"), metrics(finished)
+    assert mixed["frozen"] == full["frozen"] and mixed["segmentation"]["worth"] == full["segmentation"]["worth"]
+    losses = [[epoch["loss"] for epoch in found["forgetting"]["history"][1:]] for found in (mixed, full)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05) and losses[0] != losses[1]
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(

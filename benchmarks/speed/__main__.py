@@ -27,19 +27,19 @@ from benchmarks.speed.growth import growth
 from benchmarks.speed.scoring import estimating, scoring
 from benchmarks.speed.start import cold_start, decoding
 from benchmarks.speed.sweeping import sweeping
-from benchmarks.speed.timing import Row
+from benchmarks.speed.timing import Row, Setting
 from gaussad_pl.cli import keep_freed_memory
 
 
-def machine(device: str) -> str:
+def machine(setting: Setting) -> str:
     """What the figures were measured on."""
     model = next(
         (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
         "",
     )
-    gpu = torch.cuda.get_device_name(device) if device.startswith("cuda") else "no GPU"
+    gpu = torch.cuda.get_device_name(setting.device) if setting.device.startswith("cuda") else "no GPU"
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "timm", "lightning"))
-    hardware = f"{model or platform.machine()}, {gpu}, {torch.get_num_threads()} threads"
+    hardware = f"{model or platform.machine()}, {gpu}, {torch.get_num_threads()} threads, {setting}"
     return f"{hardware}; Python {platform.python_version()}, {versions}"
 
 
@@ -64,6 +64,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer repeats and smaller sizes: minutes on two cores")
     parser.add_argument("--parts", type=int, nargs="+", default=[1, 2, 3, 4, 5, 7, 8])
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", choices=("32", "bf16", "16"), default="32", help="of the backbone in 1, 3, 4")
+    parser.add_argument("--compile", action="store_true", help="the backbone, bare and ours, in parts 1 and 4")
     parser.add_argument("--threads", type=int, help="as torch decides where not given")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--out", type=Path, default=Path("runs/speed"))
@@ -74,14 +76,15 @@ def main() -> None:
     if given.threads:
         torch.set_num_threads(given.threads)
     given.out.mkdir(parents=True, exist_ok=True)
+    setting = Setting(given.device, given.precision, given.compile)
     repeats = 5 if given.quick else 15
     counts, widths = ([96, 960], [64, 128]) if given.quick else ([96, 992, 9984], [64, 128, 256, 512])
     with tempfile.TemporaryDirectory() as scratch:
         parts = {
-            1: lambda: scoring(given.device, given.batch, repeats),
+            1: lambda: scoring(setting, given.batch, repeats),
             2: lambda: exported(Path(scratch), repeats),
-            3: lambda: epoch(given.data, given.device, 3 if given.quick else 5),
-            4: lambda: estimating(given.device, given.batch, repeats),
+            3: lambda: epoch(given.data, setting, 3 if given.quick else 5),
+            4: lambda: estimating(setting, given.batch, repeats),
             5: lambda: [*cold_start(given.data), *decoding(Path(scratch), min(repeats, 5))],
             7: lambda: growth(given.out, counts, widths),
             8: lambda: sweeping(Path(scratch)),
@@ -91,7 +94,7 @@ def main() -> None:
             rows += parts[part]()
             (given.out / "rows.json").write_text(json.dumps([vars(row) for row in rows], indent=2))
             Console(stderr=True).print(f"part {part} measured")
-    result = table(machine(given.device), rows)
+    result = table(machine(setting), rows)
     Console(width=150).print(result)
     with (given.out / "table.txt").open("w") as file:
         Console(file=file, width=150).print(result)

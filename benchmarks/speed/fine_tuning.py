@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from benchmarks.jobs import build, compose_job, quiet_trainer
-from benchmarks.speed.timing import Row
+from benchmarks.speed.timing import Row, Setting
 from gaussad_pl.averaging import AverageWeights
 from gaussad_pl.data.base import ImageDataModule
 from gaussad_pl.forgetting import ForgettingStop
@@ -36,11 +36,14 @@ class Epochs(Callback):
             self.whole.append(time.perf_counter() - self._start)
 
 
-def epoch(folder: Path, device: str, epochs: int) -> list[Row]:
+def epoch(folder: Path, setting: Setting, epochs: int) -> list[Row]:
     """Part 3: an epoch, from the second on, and the same number of images through forward, backward and step alone."""
     rows = []
     for name, settings in (("all levels train", ["model.train_levels=null"]), ("default", [])):
-        overrides = ["model.segmentation=null", f"trainer.max_epochs={epochs}", f"trainer.accelerator={_kind(device)}"]
+        precision = {"32": "32-true"}.get(setting.precision, f"{setting.precision}-mixed")
+        kind = "gpu" if setting.device.startswith("cuda") else "cpu"
+        overrides = ["model.segmentation=null", f"trainer.max_epochs={epochs}", f"trainer.accelerator={kind}"]
+        overrides.append(f"trainer.precision={precision}")
         config = compose_job(folder, 0, [*overrides, "logger=csv", *settings])
         data, module = build(config)
         timed = Epochs()
@@ -48,8 +51,8 @@ def epoch(folder: Path, device: str, epochs: int) -> list[Row]:
         trainer = quiet_trainer(config, callbacks)
         trainer.validate(module, data, verbose=False)
         trainer.fit(module, data)
-        steps = [_bare_steps(module, data, device) for _ in range(3)]
-        passes = [_bare_passes(module, data, device) for _ in range(3)]
+        steps = [_bare_steps(module, data, setting) for _ in range(3)]
+        passes = [_bare_passes(module, data, setting.device) for _ in range(3)]
         bare_step, bare = sorted(steps)[1], sorted(steps)[1] + sorted(passes)[1]
         inner, whole = (sorted(found[1:])[len(found[1:]) // 2] for found in (timed.steps, timed.whole))
         rows += [
@@ -59,16 +62,17 @@ def epoch(folder: Path, device: str, epochs: int) -> list[Row]:
     return rows
 
 
-def _bare_steps(module: GaussianAD, data: ImageDataModule, device: str) -> float:
+def _bare_steps(module: GaussianAD, data: ImageDataModule, setting: Setting) -> float:
     """Seconds of the steps of an epoch with images in memory, a plain loss and nothing else."""
-    backbone = module.model.backbone.to(device)
+    backbone = module.model.backbone.to(setting.device)
     steps, size = data.steps_per_epoch or 1, data.batch_size
-    x = data.good_images[: steps * size].to(device)
+    x = data.good_images[: steps * size].to(setting.device)
     optimizer = torch.optim.Adam([p for p in backbone.parameters() if p.requires_grad], lr=0.0)
     start = time.perf_counter()
     for i in range(steps):
         first = i * size % max(1, len(x) - size + 1)
-        loss = sum(level.square().mean() for level in backbone.pooled(x[first : first + size]))
+        with setting.autocast():
+            loss = sum(level.square().mean() for level in backbone.pooled(x[first : first + size]))
         assert isinstance(loss, torch.Tensor)
         optimizer.zero_grad()
         loss.backward()
@@ -86,7 +90,3 @@ def _bare_passes(module: GaussianAD, data: ImageDataModule, device: str) -> floa
     for _ in range(-(-count // len(x))):
         backbone.pooled(x)
     return time.perf_counter() - start
-
-
-def _kind(device: str) -> str:
-    return "gpu" if device.startswith("cuda") else "cpu"

@@ -20,7 +20,7 @@ import torch
 kind, count, width = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 torch.set_num_threads(1)
 from gaussad_pl.cli import keep_freed_memory
-from gaussad_pl.clusters import Clusterings
+from gaussad_pl.clusters import ClusterGaussians
 from gaussad_pl.dense import PositionGaussians
 from gaussad_pl.gaussian import Gaussian, moments, take_in
 keep_freed_memory()
@@ -33,7 +33,7 @@ if kind == "pooled":
         total = take_in(total, [x])
     Gaussian(width).fit(total[0])
 else:
-    gaussians = PositionGaussians(196, width) if kind == "position" else Clusterings(3, 64, width, 0)
+    gaussians = PositionGaussians(196, width) if kind == "position" else ClusterGaussians((64, 16), width, 0)
     for _ in range(count // batch):
         gaussians.observe(x)
     observed = time.process_time()

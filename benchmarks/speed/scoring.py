@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from benchmarks.speed.timing import Row, interleaved
+from benchmarks.speed.timing import Row, Setting, interleaved
 from gaussad_pl.anomaly_maps import FORMS
 from gaussad_pl.backbone import Backbone, pool
 from gaussad_pl.folding import folded
@@ -40,41 +40,63 @@ def models(device: str) -> Iterator[tuple[str, GaussianModel]]:
         yield f"with the map of {form}", model
 
 
-def bare_forward(backbone: Backbone, x: Tensor) -> Callable[[], object]:
+class Prepared(nn.Module):
+    """A backbone compiled and in mixed precision as the setting wants it; feature maps of 32 bits."""
+
+    def __init__(self, backbone: Backbone, setting: Setting) -> None:
+        super().__init__()
+        self.run = setting.compiled(backbone.forward)
+        self.setting = setting
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        with self.setting.autocast():
+            return [level.float() for level in self.run(x)]
+
+
+def bare_forward(backbone: Backbone, x: Tensor, setting: Setting) -> Callable[[], object]:
     """timm's own forward pass on normalised images."""
     normalised = torch.addcmul(backbone.offset, x, backbone.scale).contiguous(memory_format=torch.channels_last)
-    return lambda: backbone.model.forward_features(normalised)
+    forward = setting.compiled(backbone.model.forward_features)
+
+    def run() -> object:
+        with setting.autocast():
+            return forward(normalised)
+
+    return run
 
 
 @torch.inference_mode()
-def scoring(device: str, batch: int, repeats: int) -> list[Row]:
+def scoring(setting: Setting, batch: int, repeats: int) -> list[Row]:
     """Part 1: every kind of score against the bare forward pass on the same batch."""
-    x = images(batch).to(device)
+    x = images(batch).to(setting.device)
     rows = []
-    for name, model in models(device):
+    for name, model in models(setting.device):
         limit = 1.05 if name == "pooled" else 1.15
         plain, backbone = model.backbone, folded(model.backbone)
+        bare = bare_forward(plain, x, setting)
         for how, used in (("", plain), (", folded as the detector does", backbone)):
-            model.backbone = used
-            times = interleaved({"bare": bare_forward(plain, x), "ours": lambda m=model: m(x)}, repeats, device)  # type: ignore[misc]
+            model.backbone = Prepared(used, setting)  # type: ignore[assignment]
+            times = interleaved({"bare": bare, "ours": lambda m=model: m(x)}, repeats, setting.device)  # type: ignore[misc]
             rows.append(Row(1, f"scoring, {name}{how}", times["ours"] / times["bare"], "bare forward", limit))
     return rows
 
 
 @torch.inference_mode()
-def estimating(device: str, batch: int, repeats: int) -> list[Row]:
+def estimating(setting: Setting, batch: int, repeats: int) -> list[Row]:
     """Part 4: the Gaussians of one pass over four batches against the bare forward passes."""
-    batches = [images(batch, seed).to(device) for seed in range(4)]
-    pooled, position, *_ = (model for _, model in models(device))
+    batches = [images(batch, seed).to(setting.device) for seed in range(4)]
+    pooled, position, *_ = (model for _, model in models(setting.device))
+    forwards = [bare_forward(pooled.backbone, x, setting) for x in batches]
+    run = Prepared(pooled.backbone, setting)
 
     def bare() -> None:
-        for x in batches:
-            bare_forward(pooled.backbone, x)()
+        for forward in forwards:
+            forward()
 
     def estimate() -> None:
         total = None
         for x in batches:
-            found = pooled.backbone.pooled(x)
+            found = pool(run(x))
             total = [moments(level) for level in found] if total is None else take_in(total, found)
         for gaussian, level in zip(pooled.gaussians, total or [], strict=True):
             gaussian.fit(level)
@@ -82,7 +104,7 @@ def estimating(device: str, batch: int, repeats: int) -> list[Row]:
     def observe() -> None:
         assert position.segmenter is not None
         for x in batches:
-            maps = position.backbone(x)
+            maps = run(x)
             pool(maps)
             position.segmenter.observe(maps)
 
@@ -91,7 +113,7 @@ def estimating(device: str, batch: int, repeats: int) -> list[Row]:
         position.segmenter.estimate()
 
     times = interleaved(
-        {"bare": bare, "pooled": estimate, "position": observe, "factorise": factorise}, repeats, device
+        {"bare": bare, "pooled": estimate, "position": observe, "factorise": factorise}, repeats, setting.device
     )
     count = len(batches) * batch
     return [

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -29,6 +30,25 @@ class Row:
     against: str
     limit: float | None = None
     note: str = ""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and how everything runs, bare or ours: device, "32", "bf16" or "16" bits, compiled or not."""
+
+    device: str = "cpu"
+    precision: str = "32"
+    compile: bool = False
+
+    def autocast(self) -> torch.autocast:
+        kind = {"16": torch.float16, "bf16": torch.bfloat16}.get(self.precision)
+        return torch.autocast(torch.device(self.device).type, dtype=kind, enabled=kind is not None)
+
+    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return torch.compile(function) if self.compile else function
+
+    def __str__(self) -> str:
+        return f"{self.precision} bits{', compiled' if self.compile else ''}"
 
 
 def interleaved(candidates: Mapping[str, Callable[[], object]], repeats: int, device: str = "cpu") -> dict[str, float]:

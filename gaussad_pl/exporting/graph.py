@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from gaussad_pl.anomaly_maps import MapHead, enlarging, map_score
-from gaussad_pl.clusters import ClusterGaussians, Clusterings
+from gaussad_pl.clusters import ClusterGaussians
 from gaussad_pl.dense import PatchGaussians, PositionGaussians
 from gaussad_pl.detector import Detector
 from gaussad_pl.exporting.tiles import Halves, TiledClusters
@@ -115,21 +115,8 @@ class Positions(nn.Module):
         return distances.T
 
 
-class Mean(nn.Module):
-    """The mean of what several modules give."""
-
-    def __init__(self, members: Iterable[nn.Module]) -> None:
-        super().__init__()
-        self.members = nn.ModuleList(members)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.stack([member(x) for member in self.members]).mean(0)
-
-
 def _distances(gaussians: PatchGaussians) -> nn.Module:
     """The same distances in operations that ONNX has."""
-    if isinstance(gaussians, Clusterings):
-        return Mean(_distances(member) for member in gaussians.members)  # type: ignore[arg-type]
     assert isinstance(gaussians, (ClusterGaussians, PositionGaussians))
     if isinstance(gaussians, PositionGaussians):
         return Positions(gaussians)

@@ -43,6 +43,7 @@ class TiledClusters(nn.Module):
 
     def __init__(self, gaussians: ClusterGaussians) -> None:
         super().__init__()
+        self.partitions = gaussians.partitions
         self.whitened = Halves(gaussians.whitener)
         self.register_buffer("mean", gaussians.mean)
         self.register_buffer("directions", gaussians.directions)
@@ -50,14 +51,17 @@ class TiledClusters(nn.Module):
         self.register_buffer("offset", gaussians.centre.square().sum(-1) / -2)
 
     def forward(self, patches: Tensor) -> Tensor:
-        """Mahalanobis distance of each patch ``(N, P, D)`` to the Gaussian of its cluster: ``(N, P)``."""
-        x = patches.flatten(0, 1)
-        cells, order = (x @ self.directions @ self.centre + self.offset).argmax(-1).sort()
+        """Mahalanobis distance of each patch ``(N, P, D)`` to the nearest Gaussian of its clusters: ``(N, P)``."""
+        x, count = patches.flatten(0, 1), len(self.partitions)
+        nearness = x @ self.directions @ self.centre + self.offset
+        nearest = [nearness[:, each].argmax(-1) + each.start for each in self.partitions]
+        cells, order = torch.stack(nearest, dim=1).flatten().sort()
         slot, cell_of_tile = tiles(cells, self.mean.shape[0])
-        patch_in_slot = order.new_zeros(cell_of_tile.shape[0] * TILE).scatter(0, slot, order)  # the padding: the first
+        patch_in_slot = order.new_zeros(cell_of_tile.shape[0] * TILE).scatter(0, slot, order // count)  # padding: 0
         y = x.index_select(0, patch_in_slot).unflatten(0, (-1, TILE)) - self.mean.index_select(0, cell_of_tile)[:, None]
         distances = self.whitened(y, cell_of_tile).flatten().index_select(0, slot)
-        return torch.zeros_like(distances).scatter(0, order, distances).reshape(patches.shape[:2])
+        each = torch.zeros_like(distances).scatter(0, order, distances).unflatten(0, (-1, count))
+        return each.amin(1).reshape(patches.shape[:2])
 
 
 def tiles(cells: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gaussad_pl.errors import UserError
 
-FORMAT = 1  # raise it when files of this version cannot be read by older ones
+FORMAT = 2  # raise it when files of one version cannot be read by another
 NAME = "detector.safetensors"
 _KEY = "gaussad_pl"  # of the header among the metadata: it tells our files from others
 _TRIANGLE = ".triangle"  # ends the names of triangular matrices that are stored without their zeros
@@ -41,7 +41,7 @@ def read_artefact(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Header and tensors of a file.
 
     Raises:
-        UserError: there is no such file, it is damaged, of something else, or of a newer version.
+        UserError: there is no such file, it is damaged, of something else, or of another version.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -54,6 +54,8 @@ def read_artefact(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
                     f"{path} was written by a newer gaussad_pl ({header.get('version', 'unknown version')}, format "
                     f"{header['format']}, this one reads {FORMAT}): update with pip install --upgrade gaussad_pl"
                 )
+            if header["format"] < FORMAT:
+                raise UserError(f"{path} was written by an older gaussad_pl, {header.get('version')}: train it again")
             stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())
