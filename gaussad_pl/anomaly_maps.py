@@ -17,7 +17,7 @@ from gaussad_pl.dense import PatchGaussians, PositionGaussians, embed
 SIZE = MASK_SIZE  # side of the anomaly maps in pixels
 BLUR = SIZE / 64  # standard deviation of the Gaussian blur of the maps in pixels
 FEATURES = 256  # of a patch, at most: hundreds of covariances of wide ones would not fit into memory
-COARSER = 4  # times fewer clusters in the second partition of the form "clusters"
+PARTITIONS = 2  # into clusters by different luck, of which the nearest Gaussian counts
 TOP = 0.01  # share of the map whose mean is the map's image score
 FORMS = ("position", "clusters", "shared")
 
@@ -29,7 +29,7 @@ class MapHead(nn.Module):
         levels: all that the backbone gives.
         places: which of them the patches are made of.
         form: which patches share a Gaussian, one of `FORMS`.
-        clusters: of the form "clusters"; a quarter as many, broader ones are added.
+        clusters: number of them in each of the two partitions of the form "clusters".
         seed: of the clusters, and of the directions that wide patches are projected to.
     """
 
@@ -39,6 +39,7 @@ class MapHead(nn.Module):
         super().__init__()
         self.places = list(places)
         self.form = form
+        self.clusters = clusters
         self.levels = [levels[i].index for i in places]
         self.side = max(levels[i].side for i in places)
         width = sum(levels[i].channels for i in places)
@@ -51,7 +52,7 @@ class MapHead(nn.Module):
         if form == "position":
             self.gaussians = PositionGaussians(self.side**2, features)
         elif form == "clusters":
-            self.gaussians = ClusterGaussians((clusters, max(1, clusters // COARSER)), features, seed)
+            self.gaussians = ClusterGaussians((clusters,) * PARTITIONS, features, seed)
         else:
             self.gaussians = ClusterGaussians((1,), features, seed)
 

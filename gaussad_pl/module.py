@@ -93,7 +93,7 @@ class GaussianAD(L.LightningModule):
             if self.model.segmenter is None or len(self.model.segmenter.candidates) > 1:
                 raise UserError(
                     "model.train_on=patches needs one kind of map: set model.segmentation.form=position, clusters or "
-                    "shared, and model.segmentation.map_levels=middle or a list of levels"
+                    "shared, model.segmentation.map_levels=middle or a list of levels, and a number of clusters"
                 )
             self.patch_target = deepcopy(self.model.segmenter.head.gaussians)
         elif train_on != "pooled":

@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # scoring is to do without the metrics, which choosing takes
     from gaussad_pl.map_validation import Validation
 
 MARGIN = 0.02  # in AUROC and AUPRO, by which a part must beat the whole: the noise of some 60 held-out images
+CLUSTERS = (512, 128)  # fine and broad ones: surfaces of much detail need the first, few or plain images the second
 RARE = 0.001  # share of the pixels of held-out good images beyond the threshold of the maps
 
 Form = Literal["auto", "position", "clusters", "shared"]
@@ -38,7 +39,7 @@ class Segmenter(nn.Module):
         map_levels: levels (`Level.index`) that the patches are made of; "middle" for those of
             `gaussad_pl.dense.middle_levels`, "auto" to try them alone, too.
         combine: what the image score is made of; "auto" leaves it to `choose`.
-        clusters: of the form "clusters"; a quarter as many, broader ones are added.
+        clusters: number of them in each partition of the form "clusters"; "auto" to try fine and broad ones.
         seed: of the clusters.
 
     Raises:
@@ -57,7 +58,7 @@ class Segmenter(nn.Module):
         form: Form = "auto",
         map_levels: Sequence[int] | Literal["auto", "middle"] = "auto",
         combine: Combination = "auto",
-        clusters: int = 512,
+        clusters: int | Literal["auto"] = "auto",
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -67,15 +68,19 @@ class Segmenter(nn.Module):
             raise UserError(f"model.segmentation.map_levels={map_levels}: expected auto, middle or a list of levels")
         if combine not in ("auto", *COMBINATIONS):
             raise UserError(f"model.segmentation.combine={combine}: expected auto, {', '.join(COMBINATIONS)}")
+        if not (clusters == "auto" or (isinstance(clusters, int) and clusters > 0)):
+            raise UserError(f"model.segmentation.clusters={clusters}: expected auto or a number of at least 1")
+        sizes = CLUSTERS if clusters == "auto" else (clusters,)
         forms = FORMS if form == "auto" else (form,)
         places = middle_levels(levels, image_size) if isinstance(map_levels, str) else _places(map_levels, levels)
         alone = [[place] for place in places] if map_levels == "auto" and len(places) > 1 else []
         self.heads = nn.ModuleDict()
-        for name, chosen in [*((each, places) for each in forms), *((forms[0], place) for place in alone)]:
-            head = MapHead(levels, chosen, name, clusters, seed)
-            self.heads[f"{name} {'+'.join(map(str, head.levels))}"] = head
+        for each, chosen in [*((each, places) for each in forms), *((forms[0], place) for place in alone)]:
+            for size in sizes if each == "clusters" else sizes[:1]:
+                head = MapHead(levels, chosen, each, size, seed)
+                of = f" of {size}" if each == "clusters" else ""
+                self.heads[f"{each}{of} {'+'.join(map(str, head.levels))}"] = head
         self.combine: Combination = combine
-        self.clusters = clusters
         self.register_buffer("centre", torch.zeros(2))
         self.register_buffer("spread", torch.ones(2))
         self.register_buffer("weights", torch.tensor(COMBINATIONS["both" if combine == "auto" else combine]))
@@ -98,7 +103,7 @@ class Segmenter(nn.Module):
             "form": self.head.form,
             "map_levels": self.head.levels,
             "combine": self.combine,
-            "clusters": self.clusters,
+            "clusters": self.head.clusters,
         }
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
@@ -160,13 +165,18 @@ class Segmenter(nn.Module):
         for name in self.candidates:
             maps = validation.maps[name]
             found[name] = validation.signals(map_score(maps), maps)
-        most = max(len(head.levels) for head in self.candidates.values())
+        levels, clusters = (max(sizes) for sizes in zip(*map(_sizes, self.candidates.values()), strict=True))
 
         def worth(name: str) -> float:
-            margin = 0 if len(self.candidates[name].levels) == most else 2 * MARGIN
-            return found[name]["image_auroc"] + found[name]["aupro"] - margin
+            head = self.candidates[name]
+            doubts = 2 * (len(head.levels) < levels) + (head.clusters < clusters)
+            return found[name]["image_auroc"] + found[name]["aupro"] - doubts * MARGIN
 
         return max(found, key=worth), found
+
+
+def _sizes(head: MapHead) -> tuple[int, int]:
+    return len(head.levels), head.clusters
 
 
 def _places(wanted: Sequence[int], levels: Sequence[Level]) -> list[int]:

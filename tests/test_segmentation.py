@@ -23,7 +23,7 @@ from gaussad_pl.errors import UserError
 from gaussad_pl.map_validation import Smoothed, Validation
 from gaussad_pl.module import GaussianAD
 from gaussad_pl.pixel_metrics import aupro
-from gaussad_pl.segmentation import Segmenter
+from gaussad_pl.segmentation import CLUSTERS, MARGIN, Segmenter
 
 LEVELS = [Level(0, 2, 32), Level(1, 3, 8), Level(2, 2, 4)]  # of images of side 64: strides 8 and 16 are the last two
 GOOD, COPIES = 6, 2  # good images, and augmented copies of each
@@ -67,7 +67,11 @@ def validation(**maps: Tensor) -> Validation:
 
 def named(maps: dict[str, Tensor]) -> dict[str, Tensor]:
     """Maps of forms by the names of the candidates that patches of both middle levels make."""
-    return {name if "+" in name else f"{name} 1+2": part for name, part in maps.items()}
+    return {name if "+" in name else candidate(name): part for name, part in maps.items()}
+
+
+def candidate(form: str, levels: str = "1+2", clusters: int = 3) -> str:
+    return f"clusters of {clusters} {levels}" if form == "clusters" else f"{form} {levels}"
 
 
 def numpy_map_score(maps: Tensor) -> np.ndarray:
@@ -127,8 +131,8 @@ def test_an_unknown_form_or_combination_is_a_clear_error(settings: dict[str, Any
 @pytest.mark.parametrize("best", FORMS)
 def test_the_form_whose_maps_mark_the_augmented_pixels_is_kept_alone(best: str) -> None:
     module = segmenter()
-    assert tuple(module.candidates) == tuple(f"{form} 1+2" for form in FORMS)
-    kept = module.heads[f"{best} 1+2"]
+    assert tuple(module.candidates) == tuple(map(candidate, FORMS))
+    kept = module.heads[candidate(best)]
     maps = {form: marking(squares(), 1) if form == best else noise(seed=2 + i) for i, form in enumerate(FORMS)}
     chosen = module.choose(validation(**maps))
     assert chosen["form"] == module.head.form == best
@@ -145,6 +149,30 @@ def test_maps_that_find_the_image_but_not_the_place_lose_to_those_that_find_both
     )
     assert [signals["image_auroc"] for signals in chosen["candidates"].values()] == [1, 1, 1]
     assert chosen["form"] == "clusters"
+
+
+@pytest.mark.parametrize("better", [0.0, 0.5 * MARGIN, 1.5 * MARGIN])
+def test_broad_clusters_are_taken_where_they_are_clearly_better(better: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = segmenter(form="clusters", clusters="auto")
+    fine, broad = (candidate("clusters", clusters=size) for size in CLUSTERS)
+    assert tuple(module.candidates) == (fine, broad) and CLUSTERS[0] > CLUSTERS[1]
+    worth = {fine: 0.7, broad: 0.7 + better}
+    maps = {name: marking(squares(), i) for i, name in enumerate(worth)}
+    given = Validation(groups(), squares(), torch.zeros(len(groups())), maps)
+    of = {id(part): name for name, part in maps.items()}
+
+    def signals(_: Validation, scores: Tensor, part: Tensor) -> dict[str, float]:
+        return {"image_auroc": worth[of[id(part)]], "aupro": 0.5}
+
+    monkeypatch.setattr(Validation, "signals", signals)
+    assert module.choose(given)["clusters"] == (CLUSTERS[1] if better > MARGIN else CLUSTERS[0])
+    assert len(module.head.gaussians.mean) == 2 * module.head.clusters
+
+
+@pytest.mark.parametrize("clusters", [0, "many", 1.5])
+def test_a_number_of_clusters_that_is_none_is_refused(clusters: Any) -> None:
+    with pytest.raises(UserError, match=f"model.segmentation.clusters={clusters}: expected auto or a number"):
+        segmenter(clusters=clusters)
 
 
 def alone(best: Tensor, both: Tensor) -> Validation:
@@ -198,7 +226,7 @@ def test_maps_are_smoothed_when_they_are_looked_at() -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_a_forced_form_stays_whatever_its_maps(form: str) -> None:
     module = segmenter(form=form)
-    assert tuple(module.candidates) == (f"{form} 1+2",)
+    assert tuple(module.candidates) == (candidate(form),)
     assert module.choose(validation(**{form: noise()}))["form"] == module.head.form == form
 
 
@@ -453,12 +481,12 @@ def test_the_maps_equal_the_textbook_from_the_features_of_the_backbone() -> None
 
 def test_squares_in_the_validation_decide_what_is_chosen(estimated: tuple[GaussianAD, dict[str, Any]]) -> None:
     model, chosen = estimated
-    assert set(chosen["candidates"]) == {*(f"{form} 3+4" for form in FORMS), "position 3", "position 4"}
+    assert set(chosen["candidates"]) == {*(candidate(form, "3+4", 4) for form in FORMS), "position 3", "position 4"}
     margin = {name: 0 if "+" in name else 0.04 for name in chosen["candidates"]}
     worth = {name: sum(found.values()) - margin[name] for name, found in chosen["candidates"].items()}
     best = max(worth, key=lambda name: worth[name])
     assert tuple(model.segmenter.candidates) == (best,)
-    assert best == f"{chosen['form']} {'+'.join(map(str, chosen['map_levels']))}"
+    assert best == candidate(chosen["form"], "+".join(map(str, chosen["map_levels"])), chosen["clusters"])
     assert chosen["worth"] > 1.2  # chance is 0.5 + 0.15
     for key in ("form", "map_levels", "combine"):
         assert model.hparams["segmentation"][key] == chosen[key]
