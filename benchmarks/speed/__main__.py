@@ -86,7 +86,7 @@ def main() -> None:
             3: lambda: epoch(given.data, setting, 3 if given.quick else 5),
             4: lambda: estimating(setting, given.batch, repeats),
             5: lambda: [*cold_start(given.data), *decoding(Path(scratch), min(repeats, 5))],
-            7: lambda: growth(given.out, counts, widths),
+            7: lambda: growth(given.data, given.out, Path(scratch), counts, widths),
             8: lambda: sweeping(Path(scratch)),
         }
         rows: list[Row] = []

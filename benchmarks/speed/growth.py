@@ -7,11 +7,11 @@ import math
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
 
 from benchmarks.speed.timing import Row
+from gaussad_pl.data.samples import IMAGE_SUFFIXES
 
 # a process for each point: the peak of its memory is what counts
 SCRIPT = """
@@ -42,13 +42,59 @@ peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 print(json.dumps({"seconds": time.process_time() - start, "peak": peak}))
 """
 
-KINDS = ("pooled", "position", "clusters")
+# the same for a whole frozen run without its test: decoding, Gaussians, validation, the choice of the map
+WHOLE = """
+import json, resource, sys, time, warnings
+import torch
+from pathlib import Path
+from benchmarks.jobs import build, compose_job, quiet_trainer
+from gaussad_pl.cli import keep_freed_memory
+from gaussad_pl.forgetting import ForgettingStop
+warnings.filterwarnings("ignore")
+keep_freed_memory()
+torch.set_num_threads(1)
+start = time.process_time()
+config = compose_job(Path(sys.argv[1]), 0, ["trainer=cpu"])
+data, module = build(config)
+quiet_trainer(config, [ForgettingStop()]).validate(module, data, verbose=False)
+module.choose_maps(data.map_validation_dataloader())
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+print(json.dumps({"seconds": time.process_time() - start, "peak": peak - data.good_images.nbytes / 2**20}))
+"""
+
+ESTIMATORS = ("pooled", "position", "clusters")
+RUN = "a frozen run"
 
 
-def growth(out: Path, counts: list[int], widths: list[int]) -> list[Row]:
-    """Part 7: exponents of time in images and in width, peaks of memory, and a plot of both."""
-    by_count = {kind: [_run(kind, count, 128) for count in counts] for kind in KINDS}
-    by_width = {kind: [_run(kind, 320, width) for width in widths] for kind in KINDS}
+def growth(folder: Path, out: Path, scratch: Path, counts: list[int], widths: list[int]) -> list[Row]:
+    """Part 7: exponents of time in images and in width, peaks of memory, and a plot of both.
+
+    Args:
+        folder: whose good training images are repeated for the frozen run.
+        out: where the plot goes.
+        scratch: for links to the images.
+    """
+    by_count = {kind: [_run(SCRIPT, kind, count, 128) for count in counts] for kind in ESTIMATORS}
+    by_count[RUN] = [_run(WHOLE, _repeated(folder, scratch, count)) for count in counts]
+    by_width = {kind: [_run(SCRIPT, kind, 320, width) for width in widths] for kind in ESTIMATORS}
+    _plot(out / "growth.png", counts, by_count, widths, by_width)
+    rows = []
+    for kind, found in by_count.items():
+        seconds, peaks = ([point[key] for point in found] for key in ("seconds", "peak"))
+        rows.append(Row(7, f"{kind}: exponent of time in images", slope(counts, seconds), "1 is linear", 1.15))
+        if kind in by_width:
+            wide = [point["seconds"] for point in by_width[kind]]
+            rows.append(Row(7, f"{kind}: exponent of time in features", slope(widths, wide), "3 is cubic", 3.15))
+        what = f"{kind}: peak memory{' beyond the images' if kind == RUN else ''}, most over fewest images"
+        note = f"{peaks[0]:.0f} to {peaks[-1]:.0f} MB"
+        rows.append(Row(7, what, peaks[-1] / peaks[0], "1 is flat", 1.1, note))
+    return rows
+
+
+Points = dict[str, list[dict[str, float]]]
+
+
+def _plot(file: Path, counts: list[int], by_count: Points, widths: list[int], by_width: Points) -> None:
     figure = Figure(figsize=(10, 3.4), layout="constrained")
     panels = figure.subplots(1, 3)
     plots = [
@@ -57,29 +103,11 @@ def growth(out: Path, counts: list[int], widths: list[int]) -> list[Row]:
         (panels[2], widths, by_width, "seconds", "features"),
     ]
     for panel, x, found, key, label in plots:
-        for kind in KINDS:
-            panel.plot(x, [point[key] for point in found[kind]], marker="o", label=kind)
+        for kind, points in found.items():
+            panel.plot(x, [point[key] for point in points], marker="o", label=kind)
         panel.set(xscale="log", yscale="log", xlabel=label, ylabel={"seconds": "seconds", "peak": "peak MB"}[key])
         panel.legend(frameon=False)
-    figure.savefig(out / "growth.png", dpi=150)
-    rows = []
-    for kind in KINDS:
-        images = [point["seconds"] for point in by_count[kind]]
-        wide = [point["seconds"] for point in by_width[kind]]
-        peaks = [point["peak"] for point in by_count[kind]]
-        rows += [
-            Row(7, f"{kind}: exponent of time in images", slope(counts, images), "1 is linear", 1.15),
-            Row(7, f"{kind}: exponent of time in features", slope(widths, wide), "3 is cubic", 3.15),
-            Row(
-                7,
-                f"{kind}: peak memory, most over fewest images",
-                peaks[-1] / peaks[0],
-                "1 is flat",
-                1.1,
-                note=f"{peaks[-1]:.0f} MB",
-            ),
-        ]
-    return rows
+    figure.savefig(file, dpi=150)
 
 
 def slope(x: list[int], seconds: list[float]) -> float:
@@ -87,9 +115,19 @@ def slope(x: list[int], seconds: list[float]) -> float:
     return math.log(seconds[-1] / seconds[-2]) / math.log(x[-1] / x[-2])
 
 
-def _run(kind: str, count: int, width: int) -> dict[str, Any]:
-    found = subprocess.run(
-        [sys.executable, "-c", SCRIPT, kind, str(count), str(width)], capture_output=True, text=True, check=True
-    )
-    result: dict[str, Any] = json.loads(found.stdout.splitlines()[-1])
+def _repeated(folder: Path, scratch: Path, count: int) -> str:
+    """A folder of ``count`` links to the good training images, all of them again and again."""
+    images = sorted(path for path in (folder / "train" / "good").iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    made = scratch / str(count)
+    made.mkdir()
+    for i in range(count):
+        image = images[i % len(images)].resolve()
+        (made / f"{i:05d}{image.suffix}").symlink_to(image)
+    return str(made)
+
+
+def _run(script: str, *arguments: object) -> dict[str, float]:
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    result: dict[str, float] = json.loads(found.stdout.splitlines()[-1])
     return result
