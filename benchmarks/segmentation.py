@@ -48,7 +48,7 @@ def run_job(folder: Path, method: str, seed: int, overrides: list[str]) -> dict[
     assert len(images) and len(data.validation) and len(data.test)  # type: ignore[arg-type]  # decode first
     start = clocks()
     trainer.validate(module, datamodule=data, verbose=False)
-    chosen = module.choose_maps(data.map_validation_dataloader())
+    chosen = module.choose_maps()
     fit_times, start = since(start, "fit"), clocks()
     with torch.no_grad():
         found = Detection.join([module(batch["image"]) for batch in data.test_dataloader()])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -10,8 +11,42 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gaussad_pl.anomaly_maps import SIZE, smooth
+from gaussad_pl.distributed import gather_rows
 from gaussad_pl.metrics import auroc
+from gaussad_pl.model import GaussianModel
 from gaussad_pl.pixel_metrics import aupro
+
+IMAGES = 100  # of each group, whose maps are compared, at most: maps are large
+
+
+class Seen:
+    """What the choice of the map needs of the augmented validation, taken from one batch after the other.
+
+    Its images may be `share`d by processes; of each group at most 100 are kept, the same ones of all groups.
+    """
+
+    def __init__(self, model: GaussianModel) -> None:
+        self.model = model
+        self._columns: dict[str, list[Tensor]] = defaultdict(list)
+        self._grids: dict[str, list[Tensor]] = defaultdict(list)
+
+    def add(self, batch: Mapping[str, Tensor], maps: Sequence[Tensor], distances: Tensor) -> None:
+        """Take in a batch with ``group`` and ``mask``, its feature maps and the pooled distances ``(N, levels)``."""
+        for name, column in (("groups", batch["group"]), ("masks", batch["mask"]), ("distances", distances)):
+            self._columns[name].append(column.cpu())
+        assert self.model.segmenter is not None
+        for name, head in self.model.segmenter.candidates.items():
+            self._grids[name].append(head.grid(maps).cpu())
+
+    def validation(self) -> Validation:
+        """All that was seen, scored with the present weights of the levels."""
+        groups, masks, distances = (gather_rows(torch.cat(parts)) for parts in self._columns.values())
+        count = int((groups == 0).sum())
+        drawn = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:IMAGES].sort().values
+        rows = torch.cat([(groups == group).nonzero().squeeze(1)[drawn] for group in groups.unique()])
+        grids = {name: gather_rows(torch.cat(parts))[rows] for name, parts in self._grids.items()}
+        pooled = self.model.scores(distances[rows].to(self.model.level_weights.device).double()).cpu()
+        return Validation(groups[rows], masks[rows], pooled, Smoothed(grids))
 
 
 class Smoothed(Mapping[str, Tensor]):

@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 
 import lightning as L
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from rich.progress import track
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from gaussad_pl.errors import UserError
 from gaussad_pl.frozen import FrozenStages
 from gaussad_pl.gaussian import Covariance, RunningGaussian, Shrinkage, moments, take_in
 from gaussad_pl.levels import all_levels
-from gaussad_pl.map_validation import Smoothed, Validation
+from gaussad_pl.map_validation import Seen
 from gaussad_pl.metrics import image_metrics
 from gaussad_pl.model import GaussianModel, level_distances
 from gaussad_pl.objectives import mahalanobis
@@ -99,6 +100,7 @@ class GaussianAD(L.LightningModule):
         elif train_on != "pooled":
             raise UserError(f"model.train_on={train_on}: expected pooled or patches")
         self.stale = True  # whether the weights have changed since the Gaussians were estimated
+        self.seen: Seen | None = None  # what the choice of the map needs, from validating to choosing
         self.frozen: FrozenStages | None = None  # while fitting, where pooled features are all that is needed
         if train_levels is not None:
             trained = {id(p) for p in self.model.backbone.parameters_of(train_levels)}
@@ -167,24 +169,23 @@ class GaussianAD(L.LightningModule):
         self.segmenter.estimate()
 
     @torch.no_grad()
-    def choose_maps(self, validation: Iterable[Batch]) -> dict[str, Any]:
+    def choose_maps(self, validation: Iterable[Batch] | None = None) -> dict[str, Any]:
         """Choose by the augmented validation what the segmenter has left open.
+
+        Args:
+            validation: batches of it; None where `lightning.Trainer.validate` has just gone through them.
 
         Returns:
             See `Segmenter.choose`.
         """
-        found: dict[str, list[Tensor]] = {name: [] for name in ("groups", "masks", "pooled")}
-        grids: dict[str, list[Tensor]] = {name: [] for name in self.segmenter.candidates}
-        for batch in validation:
-            maps = self.model.backbone(batch["image"].to(self.device))
-            pooled = self.model.scores(self.model.distances(pool(maps)).double())
-            for name, column in zip(found, (batch["group"], batch["mask"], pooled), strict=True):
-                found[name].append(column.cpu())
-            for name, head in self.segmenter.candidates.items():
-                grids[name].append(head.grid(maps).cpu())
-        columns = {name: gather_rows(torch.cat(parts)) for name, parts in found.items()}
-        maps_of = Smoothed({name: gather_rows(torch.cat(parts)) for name, parts in grids.items()})
-        chosen = self.segmenter.choose(Validation(**columns, maps=maps_of))
+        seen, self.seen = self.seen, None
+        if validation is not None:
+            seen = Seen(self.model)
+            for batch in validation:
+                maps = self.model.backbone(batch["image"].to(self.device))
+                seen.add(batch, maps, self.model.distances(pool(maps)))
+        assert seen is not None
+        chosen = self.segmenter.choose(seen.validation())
         self.hparams["segmentation"] = {**self.hparams["segmentation"], **self.segmenter.chosen}  # for checkpoints
         return chosen
 
@@ -258,6 +259,8 @@ class GaussianAD(L.LightningModule):
 
     def on_validation_start(self) -> None:
         self.prepare_scores()
+        if self.model.segmenter is not None and self.trainer.state.fn == TrainerFn.VALIDATING:
+            self.seen = Seen(self.model)
 
     def validation_step(self, batch: Batch, batch_index: int) -> Batch:
         """Distances ``(N, levels)`` of good images and their augmented copies; the forgetting callback judges them.
@@ -270,6 +273,8 @@ class GaussianAD(L.LightningModule):
                 return {"distances": self.model.distances(self.frozen.features(key)), "group": batch["group"]}
             maps = self.model.backbone(batch["image"])
             found = {"distances": self.model.distances(pool(maps)), "group": batch["group"]}
+            if self.seen is not None:
+                self.seen.add(batch, maps, found["distances"])
             if self.frozen is not None:
                 self.frozen.remember(key, maps)
             if self.patch_target is not None:

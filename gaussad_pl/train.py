@@ -113,7 +113,7 @@ def experiment(
         figures["levels"] = pictures.level_bars(results["levels"])
     module.to(trainer.strategy.root_device)  # Lightning has put it back on the CPU
     if module.model.segmenter is not None:
-        results["segmentation"] = module.choose_maps(data.map_validation_dataloader())
+        results["segmentation"] = module.choose_maps()
     frozen = final = test(trainer, module, data)
     frozen.write_scores(folder / ("frozen_scores.csv" if fine_tune else "scores.csv"), data.defect_areas)
     results["frozen"] = {**frozen.metrics(), "selection": level_selection(module)}
@@ -125,7 +125,7 @@ def experiment(
         used = forgetting.best_epoch > 0
         if used and module.model.segmenter is not None:
             module.estimate_patches(data.good_dataloader())
-            tuned = module.choose_maps(data.map_validation_dataloader())
+            tuned = module.choose_maps(data.val_dataloader())
             results["segmentation"]["worth_finetuned"] = tuned["worth"]
             used = tuned["worth"] > results["segmentation"]["worth"]
         if not used:

@@ -177,18 +177,3 @@ def test_mvtec_is_downloaded_once_and_only_when_asked(parts: Path, tmp_path: Pat
 def test_a_missing_root_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere"):
         mvtec(tmp_path / "nowhere").train_dataloader()
-
-
-def test_maps_are_validated_on_a_bounded_number_of_images_with_all_their_copies(
-    parts: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("gaussad_pl.data.base.MAP_IMAGES", 4)
-    data = mvtec(parts)  # holds 6 images out
-    batches = list(data.map_validation_dataloader())
-    groups = torch.cat([batch["group"] for batch in batches])
-    assert torch.bincount(groups).tolist() == [4, 4, 4]
-    images, masks = (torch.cat([batch[key] for batch in batches]) for key in ("image", "mask"))
-    assert not masks[groups == 0].any() and masks[groups == 1].flatten(1).any(1).all()
-    for group in (1, 2):  # copies of the same images, in the same order, changed inside their masks alone
-        same = images[groups == group] == images[groups == 0]
-        assert (same.all(1) | masks[groups == group]).all()

@@ -15,12 +15,14 @@ from scipy.ndimage import gaussian_filter
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.nn.functional import interpolate
+from torch.utils.data import DataLoader
 
+from gaussad_pl import map_validation
 from gaussad_pl.anomaly_maps import FORMS, map_score, smooth
 from gaussad_pl.backbone import Level
 from gaussad_pl.detection import Detection
 from gaussad_pl.errors import UserError
-from gaussad_pl.map_validation import Smoothed, Validation
+from gaussad_pl.map_validation import Seen, Smoothed, Validation
 from gaussad_pl.module import GaussianAD
 from gaussad_pl.pixel_metrics import aupro
 from gaussad_pl.segmentation import CLUSTERS, MARGIN, Segmenter
@@ -422,6 +424,33 @@ def estimated() -> tuple[GaussianAD, dict[str, Any]]:
     model = tiny({"clusters": 4})
     model.estimate(good_batches(), patches=True)
     return model, model.choose_maps(validation_batches())
+
+
+def test_validating_sees_all_that_the_choice_needs(estimated: tuple[GaussianAD, dict[str, Any]]) -> None:
+    model = tiny({"clusters": 4})
+    model.estimate(good_batches(), patches=True)
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+    trainer.validate(model, dataloaders=DataLoader(validation_batches(), batch_size=None), verbose=False)
+    assert model.choose_maps() == estimated[1]
+    assert model.seen is None
+
+
+def test_maps_of_a_bounded_number_of_images_and_all_their_copies_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(map_validation, "IMAGES", 4)
+    model = tiny({"form": "shared"}).model
+    model.level_weights[1:] = 0
+    seen, first = Seen(model), 0
+    for batch in validation_batches():
+        row = torch.arange(first, first := first + len(batch["group"]))
+        maps = [torch.zeros(len(row), level.channels, level.side, level.side) for level in model.backbone.levels]
+        seen.add(batch, maps, row[:, None].expand(-1, len(model.backbone.levels)).float())
+    found = seen.validation()
+    assert torch.bincount(found.groups).tolist() == [4, 4, 4]
+    rows = found.pooled.long()  # the only weighted distance was the row
+    assert torch.equal(rows.reshape(3, 4) % GOOD, (rows[:4] % GOOD).expand(3, 4))  # the same images in every group
+    masks = torch.cat([batch["mask"] for batch in validation_batches()])
+    assert torch.equal(found.masks, interpolate(masks[rows, None].byte(), size=(256, 256))[:, 0].bool())
+    assert all(len(part) == 12 for part in found.maps.values())
 
 
 def test_without_segmentation_there_are_pooled_scores_and_no_maps() -> None:

@@ -57,7 +57,7 @@ start = time.process_time()
 config = compose_job(Path(sys.argv[1]), 0, ["trainer=cpu"])
 data, module = build(config)
 quiet_trainer(config, [ForgettingStop()]).validate(module, data, verbose=False)
-module.choose_maps(data.map_validation_dataloader())
+module.choose_maps()
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 print(json.dumps({"seconds": time.process_time() - start, "peak": peak - data.good_images.nbytes / 2**20}))
 """

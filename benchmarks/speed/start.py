@@ -50,7 +50,7 @@ mark("augmented copies")
 trainer = quiet_trainer(config, [ForgettingStop()])
 trainer.validate(module, data, verbose=False)
 mark("Gaussians and validation")
-module.choose_maps(data.map_validation_dataloader())
+module.choose_maps()
 mark("choosing the map")
 class First(__import__("lightning").Callback):
     def on_train_batch_end(self, *args):

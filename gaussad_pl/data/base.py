@@ -24,7 +24,6 @@ from gaussad_pl.distributed import share, world
 from gaussad_pl.errors import UserError
 
 HELD_OUT = 500  # images for the validation, at most: they and all copies of them are in memory, and scored each epoch
-MAP_IMAGES = 100  # held-out images that choose the form of the anomaly map, at most
 Draw = tuple[int, int, int]  # index of an image, the view of it, the seed of the view
 
 
@@ -245,13 +244,6 @@ class ImageDataModule(L.LightningDataModule, ABC):
 
     def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         return self._eval_loader(self.validation)
-
-    def map_validation_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        """At most 100 held-out images, drawn by the seed, and their copies: maps are large, and these are kept."""
-        n = len(self.split[1])
-        drawn = np.sort(np.random.default_rng(self.seed).permutation(n)[:MAP_IMAGES])
-        rows = [group * n + int(i) for group in range(len(self.augmentations) + 1) for i in drawn]
-        return self._eval_loader(Subset(self.validation, rows))
 
     def test_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         return self._eval_loader(self.test)
