@@ -52,9 +52,9 @@ class MapHead(nn.Module):
         if form == "position":
             self.gaussians = PositionGaussians(self.side**2, features)
         elif form == "clusters":
-            self.gaussians = ClusterGaussians((clusters,) * PARTITIONS, features, seed)
+            self.gaussians = ClusterGaussians(clusters, features, seed, PARTITIONS)
         else:
-            self.gaussians = ClusterGaussians((1,), features, seed)
+            self.gaussians = ClusterGaussians(1, features, seed)
 
     def patches(self, maps: Sequence[Tensor]) -> Tensor:
         """Patches ``(N, P, D)`` of the backbone's feature maps; wide ones projected at random to D = 256 directions."""

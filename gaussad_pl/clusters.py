@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import accumulate
-
 import torch
 from torch import Tensor
 
@@ -17,26 +14,27 @@ SAMPLE = 100_000  # patches that the clusters are found in, and the most that ar
 
 
 class ClusterGaussians(CellGaussians):
-    """One Gaussian for each of several clusters of patches, in partitions of different fineness.
+    """One Gaussian for each of several clusters of patches, or several partitions of them into clusters.
 
     Centres are those of k-means on the first principal components of standardised features, in a random sample of
     bounded size, which the covariances are estimated from, too. In each partition a patch belongs to its nearest
     centre; of these Gaussians the one that it is nearest to counts, measured with all of its features. A patch at the
-    border of two clusters is then as normal as one in the middle, and a rare one may belong to a broad cluster.
+    border of two clusters of one partition may then be in the middle of one of another.
 
     Args:
-        sizes: the most clusters there will be in each partition; fewer where there are fewer than two sampled patches
-            for each.
+        clusters: the most there will be in a partition; fewer where there are fewer than two sampled patches for each.
         seed: of the sample and the clusters.
+        partitions: S; they differ in the random start of k-means.
     """
 
-    centre: Tensor  # of the clusters of all partitions, one partition after the other
+    centre: Tensor  # of the clusters of all partitions, (S * clusters, directions)
     directions: Tensor  # features to the space of the centres
 
-    def __init__(self, sizes: Sequence[int], features: int, seed: int) -> None:
-        super().__init__(sum(sizes), features)
-        self.sizes = list(sizes)
-        self.register_buffer("centre", torch.zeros(sum(sizes), min(features, DIRECTIONS)))
+    def __init__(self, clusters: int, features: int, seed: int, partitions: int = 1) -> None:
+        super().__init__(partitions * clusters, features)
+        self.clusters = clusters
+        self.partitions = partitions
+        self.register_buffer("centre", torch.zeros(partitions * clusters, min(features, DIRECTIONS)))
         self.register_buffer("directions", torch.eye(features)[:, :DIRECTIONS].contiguous())
         self.seed = seed
         self._sample: tuple[Tensor, Tensor] | None = None  # random keys, patches
@@ -70,12 +68,14 @@ class ClusterGaussians(CellGaussians):
         self.directions.copy_(principal_directions(x, self.directions.shape[1]))
         projected = x @ self.directions
         self.centre.fill_(1e15)  # what is left over is nobody's nearest
-        for place, centre in enumerate(self.centre.split(self.sizes)):
-            found = _centres(projected, len(centre), self.seed + place)
+        for place, centre in enumerate(self.centre.split(self.clusters)):
+            found = _centres(projected, self.clusters, self.seed + place)
             centre[: len(found)] = found
         wide, cells = x.double(), self.cells(x)
-        for partition, members in zip(self.partitions, cells.unbind(1), strict=True):
-            self._fit(*_scatters(wide, members - partition.start, partition.stop - partition.start), partition)
+        for place, members in enumerate(cells.unbind(1)):
+            first = place * self.clusters
+            scatters = _scatters(wide, members - first, self.clusters)
+            self._fit(*scatters, slice(first, first + self.clusters))
         self._sample = None
         self._random.manual_seed(self.seed)
 
@@ -95,20 +95,12 @@ class ClusterGaussians(CellGaussians):
             )
         self._sample = keys, joined.to(self.mean.device)
 
-    @property
-    def partitions(self) -> list[slice]:
-        """The clusters of each partition."""
-        ends = list(accumulate(self.sizes))
-        return [slice(end - size, end) for size, end in zip(self.sizes, ends, strict=True)]
-
     def cells(self, x: Tensor) -> Tensor:
-        """Index of the nearest centre of patches ``(M, D)`` in each of S partitions: ``(M, S)``."""
+        """Index of the nearest centre of patches ``(M, D)`` in each partition: ``(M, S)``."""
         offset = self.centre.square().sum(-1) / -2
-        parts = []
-        for part in x.split(2048):
-            nearness = torch.addmm(offset, part @ self.directions, self.centre.T)
-            parts.append(torch.stack([nearness[:, each].argmax(-1) + each.start for each in self.partitions], dim=1))
-        return torch.cat(parts)
+        nearness = (torch.addmm(offset, part @ self.directions, self.centre.T) for part in x.split(2048))
+        found = [part.unflatten(1, (self.partitions, self.clusters)).argmax(-1) for part in nearness]
+        return torch.cat(found) + self.clusters * torch.arange(self.partitions, device=x.device)
 
     def forward(self, patches: Tensor) -> Tensor:
         """Mahalanobis distance of each patch ``(N, P, D)`` to the nearest Gaussian of its clusters: ``(N, P)``."""
@@ -116,10 +108,10 @@ class ClusterGaussians(CellGaussians):
             return mahalanobis(patches, self.mean[0], self.whitener[0])
         x = patches.flatten(0, 1)
         cells, order = self.cells(x.detach()).flatten().sort()
-        runs = zip(*_runs(cells, x[order // len(self.sizes)]), strict=True)  # one product a cell
+        runs = zip(*_runs(cells, x[order // self.partitions]), strict=True)  # one product a cell
         distances = torch.cat([mahalanobis(part, self.mean[cell], self.whitener[cell]) for cell, part in runs])
         each = torch.empty_like(distances).index_copy(0, order, distances)
-        return each.unflatten(0, (-1, len(self.sizes))).amin(1).reshape(patches.shape[:2])
+        return each.unflatten(0, (-1, self.partitions)).amin(1).reshape(patches.shape[:2])
 
 
 def _centres(x: Tensor, count: int, seed: int) -> Tensor:

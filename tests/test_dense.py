@@ -93,7 +93,7 @@ def test_float32_patches_give_nearly_the_distances_of_float64() -> None:
     x, other = sample(40, 4, 6) + 100, sample(3, 4, 6, seed=1) + 100
     for single, double in (
         (PositionGaussians(4, 6), PositionGaussians(4, 6)),
-        (ClusterGaussians([1], 6, 0), ClusterGaussians([1], 6, 0)),
+        (ClusterGaussians(1, 6, 0), ClusterGaussians(1, 6, 0)),
     ):
         actual = fitted(single, x.float())(other.float())
         torch.testing.assert_close(actual.double(), fitted(double, x)(other), rtol=1e-3, atol=1e-3)
@@ -118,7 +118,7 @@ def test_a_cell_without_observations_has_the_prior_and_one_with_many_its_own_cov
 
 def test_one_cluster_is_the_plain_gaussian_of_all_patches() -> None:
     x, other = sample(10, 6, 5), sample(3, 6, 5, seed=1)
-    actual = fitted(ClusterGaussians([1], 5, seed=0), x)(other)
+    actual = fitted(ClusterGaussians(1, 5, seed=0), x)(other)
     [reference] = textbook([x.flatten(0, 1).numpy()])
     expected = [[scipy_mahalanobis(patch, *reference) for patch in image] for image in other.numpy()]
     np.testing.assert_allclose(actual, expected, rtol=1e-8)
@@ -127,7 +127,7 @@ def test_one_cluster_is_the_plain_gaussian_of_all_patches() -> None:
 def test_a_patch_belongs_to_the_nearest_centre_among_principal_components(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clusters, "DIRECTIONS", 3)
     x, other = blobs(10, 30, 4)[0], sample(4, 30, 4, seed=1)
-    gaussians = fitted(ClusterGaussians([7], 4, seed=0), x)
+    gaussians = fitted(ClusterGaussians(7, 4, seed=0), x)
     standardised = StandardScaler().fit_transform(x.flatten(0, 1).numpy())
     expected = np.abs(PCA(3, svd_solver="full").fit(standardised).components_[::-1])
     found = gaussians.directions.numpy() * x.flatten(0, 1).numpy().std(0, ddof=1)[:, None]
@@ -140,21 +140,21 @@ def test_a_patch_belongs_to_the_nearest_centre_among_principal_components(monkey
 
 def test_more_patches_than_are_compared_at_once_are_each_put_to_their_nearest_centre() -> None:
     x, _ = blobs(10, 2000, 2)
-    gaussians = fitted(ClusterGaussians([4], 2, seed=0), x)
+    gaussians = fitted(ClusterGaussians(4, 2, seed=0), x)
     expected = torch.cdist(x.flatten(0, 1) @ gaussians.directions, gaussians.centre).argmin(1)
     assert torch.equal(gaussians.cells(x.flatten(0, 1))[:, 0], expected)
 
 
 def test_clusters_find_the_groups_there_are() -> None:
     x, group = blobs(10, 30, 4)
-    gaussians = fitted(ClusterGaussians([3], 4, seed=0), x)
+    gaussians = fitted(ClusterGaussians(3, 4, seed=0), x)
     assert adjusted_rand_score(group.flatten(), gaussians.cells(x.flatten(0, 1))[:, 0]) == 1
 
 
 @pytest.mark.parametrize("clusters", [3, 8])
 def test_gaussians_of_clusters_equal_the_textbook(clusters: int) -> None:
     x, other = blobs(10, 30, 5)[0], blobs(3, 30, 5, seed=0)[0] + 0.1
-    gaussians = fitted(ClusterGaussians([clusters], 5, seed=0), x)
+    gaussians = fitted(ClusterGaussians(clusters, 5, seed=0), x)
     centres, directions = gaussians.centre.numpy(), gaussians.directions.numpy()
     patches = x.flatten(0, 1).numpy()
     cells = np.array(nearest(patches, centres, directions))
@@ -168,7 +168,7 @@ def test_gaussians_of_clusters_equal_the_textbook(clusters: int) -> None:
 
 def test_the_distance_of_a_patch_does_not_depend_on_its_neighbours_in_the_batch() -> None:
     x, _ = blobs(10, 30, 4)
-    gaussians = fitted(ClusterGaussians([5], 4, seed=0), x)
+    gaussians = fitted(ClusterGaussians(5, 4, seed=0), x)
     alone = torch.stack([torch.cat([gaussians(patch[None, None])[0] for patch in image]) for image in x[:2]])
     torch.testing.assert_close(gaussians(x)[:2], alone, rtol=1e-10, atol=1e-10)
 
@@ -180,7 +180,7 @@ def test_the_same_seed_gives_the_same_clusters_whatever_the_batches(
 ) -> None:
     monkeypatch.setattr(clusters, "SAMPLE", bound)
     x = sample(20, 12, 4).float()
-    one, other = (fitted(ClusterGaussians([5], 4, seed=3), x, sizes) for sizes in (20, size))
+    one, other = (fitted(ClusterGaussians(5, 4, seed=3), x, sizes) for sizes in (20, size))
     for name, value in one.state_dict().items():
         assert torch.equal(value, other.state_dict()[name]), name
 
@@ -188,14 +188,14 @@ def test_the_same_seed_gives_the_same_clusters_whatever_the_batches(
 def test_another_seed_gives_another_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clusters, "SAMPLE", 50)
     x = sample(20, 12, 4)
-    one, other = (fitted(ClusterGaussians([1], 4, seed), x) for seed in (0, 1))
+    one, other = (fitted(ClusterGaussians(1, 4, seed), x) for seed in (0, 1))
     assert not torch.equal(one.mean, other.mean)
 
 
 def test_the_sample_is_bounded_and_uniform_over_all_patches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clusters, "SAMPLE", 1000)
     index = torch.arange(40_000, dtype=torch.float64).reshape(400, 100, 1)
-    gaussians: Any = ClusterGaussians([1], 1, seed=0).double()
+    gaussians: Any = ClusterGaussians(1, 1, seed=0).double()
     for batch in index.split([150, 3, 7, 40, 100, 100]):
         gaussians.observe(batch)
         assert [len(part) for part in gaussians._sample] == [1000, 1000]
@@ -210,8 +210,8 @@ def test_the_sample_is_bounded_and_uniform_over_all_patches(monkeypatch: pytest.
 @pytest.mark.parametrize("count", [2, 5])
 def test_fewer_patches_than_clusters_give_as_many_clusters_as_they_can(count: int) -> None:
     x, other = sample(1, count, 3), sample(2, 9, 3, seed=1)
-    many = fitted(ClusterGaussians([64], 3, seed=0), x)
-    few = fitted(ClusterGaussians([count // 2], 3, seed=0), x)
+    many = fitted(ClusterGaussians(64, 3, seed=0), x)
+    few = fitted(ClusterGaussians(count // 2, 3, seed=0), x)
     for patches in (x, other):
         torch.testing.assert_close(many(patches), few(patches), rtol=1e-8, atol=1e-8)
 
@@ -221,7 +221,7 @@ def test_a_feature_that_never_changes_leaves_the_clusters_as_they_are(value: flo
     x, _ = blobs(20, 20, 4)
     x = x.float()
     wide = torch.cat([x, torch.full_like(x[..., :1], value)], dim=-1)
-    narrow, with_constant = fitted(ClusterGaussians([6], 4, seed=0), x), fitted(ClusterGaussians([6], 5, seed=0), wide)
+    narrow, with_constant = fitted(ClusterGaussians(6, 4, seed=0), x), fitted(ClusterGaussians(6, 5, seed=0), wide)
     cells = narrow.cells(x.flatten(0, 1))[:, 0]
     assert len(cells.unique()) > 2
     assert adjusted_rand_score(cells, with_constant.cells(wide.flatten(0, 1))[:, 0]) == 1
@@ -232,15 +232,15 @@ def test_a_feature_that_never_changes_leaves_the_clusters_as_they_are(value: flo
 @pytest.mark.parametrize("clusters", [None, 1, 3])
 def test_identical_patches_are_a_clear_error(clusters: int | None, value: str) -> None:
     patch = {"zeros": torch.zeros(4), "ones": torch.ones(4), "random": sample(1, 1, 4)[0, 0].float()}[value]
-    gaussians = PositionGaussians(6, 4) if clusters is None else ClusterGaussians([clusters], 4, seed=0)
+    gaussians = PositionGaussians(6, 4) if clusters is None else ClusterGaussians(clusters, 4, seed=0)
     with pytest.raises(UserError, match="the patches of the training images are all the same: give different images"):
         fitted(gaussians, patch.repeat(7, 6, 1))
 
 
 @pytest.mark.parametrize("form", ["position", "clusters", "shared"])
 def test_gradients_flow_through_the_distances_and_are_zero_at_the_mean(form: str) -> None:
-    makers = {"position": PositionGaussians(4, 3), "clusters": ClusterGaussians([3], 3, 0)}
-    gaussians = fitted(makers.get(form, ClusterGaussians([1], 3, 0)), sample(10, 4, 3))
+    makers = {"position": PositionGaussians(4, 3), "clusters": ClusterGaussians(3, 3, 0)}
+    gaussians = fitted(makers.get(form, ClusterGaussians(1, 3, 0)), sample(10, 4, 3))
     x = sample(2, 4, 3, seed=1).requires_grad_()
     assert torch.autograd.gradcheck(gaussians, x)
     at_mean = gaussians.mean[torch.arange(4) % len(gaussians.mean)].clone()[None].requires_grad_()
@@ -254,7 +254,7 @@ def test_gradients_flow_through_the_distances_and_are_zero_at_the_mean(form: str
 def test_a_second_estimate_forgets_the_first(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clusters, "SAMPLE", 30)
     first, second = sample(9, 4, 3) + 50, sample(11, 4, 3, seed=1)
-    used, fresh = (PositionGaussians(4, 3) if form == "position" else ClusterGaussians([3], 3, 0) for _ in range(2))
+    used, fresh = (PositionGaussians(4, 3) if form == "position" else ClusterGaussians(3, 3, 0) for _ in range(2))
     fitted(used, first)
     before = {name: value.clone() for name, value in used.state_dict().items()}
     fitted(used, second)
@@ -307,26 +307,26 @@ def test_middle_levels_are_places_among_the_chosen_levels() -> None:
 
 def test_the_nearest_gaussian_of_all_partitions_counts() -> None:
     patches = torch.randn(6, 40, 5, generator=torch.Generator().manual_seed(0))
-    together = fitted(ClusterGaussians([8, 2, 8], 5, seed=7), patches)
+    together = fitted(ClusterGaussians(8, 5, seed=7, partitions=3), patches)
     x = patches.flatten(0, 1)
     naive = torch.full((len(x),), torch.inf)
-    for first, last in ((0, 8), (8, 10), (10, 18)):
+    for first, last in ((0, 8), (8, 16), (16, 24)):
         nearest = first + torch.cdist(x @ together.directions, together.centre[first:last]).argmin(1)
         for i, cell in enumerate(nearest.tolist()):
             precision = together.whitener[cell].double().T @ together.whitener[cell].double()
             distance = scipy_mahalanobis(x[i].numpy(), together.mean[cell].numpy(), precision.numpy())
             naive[i] = min(naive[i], distance)
     torch.testing.assert_close(together(patches), naive.reshape(6, 40))
-    assert not torch.allclose(together.centre[:8], together.centre[10:])  # each partition has clusters of its own
-    again = fitted(ClusterGaussians([8, 2, 8], 5, seed=7), patches)
+    assert not torch.allclose(together.centre[:8], together.centre[8:16])  # each partition has clusters of its own
+    again = fitted(ClusterGaussians(8, 5, seed=7, partitions=3), patches)
     assert torch.equal(again(patches), together(patches))
 
 
 def test_every_partition_holds_all_patches_and_blends_with_its_own_scatter() -> None:
     x = sample(40, 6, 4)
-    both = fitted(ClusterGaussians([6, 2], 4, seed=3), x)
+    both = fitted(ClusterGaussians(6, 4, seed=3, partitions=2), x)
     cells = both.cells(x.flatten(0, 1))
     assert ((cells[:, 0] < 6) & (cells[:, 1] >= 6)).all()
-    alone = fitted(ClusterGaussians([6], 4, seed=3), x)
+    alone = fitted(ClusterGaussians(6, 4, seed=3), x)
     torch.testing.assert_close(both.whitener[:6], alone.whitener)
     torch.testing.assert_close(both.mean[:6], alone.mean)

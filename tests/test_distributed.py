@@ -90,8 +90,8 @@ def estimates(case: str) -> dict[str, Tensor]:
     count = len(PATCHES) if case == "uneven" else 1  # of a sample, each process has to have its share
     kinds: dict[str, tuple[PatchGaussians, Tensor]] = {
         "position": (PositionGaussians(6, 5), PATCHES[mine]),
-        "clusters": (ClusterGaussians([2], 5, seed=0), PATCHES[:count][d.rank() :: d.world()]),
-        "shared": (ClusterGaussians([1], 5, seed=1), PATCHES[:count][d.rank() :: d.world()]),
+        "clusters": (ClusterGaussians(2, 5, seed=0), PATCHES[:count][d.rank() :: d.world()]),
+        "shared": (ClusterGaussians(1, 5, seed=1), PATCHES[:count][d.rank() :: d.world()]),
     }
     for name, (gaussians, patches) in kinds.items():
         for part in patches.split(2):

@@ -79,7 +79,7 @@ def model(clusters: Detector) -> bytes:
 @pytest.mark.parametrize("features", [1, 7, 24])
 def test_tiles_give_the_distances_of_the_clusters(count: int, features: int) -> None:
     random = torch.Generator().manual_seed(0)
-    gaussians = ClusterGaussians([6, 2], features, seed=0)
+    gaussians = ClusterGaussians(6, features, seed=0, partitions=2)
     gaussians.observe(torch.randn(4, 60, features, generator=random) * torch.arange(1, features + 1))
     gaussians.estimate()
     patches = torch.randn(2, count, features, generator=random) * torch.arange(1, features + 1)

@@ -33,7 +33,7 @@ if kind == "pooled":
         total = take_in(total, [x])
     Gaussian(width).fit(total[0])
 else:
-    gaussians = PositionGaussians(196, width) if kind == "position" else ClusterGaussians((64, 16), width, 0)
+    gaussians = PositionGaussians(196, width) if kind == "position" else ClusterGaussians(64, width, 0, 2)
     for _ in range(count // batch):
         gaussians.observe(x)
     observed = time.process_time()

@@ -40,10 +40,12 @@ class TiledClusters(nn.Module):
     directions: Tensor
     centre: Tensor
     offset: Tensor
+    first: Tensor  # cluster of each partition
 
     def __init__(self, gaussians: ClusterGaussians) -> None:
         super().__init__()
         self.partitions = gaussians.partitions
+        self.register_buffer("first", gaussians.clusters * torch.arange(gaussians.partitions))
         self.whitened = Halves(gaussians.whitener)
         self.register_buffer("mean", gaussians.mean)
         self.register_buffer("directions", gaussians.directions)
@@ -52,10 +54,10 @@ class TiledClusters(nn.Module):
 
     def forward(self, patches: Tensor) -> Tensor:
         """Mahalanobis distance of each patch ``(N, P, D)`` to the nearest Gaussian of its clusters: ``(N, P)``."""
-        x, count = patches.flatten(0, 1), len(self.partitions)
+        x, count = patches.flatten(0, 1), self.partitions
         nearness = x @ self.directions @ self.centre + self.offset
-        nearest = [nearness[:, each].argmax(-1) + each.start for each in self.partitions]
-        cells, order = torch.stack(nearest, dim=1).flatten().sort()
+        nearest = nearness.unflatten(1, (count, -1)).argmax(-1) + self.first
+        cells, order = nearest.flatten().sort()
         slot, cell_of_tile = tiles(cells, self.mean.shape[0])
         patch_in_slot = order.new_zeros(cell_of_tile.shape[0] * TILE).scatter(0, slot, order // count)  # padding: 0
         y = x.index_select(0, patch_in_slot).unflatten(0, (-1, TILE)) - self.mean.index_select(0, cell_of_tile)[:, None]
