@@ -74,7 +74,7 @@ def run(config: DictConfig) -> float | None:
         if trainer.is_global_zero:  # the other processes, if any, are done
             tuned = results.get("forgetting", {}).get("fine_tuning_used", False)
             module.to(trainer.strategy.root_device)
-            calibration = calibrate(module.model, data, by_turns=config.cross_conformal and not tuned)
+            calibration = calibrate(module.model, data, by_turns=config.cross_conformal, fine_tuned=tuned)
             results["calibration"] = false_alarms.compare(calibration, module.detected, data)
             report(pictures.save(figures, folder), results, evaluations, data, loggers)
             origin = provenance(settings, data, module.model)

@@ -340,39 +340,45 @@ def fitted(data: Folder, images: list[int], segmentation: bool) -> GaussianAD:
     return module
 
 
+@pytest.mark.parametrize("fine_tuned", [False, True])
 @pytest.mark.parametrize("cache", [0, 2**30])
 @pytest.mark.parametrize("segmentation", [False, True])
 def test_scores_are_those_of_models_trained_without_the_part(
-    segmentation: bool, cache: int, data: Folder, monkeypatch: pytest.MonkeyPatch
+    segmentation: bool, cache: int, fine_tuned: bool, data: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cross_conformal, "CACHE", cache)
-    used = data.split[0]
+    used, held_out_images = data.split
+    images = used + (held_out_images if fine_tuned else [])
     module = fitted(data, used, segmentation)
     parts: list[list[int]] = []
     split = cross_conformal.partition
     monkeypatch.setattr(cross_conformal, "partition", lambda *args: parts.extend(split(*args)) or parts)
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    found = calibrate(module.model, data, by_turns=True)
+    found = calibrate(module.model, data, by_turns=True, fine_tuned=fine_tuned)
     expected: list[Tensor] = []
     for part in parts:
         rest = [image for i, image in enumerate(used) if i not in part]
-        with torch.no_grad():
-            expected.append(fitted(data, rest, segmentation)(data.good_images[[used[i] for i in part]]).scores)
-    assert len(parts) == 4 and len(found) == len(used) == 18
+        scored = [images[i] for i in part if not fine_tuned or images[i] in held_out_images]
+        if scored:
+            with torch.no_grad():
+                expected.append(fitted(data, rest, segmentation)(data.good_images[scored]).scores)
+    assert len(parts) == 4 and len(used) == 18 and sum(map(len, parts)) == len(images)
+    assert len(found) == len(held_out_images if fine_tuned else used)
     torch.testing.assert_close(found.scores, torch.cat(expected).sort().values.double(), rtol=1e-4, atol=1e-4)
-    assert "cross-conformal: 18 training images" in found.scheme
+    assert f"cross-conformal: {len(found)} {'held-out' if fine_tuned else 'training'} images" in found.scheme
+    assert ("in no training step" in found.scheme) == fine_tuned
     assert all(torch.equal(module.state_dict()[name], value) for name, value in before.items())
     inside = module.model(data.good_images[used]).scores
-    assert found.scores.median() > inside.median()  # unseen images are farther out
+    assert fine_tuned or found.scores.median() > inside.median()  # unseen images are farther out
 
 
-def test_after_fine_tuning_and_where_parts_are_too_few_the_held_out_images_calibrate(
+def test_at_wish_and_where_parts_are_too_few_the_held_out_images_calibrate(
     data: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = fitted(data, data.split[0], False)
     with torch.no_grad():
         expected = module(data.good_images[data.split[1]]).scores.sort().values
-    tuned = calibrate(module.model, data, by_turns=False)
+    tuned = calibrate(module.model, data, by_turns=False, fine_tuned=True)
     torch.testing.assert_close(tuned.scores, expected, rtol=1e-6, atol=1e-6)
     assert "held-out images" in tuned.scheme and "chose the epoch" in tuned.scheme
 
@@ -380,7 +386,7 @@ def test_after_fine_tuning_and_where_parts_are_too_few_the_held_out_images_calib
         raise SingularCovarianceError("too few")
 
     monkeypatch.setattr(cross_conformal, "cross_conformal", singular)
-    assert torch.equal(calibrate(module.model, data, by_turns=True).scores, tuned.scores)
+    assert torch.equal(calibrate(module.model, data, by_turns=True, fine_tuned=False).scores, tuned.scores)
     data.__dict__["split"] = (data.split[0], [])
     nothing = held_out(module.model, data)
     assert len(nothing) == 0 and nothing.threshold(0.1).rule == "none"

@@ -27,18 +27,18 @@ PARTS = 4
 CACHE = 2 * 2**30  # bytes of patches that are kept at most; beyond, the backbone runs anew for each part
 
 
-def calibrate(model: GaussianModel, data: ImageDataModule, by_turns: bool) -> Calibration:
+def calibrate(model: GaussianModel, data: ImageDataModule, by_turns: bool, fine_tuned: bool) -> Calibration:
     """Good images as a model scores them that has not seen them.
 
     Args:
         model: the final one.
         data: that it was trained on.
-        by_turns: see `cross_conformal`; otherwise `held_out`. Not where the network was fine-tuned: its training images
-            shaped the features then, so that no Gaussian estimated without some of them scores those like new ones.
+        by_turns: see `cross_conformal`; otherwise `held_out`.
+        fine_tuned: whether training images shaped the features.
     """
     if by_turns:
         try:
-            return cross_conformal(model, data)
+            return cross_conformal(model, data, fine_tuned)
         except SingularCovarianceError:  # all images were enough for the Gaussian, a part of them is not
             pass
     return held_out(model, data)
@@ -61,19 +61,23 @@ def held_out(model: GaussianModel, data: ImageDataModule) -> Calibration:
 
 
 @torch.no_grad()
-def cross_conformal(model: GaussianModel, data: ImageDataModule) -> Calibration:
-    """Every training image as scored by Gaussians estimated without the part of the images it belongs to.
+def cross_conformal(model: GaussianModel, data: ImageDataModule, fine_tuned: bool) -> Calibration:
+    """Good images, each scored by Gaussians estimated without the part of the training images it belongs to.
 
-    Levels, form of the map, combination and units were chosen on the held-out images, which take no part here; the
-    network has seen none. Images that look alike are in one part (see `.lookalikes`). So all that scores an image is
-    independent of it. What is not exact: the final Gaussians come from all training images, those of the
-    calibration from three quarters of them, which puts its images a little farther out. The p-values are too large by
-    that, so the error is towards fewer false alarms.
+    Images that look alike are in one part (see `.lookalikes`). Where the network is the pretrained one, every training
+    image is scored: levels, form of the map, combination and units were chosen on the held-out images, so that all
+    that scores an image is independent of it. Where it was fine-tuned, the training images shaped the features, and the
+    held-out ones are scored; they took part in the choices, and images that look like them in the training.
+
+    What is not exact, either way: the final Gaussians come from all training images, those of the calibration from
+    three quarters of them, which puts its images a little farther out. The p-values are too large by that, so the error
+    is towards fewer false alarms.
 
     Raises:
         SingularCovarianceError: three quarters of the images are too few for a covariance without shrinkage.
     """
-    images = data.split[0]
+    used, held_out = data.split
+    images = used + (held_out if fine_tuned else [])  # the training images come first
     plain = _Patches(model, data)
     pooled = [torch.cat(level) for level in zip(*plain.features(images), strict=True)]
     groups = look_alikes(_whitened(model, pooled))
@@ -81,11 +85,15 @@ def cross_conformal(model: GaussianModel, data: ImageDataModule) -> Calibration:
     if groups.max() + 1 < count:  # they all look alike
         groups = np.arange(len(images))
     parts = partition(groups, count, data.seed)
+    trained = [[i for i in part if i < len(used)] for part in parts]
+    scored = [[i for i in part if i >= len(used)] for part in parts] if fine_tuned else trained
     sums: list[list[Moments]] = [
-        _moments(model, data, [images[i] for i in part], [level[part] for level in pooled]) for part in parts
+        _moments(model, data, [images[i] for i in part], [level[part] for level in pooled]) for part in trained
     ]
     found = []
-    for k, part in track(list(enumerate(parts)), "Calibrating: scores", transient=True):
+    for k, part in track(list(enumerate(scored)), "Calibrating: scores", transient=True):
+        if not part:
+            continue
         others = [j for j in range(len(parts)) if j != k]
         gaussians = deepcopy(model.gaussians)
         total: list[Moments] = reduce(_merge_levels, [sums[j] for j in others])
@@ -94,14 +102,17 @@ def cross_conformal(model: GaussianModel, data: ImageDataModule) -> Calibration:
         distances = level_distances([level[part] for level in pooled], gaussians)
         scores = model.scores(distances.double())
         if model.segmenter is not None:
-            rest = sorted(i for j in others for i in parts[j])
+            rest = sorted(i for j in others for i in trained[j])
             scores = _with_maps(model, scores, plain.patches(images, rest), plain.patches(images, part))
         found.append(Detection(distances, scores, None).cpu())
     everything = Detection.join(found)
-    different = int(groups.max()) + 1
+    different = len(set(groups[[i for part in scored for i in part]].tolist()))
+    which, flaw = "training", "levels, map and units were chosen on other images"
+    if fine_tuned:
+        which, flaw = "held-out", "in no training step, but they chose the epoch, the levels and the map"
     scheme = (
-        f"cross-conformal: {len(images)} training images ({different} that look different), each scored by "
-        f"Gaussians estimated without its part, one of {count}; levels, map and units were chosen on other images"
+        f"cross-conformal: {len(everything.scores)} {which} images ({different} that look different), each scored by "
+        f"Gaussians estimated without its part, one of {count}; {flaw}"
     )
     return Calibration.of(everything.scores, everything.distances, scheme, different)
 
@@ -119,7 +130,7 @@ def _whitened(model: GaussianModel, pooled: list[Tensor]) -> Tensor:
 
 def _moments(model: GaussianModel, data: ImageDataModule, images: list[int], plain: list[Tensor]) -> list[Moments]:
     """Moments of each level over some training images, as they are and changed."""
-    total = [moments(level) for level in plain]
+    total = [moments(level, gaussian.mean) for level, gaussian in zip(plain, model.gaussians, strict=True)]
     changed = range(1, len(data.views))
     if not changed:
         return total
