@@ -76,8 +76,8 @@ def cross_conformal(model: GaussianModel, data: ImageDataModule, fine_tuned: boo
     Raises:
         SingularCovarianceError: three quarters of the images are too few for a covariance without shrinkage.
     """
-    used, held_out = data.split
-    images = used + (held_out if fine_tuned else [])  # the training images come first
+    used, unused = data.split
+    images = used + (unused if fine_tuned else [])  # the training images come first
     plain = _Patches(model, data)
     pooled = [torch.cat(level) for level in zip(*plain.features(images), strict=True)]
     groups = look_alikes(_whitened(model, pooled))
