@@ -20,7 +20,7 @@ from gaussad_pl.errors import UserError
 if TYPE_CHECKING:  # scoring is to do without the metrics, which choosing takes
     from gaussad_pl.map_validation import Validation
 
-MARGIN = 0.02  # in AUROC and AUPRO, by which a part must beat the whole: the noise of some 60 held-out images
+MARGIN = 0.02  # in AUROC and AUPRO, by which less must beat more: the noise of some 60 held-out images
 CLUSTERS = (512, 128)  # fine and broad ones: surfaces of much detail need the first, few or plain images the second
 RARE = 0.001  # share of the pixels of held-out good images beyond the threshold of the maps
 
@@ -130,7 +130,7 @@ class Segmenter(nn.Module):
 
         A candidate's worth is its image AUROC plus its AUPRO, a combination's its image AUROC, as means over
         augmentations. What is seen by one level and not by the other, or by the map and not by pooled features, is
-        not known beforehand, so both count unless one alone is clearly better.
+        not known beforehand, so both count unless one alone is clearly better. So do fine clusters against broad ones.
 
         Returns:
             What was chosen, and the signals it was chosen by.
@@ -169,8 +169,8 @@ class Segmenter(nn.Module):
 
         def worth(name: str) -> float:
             head = self.candidates[name]
-            doubts = 2 * (len(head.levels) < levels) + (head.clusters < clusters)
-            return found[name]["image_auroc"] + found[name]["aupro"] - doubts * MARGIN
+            doubts = (len(head.levels) < levels) + (head.clusters < clusters)
+            return found[name]["image_auroc"] + found[name]["aupro"] - doubts * 2 * MARGIN
 
         return max(found, key=worth), found
 

@@ -82,8 +82,8 @@ def test_form_and_image_score_are_chosen_on_the_augmented_validation(finished: P
     found = metrics(finished)["segmentation"]
     assert {name.split()[0] for name in found["candidates"]} == {"position", "clusters", "shared"}
     assert any("+" not in name for name in found["candidates"])  # levels alone
-    doubts = {name: 2 * ("+" not in name) + ("of 128" in name) for name in found["candidates"]}
-    worth = {name: sum(signals.values()) - 0.02 * doubts[name] for name, signals in found["candidates"].items()}
+    doubts = {name: ("+" not in name) + ("of 128" in name) for name in found["candidates"]}
+    worth = {name: sum(signals.values()) - 0.04 * doubts[name] for name, signals in found["candidates"].items()}
     clusters = f" of {found['clusters']}" if found["form"] == "clusters" else ""
     chosen = f"{found['form']}{clusters} {'+'.join(map(str, found['map_levels']))}"
     assert chosen == max(worth, key=lambda name: worth[name])
