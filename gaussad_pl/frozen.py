@@ -1,4 +1,4 @@
-"""The stages of a backbone that fine-tuning leaves alone: their output for the same images is computed once."""
+"""What fine-tuning leaves alone: the same images, and what the frozen stages make of them, are computed once."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class FrozenStages:
     """A backbone cut behind the last level before which nothing trains, and a memory of what comes before the cut.
 
     Attributes:
-        cut: number of levels before the cut; 0 where the backbone cannot be cut, because its first level trains or
-            because its stages are no mere chain (transformers add the positions in between).
+        cut: number of levels before the cut; 0, and images are remembered, where the backbone cannot be cut because its
+            first level trains or because its stages are no mere chain (transformers add the positions in between).
     """
 
     def __init__(self, backbone: Backbone) -> None:
         self.backbone = backbone
-        self.cut = 0
+        self.cut, self._rest = 0, backbone
         self._memory: dict[Hashable, tuple[Tensor, list[Tensor]]] = {}
         self._free = LIMIT
         probe = torch.zeros(1, 3, backbone.image_size, backbone.image_size, device=backbone.scale.device)
@@ -40,11 +40,11 @@ class FrozenStages:
     def __contains__(self, key: Hashable) -> bool:
         return key in self._memory
 
-    def remember(self, key: Hashable, maps: Sequence[Tensor]) -> None:
-        """Keep what comes before the cut of the feature maps of a batch."""
-        if not self.cut or key in self._memory:
+    def remember(self, key: Hashable, images: Tensor, maps: Sequence[Tensor]) -> None:
+        """Keep what comes before the cut of a batch of images and their feature maps."""
+        if key in self._memory:
             return
-        stem, features = maps[self.cut - 1], pool(maps[: self.cut])
+        stem, features = maps[self.cut - 1] if self.cut else images, pool(maps[: self.cut])
         size = sum(part.nbytes for part in (stem, *features))
         if size <= self._free:
             self._free -= size
@@ -53,7 +53,8 @@ class FrozenStages:
     def features(self, key: Hashable) -> list[Tensor]:
         """Pooled features of all levels of a remembered batch, for the present weights: a list of ``(N, C)``."""
         stem, features = self._memory[key]
-        return [*features, *pool(self._rest.maps(stem)[self.cut :])]
+        maps = self._rest.maps(stem)[self.cut :] if self.cut else self.backbone(stem)
+        return [*features, *pool(maps)]
 
 
 def _frozen_levels(backbone: Backbone) -> int:

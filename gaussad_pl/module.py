@@ -153,9 +153,10 @@ class GaussianAD(L.LightningModule):
             return
         shown = track(batches, description="Estimating the Gaussian", transient=True, disable=rank() > 0)
         for key, batch in zip(keys, shown, strict=True):
-            maps = self.model.backbone(batch["image"].to(self.device))
+            images = batch["image"].to(self.device)
+            maps = self.model.backbone(images)
             if self.frozen is not None:
-                self.frozen.remember(key, maps)
+                self.frozen.remember(key, images, maps)
             if patches:
                 plain = (batch["view"] == 0).to(self.device)
                 self.segmenter.observe([level[plain] for level in maps])
@@ -276,7 +277,7 @@ class GaussianAD(L.LightningModule):
             if self.seen is not None:
                 self.seen.add(batch, maps, found["distances"])
             if self.frozen is not None:
-                self.frozen.remember(key, maps)
+                self.frozen.remember(key, batch["image"], maps)
             if self.patch_target is not None:
                 found["patches"] = self.segmenter.head.grid(maps).mean((1, 2))
             return found

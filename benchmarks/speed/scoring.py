@@ -15,6 +15,7 @@ from gaussad_pl.gaussian import moments, take_in
 from gaussad_pl.model import GaussianModel
 
 SIZE = 224
+MAP = {"map_levels": "middle", "combine": "both", "clusters": 512}
 WEIGHTS = {"name": "tf_efficientnet_lite0", "weights": "bundled", "levels": None, "image_size": SIZE}
 
 
@@ -30,7 +31,7 @@ def models(device: str) -> Iterator[tuple[str, GaussianModel]]:
     pooled = GaussianModel(WEIGHTS).eval().to(device)
     yield "pooled", pooled
     for form in FORMS:
-        model = GaussianModel(WEIGHTS, segmentation={"form": form, "map_levels": "middle", "combine": "both"})
+        model = GaussianModel(WEIGHTS, segmentation={"form": form, **MAP})
         model = model.eval().to(device)
         assert model.segmenter is not None
         with torch.no_grad():
