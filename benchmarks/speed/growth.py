@@ -106,7 +106,9 @@ def _plot(file: Path, counts: list[int], by_count: Points, widths: list[int], by
         for kind, points in found.items():
             panel.plot(x, [point[key] for point in points], marker="o", label=kind)
         panel.set(xscale="log", yscale="log", xlabel=label, ylabel={"seconds": "seconds", "peak": "peak MB"}[key])
-        panel.legend(frameon=False)
+        panel.set_xticks(x, [str(value) for value in x])
+        panel.minorticks_off()
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
     figure.savefig(file, dpi=150)
 
 
