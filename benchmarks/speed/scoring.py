@@ -84,7 +84,7 @@ def scoring(setting: Setting, batch: int, repeats: int) -> list[Row]:
 
 @torch.inference_mode()
 def estimating(setting: Setting, batch: int, repeats: int) -> list[Row]:
-    """Part 4: the Gaussians of one pass over eight batches, as many images as a category has, against the bare passes."""
+    """Part 4: the Gaussians of one pass over eight batches, as many images as a category has, against bare passes."""
     batches = [images(batch, seed).to(setting.device) for seed in range(8)]
     pooled, position, *_ = (model for _, model in models(setting.device))
     forwards = [bare_forward(pooled.backbone, x, setting) for x in batches]
