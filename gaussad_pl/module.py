@@ -260,8 +260,8 @@ class GaussianAD(L.LightningModule):
 
     def on_validation_start(self) -> None:
         self.prepare_scores()
-        if self.model.segmenter is not None and self.trainer.state.fn == TrainerFn.VALIDATING:
-            self.seen = Seen(self.model)
+        choosing = self.model.segmenter is not None and self.trainer.state.fn == TrainerFn.VALIDATING
+        self.seen = Seen(self.model) if choosing else None  # validations of training would add to it
 
     def validation_step(self, batch: Batch, batch_index: int) -> Batch:
         """Distances ``(N, levels)`` of good images and their augmented copies; the forgetting callback judges them.

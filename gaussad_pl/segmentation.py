@@ -165,7 +165,8 @@ class Segmenter(nn.Module):
         for name in self.candidates:
             maps = validation.maps[name]
             found[name] = validation.signals(map_score(maps), maps)
-        levels, clusters = (max(sizes) for sizes in zip(*map(_sizes, self.candidates.values()), strict=True))
+        heads = self.candidates.values()
+        levels, clusters = max(len(head.levels) for head in heads), max(head.clusters for head in heads)
 
         def worth(name: str) -> float:
             head = self.candidates[name]
@@ -173,10 +174,6 @@ class Segmenter(nn.Module):
             return found[name]["image_auroc"] + found[name]["aupro"] - doubts * 2 * MARGIN
 
         return max(found, key=worth), found
-
-
-def _sizes(head: MapHead) -> tuple[int, int]:
-    return len(head.levels), head.clusters
 
 
 def _places(wanted: Sequence[int], levels: Sequence[Level]) -> list[int]:
