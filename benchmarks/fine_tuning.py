@@ -27,10 +27,10 @@ from benchmarks.analysis import report
 from benchmarks.jobs import build, compose_job, quiet_trainer
 from gaussad_pl.cli import keep_freed_memory
 from gaussad_pl.detection import Detection
+from gaussad_pl.files import write_json
 from gaussad_pl.forgetting import ForgettingStop
 from gaussad_pl.metrics import auroc
 from gaussad_pl.module import GaussianAD
-from gaussad_pl.results import write_json
 
 FROZEN = ["fine_tune=false"]
 PAPER = ["levels=all", "data.light_copies=0", "data.moved_copies=0"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import platform
 import shlex
 import sys
@@ -116,13 +115,6 @@ def provenance(config: dict[str, Any], data: ImageDataModule, model: GaussianMod
             **{name: version(name) for name in PACKAGES},
         },
     }
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write atomically: a killed run leaves the old file or none, never half of one."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    partial.replace(path)
 
 
 COLUMNS = {

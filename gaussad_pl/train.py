@@ -31,12 +31,13 @@ from gaussad_pl.data.base import ImageDataModule
 from gaussad_pl.detector import Detector
 from gaussad_pl.distributed import disband
 from gaussad_pl.errors import UserError
+from gaussad_pl.files import write_json
 from gaussad_pl.forgetting import ForgettingStop
 from gaussad_pl.gallery import galleries
 from gaussad_pl.inspection import artefact
 from gaussad_pl.levels import all_levels
 from gaussad_pl.module import GaussianAD
-from gaussad_pl.results import Evaluation, provenance, table, write_json
+from gaussad_pl.results import Evaluation, provenance, table
 
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 
