@@ -23,6 +23,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gaussad_pl.errors import UserError
+from gaussad_pl.files import UNWRITABLE, UnwritableError, unwritable
+from gaussad_pl.interruption import Interrupted, raising_signals, resuming
 from gaussad_pl.sweeps import folders, share, sweep
 
 _PACKAGE = Path(__file__).parent
@@ -44,11 +46,12 @@ OmegaConf.register_new_resolver("gpus_per_job", share.gpus_per_job, use_cache=Tr
 OmegaConf.register_new_resolver("gpus_here", share.gpus_here, use_cache=True, replace=True)
 
 
-def entry_point(task: Callable[[DictConfig], float | None]) -> Callable[[], None]:
+def entry_point(task: Callable[[DictConfig], float | None], resumes: bool = False) -> Callable[[], None]:
     """A command that composes conf/<file name of the task>.yaml and runs ``task`` on it.
 
-    A user's mistake, in the command line or in the data, ends it with one line and exit code 1; a bug with its
-    traceback. HYDRA_FULL_ERROR=1 shows the traceback of both. In a sweep both stay in the folder of their job.
+    A user's mistake, in the command line or in the data, or a full disk ends it with one line and exit code 1; a bug
+    with its traceback. HYDRA_FULL_ERROR=1 shows the traceback of both. In a sweep both stay in the folder of their job.
+    Ctrl-C and SIGTERM end it with one line and exit code 130 or 143; if it ``resumes``, the line says how.
     """
 
     name = Path(inspect.getfile(task)).stem
@@ -65,31 +68,46 @@ def entry_point(task: Callable[[DictConfig], float | None]) -> Callable[[], None
             return sweep.attempt(task, config, launch, one_line)
         try:
             return task(config)
-        except (UserError, InstantiationException) as error:
+        except (UserError, InstantiationException, OSError) as error:
             if not first:
                 sys.exit(1)
-            if _VERBOSE:
+            if _VERBOSE or not _is_users(error):
                 raise
-            sys.exit(f"error: {one_line(error)}")
+            sys.exit(f"error: {one_line(error)}{continued(resumes and isinstance(error, OSError | UnwritableError))}")
 
     def main() -> None:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise instead of printing and exiting by itself
         _quiet()
         keep_freed_memory()
         try:
-            hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)()
-        except (UserError, HydraException, OmegaConfBaseException) as error:
-            if _VERBOSE:
+            with raising_signals():
+                hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)()
+        except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
+            if _VERBOSE or not _is_users(error):
                 raise
             sys.exit(f"error: {one_line(error)}")
+        except Interrupted as stop:
+            if getattr(rank_zero_only, "rank", 0) == 0:
+                print(f"interrupted by {stop}{continued(resumes)}", file=sys.stderr)
+            sys.exit(stop.code)
+
+    def continued(possible: bool) -> str:
+        return f": continue with {resuming(command)}" if possible else ""
 
     return main
+
+
+def _is_users(error: BaseException) -> bool:
+    """Tell errors that the user can mend; of the operating system's, full disks and missing permissions."""
+    return isinstance(error, HydraException) or not isinstance(error, OSError) or error.errno in UNWRITABLE
 
 
 def one_line(error: BaseException) -> str:
     """The message of an error on one line, with what Hydra's own errors leave out."""
     if isinstance(error, InstantiationException) and isinstance(error.__cause__, UserError):
         error = error.__cause__
+    if isinstance(error, OSError) and not isinstance(error, HydraException):
+        return str(unwritable(error.filename or "the results", error))
     text = str(error).partition("Config search path:")[0]
     unknown = re.search(r"Error in call to target '([\w.]+)'.*unexpected keyword argument '(\w+)'", text, re.DOTALL)
     if unknown:
@@ -120,6 +138,7 @@ def keep_freed_memory() -> None:
 
 def _quiet() -> None:
     """Hide what libraries say that is of no use here."""
+    logging.raiseExceptions = False  # a full disk would print a traceback for each line of a log file
     # the names hydra/launcher=ray and so on are to be ours, on top of the plugins' own
     warnings.filterwarnings("ignore", message="(?s).*is validated against ConfigStore schema")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # images are tensors in memory

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from gaussad_pl.dense import CellGaussians
 from gaussad_pl.distributed import gather, gather_rows, rank, world
+from gaussad_pl.errors import NumericalError
 from gaussad_pl.gaussian import mahalanobis
 
 DIRECTIONS = 32  # principal ones, in which patches are assigned to clusters: all of them tell no better, for more work
@@ -141,7 +142,12 @@ def principal_directions(x: Tensor, count: int) -> Tensor:
     """Where standardised ``x`` ``(M, D)`` varies most: what to multiply ``x`` with, ``(D, count)``.
 
     Features that never change, but for rounding, have no part in them.
+
+    Raises:
+        NumericalError: features are not finite.
     """
+    if not torch.isfinite(x).all():
+        raise NumericalError("the features of patches are not finite: they have overflowed")
     deviation = x.std(0)
     scale = torch.where(deviation > 1e-4 * x.abs().amax(0), 1 / deviation, 0)
     covariance = torch.cov((x * scale).double().T)

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from gaussad_pl.backbone import Level
 from gaussad_pl.distributed import add, world
-from gaussad_pl.errors import UserError
+from gaussad_pl.errors import NumericalError
 from gaussad_pl.gaussian import mahalanobis, shrink, whitening
 
 RIDGE = 0.1  # shrinkage of the covariance of all cells towards the identity: it, too, comes from a sample
@@ -96,7 +96,7 @@ class CellGaussians(PatchGaussians):
         degrees = (counts.sum() - (counts > 0).sum()).clamp(min=1)
         pooled = scatter.sum(0) / degrees
         if not pooled.diagonal().mean() > 0:
-            raise UserError("the patches of the training images are all the same: give different images")
+            raise NumericalError("the patches of the training images are all the same: give different images")
         self.mean[cells] = mean.to(self.mean)
         parts = zip(self.whitener[cells].split(64), scatter.split(64), counts.split(64), strict=True)
         for whitener, part, count in parts:  # all at once would need several times the memory

@@ -13,11 +13,14 @@ from typing import Any
 
 from gaussad_pl.errors import UserError
 
-# an operating system's reasons that are the user's to mend
+# reasons of the operating system that the user can mend: a full or broken disk, missing permissions
 UNWRITABLE = frozenset({
-    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.EIO,
-    errno.ENOTDIR, errno.EISDIR, errno.ENOENT,
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
 })  # fmt: skip
+
+
+class UnwritableError(UserError):
+    """A file that cannot be written: the disk is full, or the folder is not to be written to."""
 
 
 @contextmanager
@@ -27,7 +30,7 @@ def replacing(path: Path) -> Iterator[Path]:
     It is on the same filesystem, so the replacement is atomic, and has the same suffix.
 
     Raises:
-        UserError: the disk is full, or nothing can be written there; no half-written file is left.
+        UnwritableError: the disk is full, or nothing can be written there; no half-written file is left.
     """
     partial = path.with_name(f".partial-{path.name[-200:]}")
     try:
@@ -42,9 +45,9 @@ def replacing(path: Path) -> Iterator[Path]:
         raise unwritable(path, error) from error
 
 
-def unwritable(path: Path | str, error: OSError) -> UserError:
+def unwritable(path: Path | str, error: OSError) -> UnwritableError:
     """The one line for a file that cannot be written."""
-    return UserError(f"cannot write {path} ({error.strerror or error}): free some space or use another folder")
+    return UnwritableError(f"cannot write {path} ({error.strerror or error}): free some space or use another folder")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -9,11 +9,12 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from gaussad_pl.distributed import add, gather_rows, world
-from gaussad_pl.errors import UserError
+from gaussad_pl.errors import NumericalError, UserError
 from gaussad_pl.levels import level_signals
 from gaussad_pl.metrics import auroc
 from gaussad_pl.module import GaussianAD
@@ -90,6 +91,7 @@ class ForgettingStop(Callback):
         history: one record an epoch with every signal, the mean distance of good images and the training loss.
         level_signals: AUROC of each level for each augmentation in epoch 0, ``(A, L)``: what the level rule sees.
         best_epoch: the epoch whose weights are put back, 0 for the frozen ones.
+        collapse: why training ended before its time, if its numbers collapsed; else empty.
     """
 
     def __init__(self, signal: str = "paired/elastic", patience: int = 3) -> None:
@@ -99,6 +101,7 @@ class ForgettingStop(Callback):
         self.level_signals: Tensor | None = None
         self.best_epoch = 0
         self.best: dict[str, Tensor] | None = None
+        self.collapse = ""
         self._outputs: list[dict[str, Tensor]] = []
         self._losses: list[Tensor] = []
 
@@ -125,6 +128,8 @@ class ForgettingStop(Callback):
         names: list[str] = trainer.datamodule.augmentation_names  # type: ignore[attr-defined]
         found = {name: gather_rows(torch.cat([part[name] for part in self._outputs])) for name in self._outputs[0]}
         distances, groups = found["distances"], found["group"]
+        if not torch.isfinite(distances).all():
+            raise NumericalError(f"the distances of held-out images at step {trainer.global_step} are not finite")
         if not self.history:
             self.level_signals = level_signals(distances, groups, len(names))
             module.choose_levels(self.level_signals)
@@ -149,8 +154,21 @@ class ForgettingStop(Callback):
             self.best = module.snapshot()
         trainer.should_stop = trainer.should_stop or stop
 
-    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        assert isinstance(module, GaussianAD) and self.best is not None
+    def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Put the best state back, also where a resumed run has no epoch left to train (no other hook is called)."""
+        assert isinstance(module, GaussianAD)
+        self.restore_best(module)
+
+    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
+        """Put the best state back where training has collapsed: the run goes on with it."""
+        if isinstance(exception, NumericalError) and self.best is not None and trainer.state.fn == TrainerFn.FITTING:
+            assert isinstance(module, GaussianAD)
+            self.collapse = f"training ended after step {trainer.global_step}: {exception}"
+            self.restore_best(module)
+
+    def restore_best(self, module: GaussianAD) -> None:
+        """Give the module the weights and the pooled Gaussians of the best epoch."""
+        assert self.best is not None
         module.restore(self.best)
         rank_zero_info(
             f"Forgetting: best {self.signal} at epoch {self.best_epoch} of {len(self.history) - 1}; restored"

@@ -13,13 +13,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from gaussad_pl.errors import UserError
+from gaussad_pl.errors import NumericalError, UserError
 
 Shrinkage = Literal["ledoit_wolf", "oas", "none"] | float
 Covariance = Literal["full", "diagonal", "identity"]
 
 
-class SingularCovarianceError(UserError):
+class SingularCovarianceError(NumericalError):
     """The covariance has no inverse: too few observations for its width, or features that never change."""
 
 
@@ -193,8 +193,12 @@ def whitening(covariance: Tensor) -> Tensor:
     """W, lower triangular, ``(..., D, D)``, with W^T W the inverse of the covariance.
 
     Raises:
-        SingularCovarianceError: the covariance is singular to working precision.
+        SingularCovarianceError: the covariance is singular to working precision, or not finite.
     """
+    if not torch.isfinite(covariance).all():
+        raise SingularCovarianceError(
+            f"the covariance of {covariance.shape[-1]} features is not finite: the features have overflowed"
+        )
     factor, info = torch.linalg.cholesky_ex(covariance)
     pivots = factor.diagonal(dim1=-2, dim2=-1).square()
     scale = covariance.diagonal(dim1=-2, dim2=-1).amax(-1, keepdim=True)

@@ -19,8 +19,8 @@ from torch.optim.lr_scheduler import LinearLR
 from gaussad_pl.backbone import pool
 from gaussad_pl.dense import PatchGaussians
 from gaussad_pl.detection import Detection
-from gaussad_pl.distributed import add_moments, gather_rows, rank
-from gaussad_pl.errors import UserError
+from gaussad_pl.distributed import add, add_moments, gather_rows, rank
+from gaussad_pl.errors import NumericalError, UserError
 from gaussad_pl.frozen import FrozenStages
 from gaussad_pl.gaussian import Covariance, RunningGaussian, Shrinkage, moments, take_in
 from gaussad_pl.levels import all_levels
@@ -213,6 +213,8 @@ class GaussianAD(L.LightningModule):
                 target.update(add_moments(moments(level)))
         with self._full_precision():
             loss = self._loss(maps)
+        if add(1 - torch.isfinite(loss.detach()).double()):  # on any process
+            raise NumericalError(f"the loss of step {self.trainer.global_step + 1} is {float(loss)}")
         self.log(
             "train/loss",
             loss,
@@ -251,9 +253,6 @@ class GaussianAD(L.LightningModule):
     def on_fit_start(self) -> None:
         if self.patch_target is None:
             self.frozen = FrozenStages(self.model.backbone)
-
-    def on_fit_end(self) -> None:
-        self.frozen = None  # gives the memory back
 
     def on_train_batch_end(self, *args: Any) -> None:
         self.stale = True
@@ -323,6 +322,7 @@ class GaussianAD(L.LightningModule):
         """Put what is in a `snapshot` back."""
         self.model.load_state_dict(snapshot, strict=False)
         self.stale = False
+        self.frozen = None  # gives its memory back, also where training ended in an error
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

@@ -5,7 +5,6 @@ python -m gaussad_pl.train +category=screw
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -16,21 +15,23 @@ import wandb
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.accelerators.mps import MPSAccelerator
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger, WandbLogger
-from lightning.pytorch.utilities import rank_zero_only
 from matplotlib.figure import Figure
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 from torch import Tensor
 
-from gaussad_pl import dashboard, pictures
+from gaussad_pl import dashboard, pictures, run_folder
 from gaussad_pl.calibration import false_alarms
 from gaussad_pl.calibration.cross_conformal import calibrate
+from gaussad_pl.checkpoints import AtomicCheckpointIO, last_checkpoint, resumable
 from gaussad_pl.cli import entry_point
 from gaussad_pl.data.base import ImageDataModule
+from gaussad_pl.data.inventory import inventory
 from gaussad_pl.detector import Detector
 from gaussad_pl.distributed import disband
-from gaussad_pl.errors import UserError
+from gaussad_pl.errors import NumericalError, UserError
 from gaussad_pl.files import write_json
 from gaussad_pl.forgetting import ForgettingStop
 from gaussad_pl.gallery import galleries
@@ -47,49 +48,80 @@ log = logging.getLogger(__name__)
 def run(config: DictConfig) -> float | None:
     """One run, from the configuration to a folder full of results; returns what a search maximises."""
     folder = Path(HydraConfig.get().runtime.output_dir)
-    settings = open_folder(folder, config)
-    if settings is None:
-        signal: float | None = json.loads((folder / "metrics.json").read_text())["validation_signal"]
-        return signal
-    L.seed_everything(config.seed, workers=True, verbose=False)
-    data: ImageDataModule = instantiate(config.data)
-    module: GaussianAD = instantiate(config.model)
-    callbacks = instantiate(config.callbacks)
-    forgetting: ForgettingStop = callbacks["forgetting"]
-    loggers: list[Logger] = list(instantiate(config.logger or {}).values())
-    trainer: L.Trainer = instantiate(config.trainer, callbacks=list(callbacks.values()), logger=loggers)
+    with run_folder.locked(folder):
+        settings = run_folder.open_folder(folder, config)
+        if (done := run_folder.finished(folder)) is not None:
+            log.info("%s is finished: nothing to resume", folder)
+            signal: float | None = done["validation_signal"]
+            return signal
+        L.seed_everything(config.seed, workers=True, verbose=False)
+        data: ImageDataModule = instantiate(config.data)
+        data.prepare_data()
+        run_folder.same_images(folder, inventory(data.samples))
+        module: GaussianAD = instantiate(config.model)
+        callbacks = instantiate(config.callbacks)
+        loggers: list[Logger] = list(instantiate(config.logger or {}).values())
+        trainer = make_trainer(config.trainer, list(callbacks.values()), loggers)
+        completed = False
+        try:
+            for logger in loggers:
+                logger.log_hyperparams(settings)
+            results = conduct(trainer, module, data, callbacks["forgetting"], loggers, folder, settings)
+            completed = True
+        finally:
+            if any(isinstance(logger, WandbLogger) for logger in loggers):
+                wandb.finish(exit_code=0 if completed else 1)  # or the next job of a sweep would write into this run
+    if trainer.is_global_zero:
+        show(folder, results)
+    best: float | None = results["validation_signal"]
+    return best
+
+
+def make_trainer(config: DictConfig, callbacks: list[Callback], loggers: list[Logger]) -> L.Trainer:
+    """The trainer of the configuration, with checkpoints that a kill or a full disk cannot break.
+
+    Raises:
+        UserError: a precision or an accelerator that the Gaussian cannot do with.
+    """
+    plugins = [*instantiate(config.get("plugins") or []), AtomicCheckpointIO()]
+    trainer: L.Trainer = instantiate(config, callbacks=callbacks, logger=loggers, plugins=plugins)
     if isinstance(trainer.accelerator, MPSAccelerator):
         raise UserError("the MPS accelerator has no float64, which the Gaussian needs: set trainer.accelerator=cpu")
     if trainer.precision not in PRECISIONS:
         raise UserError(
             f"trainer.precision={trainer.precision}: expected {', '.join(PRECISIONS)}; the Gaussian needs weights of 32"
         )
-    completed = False
-    try:
-        for logger in loggers:
-            logger.log_hyperparams(settings)
-        results, figures, evaluations = experiment(trainer, module, data, forgetting, folder, config.fine_tune)
-        signal = results["validation_signal"] = validation_signal(results, forgetting.history)
-        trainer.save_checkpoint(folder / "model.ckpt", weights_only=True)
-        disband()
-        if trainer.is_global_zero:  # the other processes, if any, are done
-            tuned = results.get("forgetting", {}).get("fine_tuning_used", False)
-            module.to(trainer.strategy.root_device)
-            calibration = calibrate(module.model, data, by_turns=config.cross_conformal, fine_tuned=tuned)
-            results["calibration"] = false_alarms.compare(calibration, module.detected, data)
-            report(pictures.save(figures, folder), results, evaluations, data, loggers)
-            origin = provenance(settings, data, module.model)
-            Detector.of(module.model, calibration, origin).save(folder / artefact.NAME)
-            results |= origin
-            write_json(folder / "metrics.json", results)  # marks completion
-            last_checkpoint(folder).unlink(missing_ok=True)  # was for resuming
-        completed = True
-    finally:
-        if any(isinstance(logger, WandbLogger) for logger in loggers):
-            wandb.finish(exit_code=0 if completed else 1)  # or the next job of a sweep would write into this run
-    if trainer.is_global_zero:
-        show(folder, results)
-    return signal
+    return trainer
+
+
+def conduct(
+    trainer: L.Trainer,
+    module: GaussianAD,
+    data: ImageDataModule,
+    forgetting: ForgettingStop,
+    loggers: list[Logger],
+    folder: Path,
+    settings: dict[str, Any],
+) -> dict[str, Any]:
+    """Everything that is computed and written; returns what metrics.json says."""
+    results, figures, evaluations = experiment(trainer, module, data, forgetting, folder, settings["fine_tune"])
+    results["validation_signal"] = validation_signal(results, forgetting.history)
+    trainer.save_checkpoint(folder / "model.ckpt", weights_only=True)
+    disband()
+    if not trainer.is_global_zero:  # the other processes, if any, are done
+        return results
+    tuned = results.get("forgetting", {}).get("fine_tuning_used", False)
+    module.to(trainer.strategy.root_device)
+    by_turns = settings["cross_conformal"] and (module.refit or not tuned)  # by turns Gaussians are estimated anew
+    calibration = calibrate(module.model, data, by_turns, fine_tuned=tuned)
+    results["calibration"] = false_alarms.compare(calibration, module.detected, data)
+    report(pictures.save(figures, folder), results, evaluations, data, loggers)
+    origin = provenance(settings, data, module.model)
+    Detector.of(module.model, calibration, origin).save(folder / artefact.NAME)
+    results |= origin
+    write_json(folder / "metrics.json", results)  # marks completion
+    last_checkpoint(folder).unlink(missing_ok=True)  # was for resuming
+    return results
 
 
 def experiment(
@@ -120,20 +152,13 @@ def experiment(
     results["frozen"] = {**frozen.metrics(), "selection": level_selection(module)}
     evaluations = {"frozen": frozen}
     if fine_tune:
-        resume, before = last_checkpoint(folder), module.snapshot(everything=True)
-        trainer.fit(module, datamodule=data, ckpt_path=resume if resume.is_file() else None, weights_only=True)
-        module.to(trainer.strategy.root_device)
-        used = forgetting.best_epoch > 0
-        if used and module.model.segmenter is not None:
-            module.estimate_patches(data.good_dataloader())
-            tuned = module.choose_maps(data.val_dataloader())
-            results["segmentation"]["worth_finetuned"] = tuned["worth"]
-            used = tuned["worth"] > results["segmentation"]["worth"]
-        if not used:
-            module.restore(before)
+        before = module.snapshot(everything=True)
+        tune(trainer, module, data, forgetting, resumable(folder))
+        used = tuned_is_better(trainer, module, data, forgetting, results)
+        if used:
+            final = evaluations["fine-tuned"] = test(trainer, module, data)
         else:
-            final = test(trainer, module, data)
-            evaluations["fine-tuned"] = final
+            module.restore(before)
         final.write_scores(folder / "scores.csv", data.defect_areas)
         results |= fine_tuning_results(forgetting, final, used)
         figures["forgetting"] = pictures.forgetting_curve(forgetting.history, forgetting.signal, forgetting.best_epoch)
@@ -145,29 +170,37 @@ def experiment(
     return results, figures, evaluations
 
 
-def open_folder(folder: Path, config: DictConfig) -> dict[str, Any] | None:
-    """Put the resolved configuration into the run folder; None if the run there is finished and `resume` is set."""
-    settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
-    resume = settings.pop("resume")
-    stored = folder / "config.yaml"
-    if rank_zero_only.rank:  # type: ignore[attr-defined]  # another process of the same run looks after the folder
-        return None if resume and (folder / "metrics.json").is_file() else settings
-    if stored.is_file():
-        if not resume:
-            raise UserError(f"{folder} holds a run already: continue it with resume=true, or choose another folder")
-        if OmegaConf.load(stored) != OmegaConf.create(settings):
-            raise UserError(
-                f"{folder} holds a run with other settings ({stored}): give the same ones, or another folder"
-            )
-        if (folder / "metrics.json").is_file():
-            log.info("%s is finished: nothing to resume", folder)
-            return None
-    OmegaConf.save(OmegaConf.create(settings), stored)
-    return settings
+def tune(
+    trainer: L.Trainer, module: GaussianAD, data: ImageDataModule, forgetting: ForgettingStop, checkpoint: Path | None
+) -> None:
+    """Fine-tune until forgetting begins, or until the numbers collapse; either way the best state is put back."""
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except NumericalError:
+        if not forgetting.collapse:  # before the first step: nothing to go on with
+            raise
+        log.warning("%s; the run goes on with epoch %d", forgetting.collapse, forgetting.best_epoch)
+    module.to(trainer.strategy.root_device)
 
 
-def last_checkpoint(folder: Path) -> Path:
-    return folder / "checkpoints" / "last.ckpt"
+def tuned_is_better(
+    trainer: L.Trainer, module: GaussianAD, data: ImageDataModule, forgetting: ForgettingStop, results: dict[str, Any]
+) -> bool:
+    """Decide on the augmented validation, and with the map where there is one, which state the run ends with."""
+    if forgetting.best_epoch == 0:
+        return False
+    if module.model.segmenter is None:
+        return True
+    try:
+        if module.refit:
+            module.estimate_patches(data.good_dataloader())
+        tuned = module.choose_maps(data.val_dataloader())
+    except NumericalError as error:
+        forgetting.collapse = f"the patches of the fine-tuned network have no Gaussian: {error}"
+        return False
+    results["segmentation"]["worth_finetuned"] = tuned["worth"]
+    better: bool = tuned["worth"] > results["segmentation"]["worth"]
+    return better
 
 
 def test(trainer: L.Trainer, module: GaussianAD, data: ImageDataModule) -> Evaluation:
@@ -214,6 +247,7 @@ def fine_tuning_results(forgetting: ForgettingStop, final: Evaluation, used: boo
             "signal": forgetting.signal,
             "epoch_chosen": forgetting.best_epoch,
             "fine_tuning_used": used,
+            **({"collapse": forgetting.collapse} if forgetting.collapse else {}),
             "history": forgetting.history,
         },
     }
@@ -263,6 +297,8 @@ def show(folder: Path, results: dict[str, Any]) -> None:
     console = Console()
     console.print(table(results["dataset"], rows))
     forgetting = results.get("forgetting")
+    if forgetting and "collapse" in forgetting:
+        console.print(f"fine-tuning collapsed: {forgetting['collapse']}", highlight=False, soft_wrap=True)
     if forgetting and not forgetting["fine_tuning_used"]:
         console.print("fine-tuning not used: the augmented validation saw no gain over the frozen network")
     elif forgetting:
@@ -274,7 +310,7 @@ def show(folder: Path, results: dict[str, Any]) -> None:
     console.print(f"results: {folder}", soft_wrap=True)
 
 
-main = entry_point(run)
+main = entry_point(run, resumes=True)
 
 if __name__ == "__main__":
     main()

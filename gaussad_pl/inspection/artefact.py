@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from gaussad_pl.errors import UserError
+from gaussad_pl.files import replacing
 
 FORMAT = 2  # raise it when files of one version cannot be read by another
 NAME = "detector.safetensors"
@@ -29,12 +29,8 @@ def write_artefact(path: Path, header: Mapping[str, Any], tensors: Mapping[str, 
     """
     stored = dict(_packed(name, tensor.detach().cpu()) for name, tensor in tensors.items())
     full = {"format": FORMAT, "checksum": _checksum(stored), **header}
-    partial = path.with_name(f"{path.name}.partial")
-    try:
+    with replacing(path) as partial:
         partial.write_bytes(save(stored, metadata={_KEY: json.dumps(full)}))  # save_file leaves it to its owner alone
-        os.replace(partial, path)  # noqa: PTH105
-    except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror}): free some space or use another folder") from error
 
 
 def read_artefact(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

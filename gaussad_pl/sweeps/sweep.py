@@ -72,7 +72,7 @@ def attempt(
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Wait for a job that outlived its killed sweep."""
-    lock = FileLock(folder / ".lock")
+    lock = FileLock(folder / ".lock", is_singleton=True)  # the run takes it, too
     try:
         lock.acquire(timeout=0)
     except Timeout:
