@@ -1,0 +1,62 @@
+"""The files that a run is made from, as a list: for its record, and to see on resuming that they are still the same."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+
+from gaussad_pl.data.samples import Samples
+from gaussad_pl.errors import UserError
+
+
+def inventory(samples: Samples) -> dict[str, int]:
+    """Size in bytes of every image and mask, by absolute POSIX path, sorted.
+
+    Raises:
+        UserError: a file is gone.
+    """
+    both = [*samples.train, *samples.test]
+    paths = {sample.path for sample in both} | {sample.mask for sample in both if sample.mask is not None}
+    return dict(sorted((path.absolute().as_posix(), _size(path)) for path in paths))
+
+
+def difference(before: Mapping[str, int], now: Mapping[str, int]) -> str:
+    """One line about what has changed between two inventories; empty where nothing has.
+
+    >>> difference({"a.png": 1, "b.png": 2, "c.png": 3}, {"b.png": 2, "c.png": 4, "d.png": 5})
+    '1 file is gone (a.png), 1 is new (d.png), 1 has another size (c.png)'
+    """
+    gone = sorted(before.keys() - now.keys())
+    new = sorted(now.keys() - before.keys())
+    other = sorted(name for name in before.keys() & now.keys() if before[name] != now[name])
+    changes = [(gone, "is gone", "are gone"), (new, "is new", "are new")]
+    changes.append((other, "has another size", "have another size"))
+    found = [(names, one, several) for names, one, several in changes if names]
+    return ", ".join(_words(*change, first=i == 0) for i, change in enumerate(found))
+
+
+def digest(files: Mapping[str, int]) -> str:
+    """SHA-256, in hexadecimal, of names relative to the folder that holds all of them, and sizes.
+
+    It is the same wherever that folder lies.
+    """
+    root = Path(os.path.commonpath([PurePosixPath(name).parent for name in files])) if files else Path()
+    rows = sorted((PurePosixPath(name).relative_to(root.as_posix()).as_posix(), size) for name, size in files.items())
+    text = "".join(f"{name}\0{size}\0" for name, size in rows)
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _words(names: Sequence[str], one: str, several: str, first: bool) -> str:
+    noun = ("file " if len(names) == 1 else "files ") if first else ""
+    if len(names) == 1:
+        return f"1 {noun}{one} ({names[0]})"
+    return f"{len(names)} {noun}{several} (first: {names[0]})"
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror}): restore it or remove it from the data") from error
