@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from gaussad_pl.calibration import false_alarms
 from gaussad_pl.calibration.cross_conformal import calibrate
 from gaussad_pl.cli import entry_point
 from gaussad_pl.data.base import ImageDataModule
+from gaussad_pl.data.part_features import pooled_middle
 from gaussad_pl.detector import Detector
 from gaussad_pl.distributed import disband
 from gaussad_pl.errors import UserError
@@ -53,6 +55,8 @@ def run(config: DictConfig) -> float | None:
         return signal
     L.seed_everything(config.seed, workers=True, verbose=False)
     data: ImageDataModule = instantiate(config.data)
+    data.prepare_data()
+    data.check()
     module: GaussianAD = instantiate(config.model)
     callbacks = instantiate(config.callbacks)
     forgetting: ForgettingStop = callbacks["forgetting"]
@@ -64,6 +68,7 @@ def run(config: DictConfig) -> float | None:
         raise UserError(
             f"trainer.precision={trainer.precision}: expected {', '.join(PRECISIONS)}; the Gaussian needs weights of 32"
         )
+    data.group_images(partial(pooled_middle, module.model.backbone, trainer.strategy.root_device))
     completed = False
     try:
         for logger in loggers:

@@ -18,7 +18,7 @@ from gaussad_pl.anomaly_maps import smooth
 from gaussad_pl.backbone import pool
 from gaussad_pl.calibration.conformal import Calibration
 from gaussad_pl.data.base import ImageDataModule
-from gaussad_pl.data.near_duplicates import near_duplicates
+from gaussad_pl.data.near_duplicates import in_order, near_duplicates
 from gaussad_pl.data.part_features import middle, whitened
 from gaussad_pl.data.splitting import partition
 from gaussad_pl.detection import Detection
@@ -83,10 +83,13 @@ def cross_conformal(model: GaussianModel, data: ImageDataModule, fine_tuned: boo
     images = used + (unused if fine_tuned else [])  # the training images come first
     plain = _Patches(model, data)
     pooled = [torch.cat(level) for level in zip(*plain.features(images), strict=True)]
-    groups = near_duplicates(whitened(middle(pooled), middle(model.gaussians)))
-    count = min(PARTS, len(images))
-    if groups.max() + 1 < count:  # they all look alike
+    if data.groups_are_given:
+        groups = in_order(data.groups[images])
+    else:
+        groups = near_duplicates(whitened(middle(pooled), middle(model.gaussians)))
+    if groups.max() == 0:  # they all show the same
         groups = np.arange(len(images))
+    count = min(PARTS, int(groups.max()) + 1)
     parts = partition(groups, count, data.seed)
     trained = [[i for i in part if i < len(used)] for part in parts]
     scored = [[i for i in part if i >= len(used)] for part in parts] if fine_tuned else trained

@@ -8,14 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from rich.progress import track
 from torch import Tensor
 
 from gaussad_pl.backbone import Backbone
+from gaussad_pl.data.near_duplicates import near_duplicates
 from gaussad_pl.gaussian import Gaussian, SingularCovarianceError, moments
 
 T = TypeVar("T")
-Features = Callable[[Tensor], Sequence[Tensor]]  # of images (N, 3, H, W), uint8: (N, C) of each level
+Features = Callable[[Tensor], Sequence[Tensor]]  # of images (N, 3, H, W), uint8: (N, C) of each middle level
 
 
 def middle(levels: Sequence[T]) -> Sequence[T]:
@@ -43,12 +47,15 @@ def estimated(levels: Sequence[Tensor]) -> list[Gaussian]:
     return gaussians
 
 
-def pooled_middle(backbone: Backbone, device: torch.device) -> Features:
-    """A function that gives the pooled features of the middle levels on the CPU; computed on ``device``."""
+@torch.no_grad()
+def pooled_middle(backbone: Backbone, device: torch.device, images: Tensor) -> list[Tensor]:
+    """Pooled features of the middle levels ``(N, C)``, on the CPU; the backbone goes to ``device``."""
+    backbone.to(device)
+    return [level.cpu() for level in middle(backbone.pooled(images.to(device)))]
 
-    @torch.no_grad()
-    def features(images: Tensor) -> list[Tensor]:
-        backbone.to(device)
-        return [level.cpu() for level in middle(backbone.pooled(images.to(device)))]
 
-    return features
+def alike(images: Tensor, features: Features, batch_size: int) -> NDArray[np.int64]:
+    """Group of each image ``(N, 3, H, W)``, uint8, ``(N,)``: near-duplicates by features, from one pass over all."""
+    batches = track(images.split(batch_size), "Looking for near-duplicates", transient=True)
+    levels = [torch.cat(level) for level in zip(*map(features, batches), strict=True)]
+    return near_duplicates(whitened(levels, estimated(levels)))
