@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import lightning as L
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
 
+from gaussad_pl.backbone import Backbone
 from gaussad_pl.cli import CONF
 from gaussad_pl.data.base import ImageDataModule
+from gaussad_pl.data.part_features import pooled_middle
 from gaussad_pl.module import GaussianAD
 
 
@@ -29,7 +33,16 @@ def compose_job(folder: Path, seed: int, overrides: Sequence[str]) -> DictConfig
 def build(config: DictConfig) -> tuple[ImageDataModule, GaussianAD]:
     """Data and module, with every random number seeded."""
     L.seed_everything(config.seed, verbose=False)
-    return instantiate(config.data), instantiate(config.model)
+    module: GaussianAD = instantiate(config.model)
+    return grouped_data(config), module
+
+
+def grouped_data(config: DictConfig) -> ImageDataModule:
+    """Data that are split as in a run: near-duplicates are told by a backbone of their own, on the CPU."""
+    data: ImageDataModule = instantiate(config.data)
+    data.group_images(partial(pooled_middle, Backbone(**config.model.backbone), torch.device("cpu")))
+    _ = data.split
+    return data
 
 
 def quiet_trainer(config: DictConfig, callbacks: Sequence[Callback]) -> L.Trainer:

@@ -30,13 +30,12 @@ from typing import Any
 
 import lightning as L
 import torch
-from hydra.utils import instantiate
 from rich.console import Console
 from rich.table import Column, Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.jobs import clocks, compose_job, since
+from benchmarks.jobs import clocks, compose_job, grouped_data, since
 from gaussad_pl import __version__
 from gaussad_pl.backbone import Backbone
 from gaussad_pl.cli import keep_freed_memory
@@ -160,8 +159,7 @@ class Job:
 
     def data(self) -> ImageDataModule:
         """The dataset and the split that gaussad_pl trains on with this seed; see `benchmarks.fine_tuning`."""
-        data: ImageDataModule = instantiate(compose_job(self.folder, self.seed, []).data)
-        return data
+        return grouped_data(compose_job(self.folder, self.seed, []))
 
     def training_images(self, data: ImageDataModule) -> Tensor:
         """Those that gaussad_pl trains on, or all; with `limit_train` a random part of them."""

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from gaussad_pl import __version__
 from gaussad_pl.data.base import ImageDataModule
+from gaussad_pl.data.inventory import digest, inventory
 from gaussad_pl.data.samples import Sample
 from gaussad_pl.metrics import auroc, image_metrics
 from gaussad_pl.model import GaussianModel
@@ -94,6 +95,8 @@ def provenance(config: dict[str, Any], data: ImageDataModule, model: GaussianMod
         "seed": data.seed,
         "fold": data.fold,
         "folds": data.folds,
+        "grouping": data.grouping,
+        "images_sha256": digest(inventory(data.samples)),
         "images": {
             "train": len(data.split[0]),
             "validation": len(data.split[1]),

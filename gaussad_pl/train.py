@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from gaussad_pl.checkpoints import AtomicCheckpointIO, last_checkpoint, resumabl
 from gaussad_pl.cli import entry_point
 from gaussad_pl.data.base import ImageDataModule
 from gaussad_pl.data.inventory import inventory
+from gaussad_pl.data.part_features import pooled_middle
 from gaussad_pl.detector import Detector
 from gaussad_pl.distributed import disband
 from gaussad_pl.errors import NumericalError, UserError
@@ -57,11 +59,13 @@ def run(config: DictConfig) -> float | None:
         L.seed_everything(config.seed, workers=True, verbose=False)
         data: ImageDataModule = instantiate(config.data)
         data.prepare_data()
+        data.check()
         run_folder.same_images(folder, inventory(data.samples))
         module: GaussianAD = instantiate(config.model)
         callbacks = instantiate(config.callbacks)
         loggers: list[Logger] = list(instantiate(config.logger or {}).values())
         trainer = make_trainer(config.trainer, list(callbacks.values()), loggers)
+        data.group_images(partial(pooled_middle, module.model.backbone, trainer.strategy.root_device))
         completed = False
         try:
             for logger in loggers:

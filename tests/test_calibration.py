@@ -13,7 +13,6 @@ from torch import Tensor
 from gaussad_pl.calibration.conformal import Calibration, conformal_threshold, p_values, rate_range
 from gaussad_pl.calibration.drift import DriftMonitor, few_below, moved_away
 from gaussad_pl.calibration.gamma import Gamma, fit_gamma, misfit
-from gaussad_pl.calibration.lookalikes import look_alikes, partition
 from gaussad_pl.errors import UserError
 
 
@@ -206,40 +205,3 @@ def test_few_below_equals_scipy() -> None:
 def test_the_same_distribution_has_not_moved() -> None:
     p, size = moved_away(torch.ones(101, dtype=torch.int64))
     assert p > 0.5 and size < 0.03
-
-
-# ------------------------------------------------------------------------------------------------- images of one part
-
-
-def test_shots_of_one_part_are_one_group() -> None:
-    parts = normal(60, 100).repeat_interleave(3, dim=0)
-    shots = parts + 0.3 * normal(180, 100, seed=1)
-    groups = look_alikes(shots)
-    of_part = groups.reshape(60, 3)
-    assert (of_part == of_part[:, :1]).all()
-
-
-@pytest.mark.parametrize("dimensions", [30, 400])
-def test_parts_that_are_merely_similar_are_alone(dimensions: int) -> None:
-    assert len(np.unique(look_alikes(normal(180, dimensions)))) > 150
-
-
-def test_two_kinds_of_part_are_not_two_groups() -> None:
-    kinds = normal(80, 30) + 20 * (torch.arange(80) % 2)[:, None]
-    assert np.bincount(look_alikes(kinds)).max() <= 4
-
-
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_few_or_equal_images_are_alone(count: int) -> None:
-    assert look_alikes(torch.zeros(count, 4)).tolist() == list(range(count))
-
-
-def test_parts_hold_whole_groups_and_are_of_one_size() -> None:
-    groups = np.random.default_rng(0).integers(30, size=100)
-    groups = np.unique(groups, return_inverse=True)[1]
-    parts = partition(groups, 4, seed=1)
-    assert sorted(i for part in parts for i in part) == list(range(100))
-    assert max(map(len, parts)) - min(map(len, parts)) <= np.bincount(groups).max()
-    assert all(len({k for k, part in enumerate(parts) if g in groups[part]}) == 1 for g in np.unique(groups))
-    with pytest.raises(ValueError, match="groups in 4 parts"):
-        partition(np.zeros(5, dtype=int), 4, seed=0)

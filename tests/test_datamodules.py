@@ -8,11 +8,12 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from gaussad_pl.data import base
-from gaussad_pl.data.base import DrawSampler
+from gaussad_pl.data.batches import DrawSampler, view_seed
 from gaussad_pl.data.folder import Folder
 from gaussad_pl.data.images import read_image
 from gaussad_pl.data.mvtec import MVTec
@@ -127,6 +128,27 @@ def test_the_gaussian_sees_each_image_and_its_copies_always_the_same(parts: Path
     data = mvtec(parts)
     assert torch.equal(plain, data.good_images[data.split[0]].float())
     assert 0 < float((light - plain).abs().mean()) < float((moved - plain).abs().mean())
+
+
+def test_the_copies_in_the_gaussian_depend_on_the_seed_and_not_on_the_fold(parts: Path) -> None:
+    def views(seed: int, fold: int) -> dict[int, torch.Tensor]:
+        data = mvtec(parts, seed=seed, fold=fold)
+        images = torch.cat([batch["image"] for batch in data.reference_dataloader(range(24))])
+        return dict(enumerate(images.float().unflatten(0, (24, 3))))
+
+    one, again, other = views(0, 0), views(0, 1), views(1, 0)
+    for index, (plain, light, moved) in one.items():
+        assert torch.equal(torch.stack([plain, light, moved]), again[index])
+        assert torch.equal(plain, other[index][0])
+        assert not torch.equal(light, other[index][1]) and not torch.equal(moved, other[index][2])
+
+
+def test_views_of_two_images_are_changed_independently(parts: Path) -> None:
+    """With neighbouring seeds one seed's view is another seed's view of the next image."""
+    seeds = {view_seed(seed, view, index) for seed in range(5) for view in range(4) for index in range(200)}
+    assert len(seeds) == 5 * 4 * 200 and max(seeds) > 2**60
+    brightness = [np.random.default_rng(view_seed(s, 1, 0)).random() for s in range(200)]
+    assert 0.4 < np.mean(brightness) < 0.6 and len(set(brightness)) == 200
 
 
 def test_an_epoch_has_the_steps_it_was_given_even_with_few_images(parts: Path) -> None:

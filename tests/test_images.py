@@ -303,6 +303,23 @@ def test_damaged_cache_is_rebuilt(paths, tmp_path, damage):
     assert file.read_bytes() == whole and list(cache.iterdir()) == [file]
 
 
+@pytest.mark.parametrize("place", [0, 70, 130, 300, -5, -1])  # magic number, shape, padding, pixels, checksum
+def test_one_flipped_bit_in_the_cache_is_found(paths, tmp_path, caplog, place):
+    cache = tmp_path / "cache"
+    load_images(paths, 6, cache, "")
+    (file,) = cache.iterdir()
+    whole = file.read_bytes()
+    damaged = bytearray(whole)
+    damaged[place] ^= 16
+    file.write_bytes(bytes(damaged))
+    assert torch.equal(load_images(paths, 6, cache, ""), load_images(paths, 6, None, ""))
+    assert "is damaged: its images are decoded again" in caplog.text and str(file) in caplog.text
+    assert file.read_bytes() == whole and list(cache.iterdir()) == [file]
+    caplog.clear()
+    load_images(paths, 6, cache, "")
+    assert not caplog.text
+
+
 def test_cache_that_cannot_be_written_is_named(paths, tmp_path):
     (tmp_path / "cache").write_text("a file where the folder should be")
     with pytest.raises(UserError, match="cannot write the image cache"):

@@ -20,10 +20,8 @@ def names(samples: list[Sample]) -> list[str]:
     return [f"{sample.path.parent.name}/{sample.path.name}" for sample in samples]
 
 
-def scan(
-    root: Path, bad: Path | None = None, masks: Path | None = None, holdout: float = 0.25, seed: int = 0
-) -> Samples:
-    return scan_folder(root, bad, masks, holdout, seed)
+def scan(root: Path, bad: Path | None = None, masks: Path | None = None) -> Samples:
+    return scan_folder(root, bad, masks)
 
 
 def error_of(function, *arguments) -> str:
@@ -103,10 +101,9 @@ def test_sub_folders_beside_good_are_kinds_of_defects(tmp_path):
     make(tmp_path, *(f"good/{i}.png" for i in range(8)), "dent/0.png", "hole/0.png", "empty/notes.txt")
     make(tmp_path, "ground_truth/dent/0_mask.png", "masks/hole/0.png", ".cache/0.png")
     samples = scan(tmp_path)
-    assert {sample.kind for sample in samples.test} == {"good", "dent", "hole"}
+    assert {sample.kind for sample in samples.test} == {"dent", "hole"}
     masks = {sample.kind: sample.mask for sample in samples.test}
     assert masks == {
-        "good": None,
         "dent": tmp_path / "ground_truth/dent/0_mask.png",
         "hole": tmp_path / "masks/hole/0.png",
     }
@@ -124,23 +121,6 @@ def test_bad_folder_inside_root_is_not_counted_twice(tmp_path):
     samples = scan(tmp_path, tmp_path / "ng", tmp_path / "labels")
     bad = [sample for sample in samples.test if sample.label]
     assert bad == [Sample(tmp_path / "ng/2.png", "bad", tmp_path / "labels/2.png")]
-
-
-@pytest.mark.parametrize("holdout, expected", [(0.01, 1), (0.3, 3), (0.99, 9)])
-def test_held_out_images_are_a_share_of_the_good_ones_and_not_trained_on(tmp_path, holdout, expected):
-    make(tmp_path, *(f"good/{i}.png" for i in range(10)), "dent/0.png")
-    samples = scan(tmp_path, holdout=holdout)
-    held_out = {sample.path for sample in samples.test if sample.label == 0}
-    train = {sample.path for sample in samples.train}
-    assert len(held_out) == expected and len(train) == 10 - expected and not held_out & train
-
-
-def test_held_out_images_depend_on_the_seed_alone(tmp_path):
-    for root in ("here", "there"):
-        make(tmp_path / root, *(f"good/{i}.png" for i in range(20)), "dent/0.png")
-    here, there = (names(scan(tmp_path / root, seed=1).test) for root in ("here", "there"))
-    assert here == there
-    assert here != names(scan(tmp_path / "here", seed=2).test)
 
 
 def test_good_test_images_of_the_user_are_not_added_to(tmp_path):
@@ -220,8 +200,3 @@ def test_bad_folder_without_images_is_refused(tmp_path):
 def test_missing_folder_is_named_with_its_setting(tmp_path, argument):
     folders = {"root": make(tmp_path / "ok", "0.png"), "bad": None, "masks": None, argument: tmp_path / "nowhere"}
     assert f"data.{argument}={tmp_path / 'nowhere'}" in error_of(scan, *folders.values())
-
-
-@pytest.mark.parametrize("holdout", [0.0, 1.0, -0.1, 20, float("nan")])
-def test_holdout_that_is_no_share_is_refused(tmp_path, holdout):
-    assert "data.holdout" in error_of(scan, make(tmp_path, "0.png"), None, None, holdout)

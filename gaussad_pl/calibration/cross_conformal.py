@@ -17,8 +17,10 @@ from torch import Tensor
 from gaussad_pl.anomaly_maps import smooth
 from gaussad_pl.backbone import pool
 from gaussad_pl.calibration.conformal import Calibration
-from gaussad_pl.calibration.lookalikes import look_alikes, partition
 from gaussad_pl.data.base import ImageDataModule
+from gaussad_pl.data.near_duplicates import in_order, near_duplicates
+from gaussad_pl.data.part_features import middle, whitened
+from gaussad_pl.data.splitting import partition
 from gaussad_pl.detection import Detection
 from gaussad_pl.gaussian import Moments, SingularCovarianceError, merge, moments, take_in
 from gaussad_pl.model import GaussianModel, level_distances
@@ -64,10 +66,11 @@ def held_out(model: GaussianModel, data: ImageDataModule) -> Calibration:
 def cross_conformal(model: GaussianModel, data: ImageDataModule, fine_tuned: bool) -> Calibration:
     """Good images, each scored by Gaussians estimated without the part of the training images it belongs to.
 
-    Images that look alike are in one part (see `.lookalikes`). Where the network is the pretrained one, every training
-    image is scored: levels, form of the map, combination and units were chosen on the held-out images, so that all
-    that scores an image is independent of it. Where it was fine-tuned, the training images shaped the features, and the
-    held-out ones are scored; they took part in the choices, and images that look like them in the training.
+    Images that show the same part are in one part of the images: near-duplicates, or what `data.group` says. Where the
+    network is the pretrained one, every training image is scored: levels, form of the map, combination and units were
+    chosen on the held-out images, so that all that scores an image is independent of it. Where it was fine-tuned, the
+    training images shaped the features, and the held-out ones are scored; they took part in the choices, and images
+    that look like them in the training.
 
     What is not exact, either way: the final Gaussians come from all training images, those of the calibration from
     three quarters of them, which puts its images a little farther out. The p-values are too large by that, so the error
@@ -80,10 +83,13 @@ def cross_conformal(model: GaussianModel, data: ImageDataModule, fine_tuned: boo
     images = used + (unused if fine_tuned else [])  # the training images come first
     plain = _Patches(model, data)
     pooled = [torch.cat(level) for level in zip(*plain.features(images), strict=True)]
-    groups = look_alikes(_whitened(model, pooled))
-    count = min(PARTS, len(images))
-    if groups.max() + 1 < count:  # they all look alike
+    if data.groups_are_given:
+        groups = in_order(data.groups[images])
+    else:
+        groups = near_duplicates(whitened(middle(pooled), middle(model.gaussians)))
+    if groups.max() == 0:  # they all show the same
         groups = np.arange(len(images))
+    count = min(PARTS, int(groups.max()) + 1)
     parts = partition(groups, count, data.seed)
     trained = [[i for i in part if i < len(used)] for part in parts]
     scored = [[i for i in part if i >= len(used)] for part in parts] if fine_tuned else trained
@@ -115,17 +121,6 @@ def cross_conformal(model: GaussianModel, data: ImageDataModule, fine_tuned: boo
         f"Gaussians estimated without its part, one of {count}; {flaw}"
     )
     return Calibration.of(everything.scores, everything.distances, scheme, different)
-
-
-def _whitened(model: GaussianModel, pooled: list[Tensor]) -> Tensor:
-    """Pooled features ``(N, D)`` in which images of one part are near: of the middle levels, each of the same weight.
-
-    Shallow levels see the light, and deep ones the kind of part.
-    """
-    count = len(pooled)
-    middle = range(count // 3, max(count // 3 + 1, count - count // 4))
-    parts = [(pooled[i] - model.gaussians[i].mean) @ model.gaussians[i].whitener.mT for i in middle]
-    return torch.cat([part / part.shape[1] ** 0.5 for part in parts], dim=1)
 
 
 def _moments(model: GaussianModel, data: ImageDataModule, images: list[int], plain: list[Tensor]) -> list[Moments]:

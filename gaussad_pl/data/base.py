@@ -1,10 +1,9 @@
-"""What all datamodules share: folds, cached images, the augmented validation and the loaders."""
+"""What all datamodules share: groups of images, folds, the augmented validation and the loaders."""
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,70 +11,29 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from sklearn.model_selection import KFold
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, StackDataset, Subset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, StackDataset, Subset
 
 from gaussad_pl.augment import Nuisance, vicinal_copies
-from gaussad_pl.data.images import MASK_SIZE, read_mask
+from gaussad_pl.data import checks
+from gaussad_pl.data.batches import DrawSampler, Views, view_seed
+from gaussad_pl.data.grouping import AUTO, Grouping, Split, split_images
+from gaussad_pl.data.images import MASK_SIZE
 from gaussad_pl.data.loading import load_images
+from gaussad_pl.data.part_features import Features
 from gaussad_pl.data.samples import Sample, Samples
+from gaussad_pl.data.splitting import Groups, hold_out_count
 from gaussad_pl.distributed import share, world
 from gaussad_pl.errors import UserError
 
 HELD_OUT = 500  # images for the validation, at most: they and all copies of them are in memory, and scored each epoch
-Draw = tuple[int, int, int]  # index of an image, the view of it, the seed of the view
-
-
-class Views(Dataset[dict[str, Tensor]]):
-    """Good images ``(N, 3, H, W)`` uint8 as they are (view None) and changed in ways that keep a good part good."""
-
-    def __init__(self, images: Tensor, views: Sequence[Nuisance | None]) -> None:
-        self.images = images
-        self.views = views
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, draw: Draw) -> dict[str, Any]:
-        index, view, seed = draw
-        image, change = self.images[index], self.views[view]
-        if change is not None:
-            image = torch.from_numpy(change(image.permute(1, 2, 0).numpy(), seed)).permute(2, 0, 1)
-        return {"image": image, "view": view}
-
-
-class DrawSampler(Sampler[Draw]):
-    """Random views of ``images`` (indices) that depend on seed and epoch alone: a resumed run sees the same batches.
-
-    Goes through the images in random order, again and again where an epoch has more draws than images.
-    """
-
-    def __init__(self, images: Sequence[int], views: int, draws: int, seed: int) -> None:
-        self.images = images
-        self.views = views
-        self.draws = draws
-        self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before each epoch."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(share(range(self.draws)))
-
-    def __iter__(self) -> Iterator[Draw]:
-        rng = np.random.default_rng([self.seed, self.epoch])
-        rounds = math.ceil(self.draws / len(self.images))
-        indices = np.concatenate([rng.permutation(self.images) for _ in range(rounds)])[: self.draws]
-        views = rng.integers(self.views, size=self.draws)
-        seeds = rng.integers(2**31, size=self.draws)
-        yield from share(list(zip(indices.tolist(), views.tolist(), seeds.tolist(), strict=True)))
 
 
 class ImageDataModule(L.LightningDataModule, ABC):
     """Good images for the Gaussian and the loss, an augmented validation, and a test set with defects.
+
+    Images are told apart by their place among all good images of the training folder: that is what indices are.
 
     Where processes share a run, the loaders of each give its `share`: together all images, and each of them once.
 
@@ -95,7 +53,15 @@ class ImageDataModule(L.LightningDataModule, ABC):
         eval_batch_size: images scored at once.
         steps_per_epoch: training steps between two validations; None for one pass over the images.
         cache: folder for resized images that later runs and other processes share; None keeps them in memory only.
+        group: images that show the same part and so are on one side of every split; see
+            `gaussad_pl.data.grouping.Grouping`.
+
+    Attributes:
+        holdout: share of the good images that is kept for the test where there are bad ones only; None for none.
     """
+
+    name: str
+    holdout: float | None = None
 
     def __init__(
         self,
@@ -112,12 +78,15 @@ class ImageDataModule(L.LightningDataModule, ABC):
         eval_batch_size: int,
         steps_per_epoch: int | None,
         cache: str | None,
+        group: str | None = "auto",
     ) -> None:
         super().__init__()
         if folds == 1 or folds < 0 or not 0 <= fold < max(folds, 1):
             raise UserError(f"fold={fold} of folds={folds}: expected folds=0 or at least 2, and fold from 0 to folds-1")
         if light_copies < 0 or moved_copies < 0:
             raise UserError(f"data.light_copies={light_copies}, data.moved_copies={moved_copies}: expected 0 or more")
+        if not 0 <= seed < 2**32:
+            raise UserError(f"seed={seed}: expected a number from 0 to 2**32 - 1")
         self.name = name
         self.image_size = image_size
         self.folds = folds
@@ -130,6 +99,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         self.eval_batch_size = eval_batch_size
         self.steps_per_epoch = steps_per_epoch
         self.cache = Path(cache) if cache else None
+        self._grouping = Grouping(group)
 
     @abstractmethod
     def scan(self) -> Samples:
@@ -143,30 +113,94 @@ class ImageDataModule(L.LightningDataModule, ABC):
     @cached_property
     def samples(self) -> Samples:
         samples = self.scan()
-        least = max(self.folds, 2)
-        if len(samples.train) < least:
-            raise UserError(
-                f"{self.name}: {len(samples.train)} good training images found, at least {least} are needed"
-            )
+        n = len(samples.train)
+        for_test = hold_out_count(n, self.holdout) if self.holdout and _only_bad(samples.test) else 0
+        checks.enough_images(self.name, n, for_test, self.folds)
         return samples
+
+    def check(self) -> None:
+        """Find plain mistakes in the data, such as masks that do not fit, in seconds; no image is decoded.
+
+        Raises:
+            UserError: one line that names the first file and says how many there are.
+        """
+        if self._grouping.setting != AUTO:
+            _ = self.split
+        checks.readable([sample.path for sample in [*self.samples.train, *self.samples.test]])
+        _ = self._masks
+
+    def group_images(self, features: Features) -> None:
+        """Tell near-duplicates by ``features`` of the images where `group` is "auto"; to be called before the split.
+
+        They are computed when the split is first needed, at the latest when Lightning calls `setup`: one forward pass
+        over the good images.
+
+        Raises:
+            RuntimeError: the images have been split already.
+        """
+        if "groups" in self.__dict__ and self._grouping.setting == AUTO:
+            raise RuntimeError("the images have been split already: call group_images first")
+        self._grouping.features = features
+
+    def setup(self, stage: str) -> None:
+        """Split the images and decode those of the test: what is wrong with them is found before the model's work."""
+        _ = self.split, self._test_images
+
+    @cached_property
+    def groups(self) -> Groups:
+        """Group of each good image, 0, 1, ..., ``(N,)``: a group is on one side of every split."""
+        if not self.folds and self._share_for_test is None:  # nothing is split: no need to look for near-duplicates
+            self._grouping.features = None
+        names = [sample.path.name for sample in self.samples.train]
+        return self._grouping.groups(names, lambda: self.good_images, self.eval_batch_size)
+
+    @property
+    def grouping(self) -> str:
+        """One line of words about the groups of images, with their number."""
+        return self._grouping.describe(self.groups)
+
+    @property
+    def groups_are_given(self) -> bool:
+        """The user has said which images show the same part."""
+        return self._grouping.setting != AUTO
+
+    @property
+    def _share_for_test(self) -> float | None:
+        return self.holdout if _only_bad(self.samples.test) else None
+
+    @cached_property
+    def _split(self) -> Split:
+        return split_images(
+            self.name, self.groups, self.grouping, self._share_for_test, self.folds, self.fold, self.seed, HELD_OUT
+        )
 
     @cached_property
     def split(self) -> tuple[list[int], list[int]]:
-        """Indices of the training images that are used for the Gaussian and the loss, and of those held out."""
-        everything = np.arange(len(self.samples.train))
-        if not self.folds:
-            return everything.tolist(), []
-        folds = KFold(self.folds, shuffle=True, random_state=self.seed).split(everything)
-        used, held_out = list(folds)[self.fold]
-        if len(held_out) > HELD_OUT:
-            held_out = np.sort(np.random.default_rng(self.seed).choice(held_out, HELD_OUT, replace=False))
-            used = np.setdiff1d(everything, held_out)
-        return used.tolist(), held_out.tolist()
+        """Indices of the images that are used for the Gaussian and the loss, and of those held out for validation."""
+        return self._split.used, self._split.held_out
+
+    def state_dict(self) -> dict[str, Any]:
+        """For checkpoints: near-duplicates, which depend on the last digits of features."""
+        return {"groups": self.groups.tolist()} if self._grouping.by_features else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Called on resuming.
+
+        Raises:
+            UserError: the run began with other groups, so with another split.
+        """
+        if state.get("groups", self.groups.tolist()) != self.groups.tolist():
+            raise UserError(
+                f"{self.name}: the training images are split in another way than when the run began, on another "
+                "machine or with other images: start a new run"
+            )
 
     @cached_property
     def good_images(self) -> Tensor:
-        """All training images ``(N, 3, H, W)`` uint8, held out or not: decoded, and cached, once for all folds."""
-        return self._load(self.samples.train, "training")
+        """All good images ``(N, 3, H, W)`` uint8, whatever for: decoded, and cached, once for all folds."""
+        images = self._load(self.samples.train, "training")
+        checks.not_all_the_same(images, [sample.path for sample in self.samples.train])
+        return images
 
     @cached_property
     def validation(self) -> Dataset[dict[str, Tensor]]:
@@ -186,22 +220,37 @@ class ImageDataModule(L.LightningDataModule, ABC):
         return _stacked(image=torch.cat([normal, *copies]), group=groups, mask=torch.cat([unchanged, *masks]))
 
     @property
+    def _tested_good(self) -> list[int]:
+        """Indices of the good images in the test; where there is no bad one, held-out or else all good ones."""
+        return self._split.test if self.samples.test else self._split.held_out or self._split.used
+
+    @property
     def test_samples(self) -> list[Sample]:
         """The test set; where there is none, held-out or else all good images, so that every run has scores."""
-        held_out = [self.samples.train[i] for i in self.split[1]]
-        return self.samples.test or held_out or self.samples.train
+        return [*(self.samples.train[i] for i in self._tested_good), *self.samples.test]
 
     @cached_property
     def test(self) -> Dataset[dict[str, Tensor]]:
         labels = torch.tensor([sample.label for sample in self.test_samples])
-        return _stacked(image=self._load(self.test_samples, "test"), label=labels)
+        good: Dataset[Tensor] = Subset(self.good_images, self._tested_good)  # type: ignore[arg-type]  # not copied
+        images: Dataset[Tensor] = ConcatDataset([good, self._test_images])  # type: ignore[list-item]
+        return _stacked(image=images, label=labels)
+
+    @cached_property
+    def _test_images(self) -> Tensor:
+        """Images of the user's own test set ``(M, 3, H, W)`` uint8."""
+        return self._load(self.samples.test, "test")
+
+    @cached_property
+    def _masks(self) -> list[NDArray[np.bool_] | None]:
+        return checks.read_masks(self.samples.test)
 
     @cached_property
     def test_masks(self) -> Tensor:
         """Defects of the test images ``(N, 256, 256)`` bool: empty for good images and where there is no mask."""
         empty = np.zeros((MASK_SIZE, MASK_SIZE), dtype=bool)
-        masks = [read_mask(s.mask, MASK_SIZE) if s.mask is not None and s.label else empty for s in self.test_samples]
-        return torch.from_numpy(np.stack(masks))
+        masks = [*(None for _ in self._tested_good), *self._masks]
+        return torch.from_numpy(np.stack([empty if mask is None else mask for mask in masks]))
 
     @property
     def defect_areas(self) -> list[float | None]:
@@ -222,7 +271,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         """
         chosen = share(self.split[0] if images is None else images)
         views = range(len(self.views)) if views is None else views
-        draws = [(index, view, view * len(self.good_images) + index) for index in chosen for view in views]
+        draws = [(index, view, view_seed(self.seed, view, index)) for index in chosen for view in views]
         return DataLoader(Views(self.good_images, self.views), self.eval_batch_size, sampler=draws)
 
     def good_dataloader(self, images: Sequence[int] | None = None) -> DataLoader[dict[str, Tensor]]:
@@ -255,6 +304,11 @@ class ImageDataModule(L.LightningDataModule, ABC):
         return DataLoader(Subset(dataset, share(rows)), self.eval_batch_size)
 
 
-def _stacked(**columns: Tensor) -> Dataset[dict[str, Tensor]]:
+def _only_bad(samples: Sequence[Sample]) -> bool:
+    """There are test images, and not one of them is good."""
+    return bool(samples) and all(sample.label for sample in samples)
+
+
+def _stacked(**columns: Tensor | Dataset[Tensor]) -> Dataset[dict[str, Tensor]]:
     """Items are dicts of one row of each column ``(N, ...)``."""
     return StackDataset(**columns)  # type: ignore[arg-type]  # takes tensors, its annotations do not

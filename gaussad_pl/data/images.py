@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from gaussad_pl.errors import UserError
 
@@ -31,6 +31,25 @@ def read_image(path: Path, size: int) -> np.ndarray:
         # Decodes JPEG at 1/2, 1/4 or 1/8 of its size; twice the target is kept so that the resize still antialiases.
         file.draft(None, (2 * size, 2 * size))
         return square(file, size)
+
+
+def image_size(path: Path, whole: bool = False) -> tuple[int, int]:
+    """Width and height in pixels, the EXIF orientation applied, from the header alone.
+
+    Args:
+        path: of an image or a mask.
+        whole: decode the file, too, for the orientation that a PNG file may have behind its pixels.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    with _open(path) as file:
+        if whole:
+            file.load()
+        width, height = file.size  # of a TIFF as it is shown, from the header on
+        known = whole or "exif" in file.info or file.format not in ("PNG", "TIFF")  # a PNG would be decoded
+        turned = known and file.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        return (height, width) if turned else (width, height)
 
 
 def square(image: Image.Image, size: int) -> np.ndarray:

@@ -1,12 +1,15 @@
 """Many image files decoded: ahead of who needs them, or all of them and, with a cache folder, only once."""
 
 import hashlib
+import io
 import logging
 import math
 import os
+import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from uuid import uuid4
@@ -21,7 +24,9 @@ from gaussad_pl.data.images import read_image
 from gaussad_pl.distributed import rank
 from gaussad_pl.errors import UserError
 
-CACHE_VERSION = 1  # raise it whenever the pixels that `read_image` returns change
+CACHE_VERSION = 2  # raise it whenever the pixels that `read_image` returns change, or the form of the file
+CHECKSUM = 4  # bytes behind the array in a cache file: the CRC-32 of all before them
+CHUNK = 1 << 24  # bytes that are checked at once
 MEMORY = 4 * 2**30  # bytes of decoded images that are kept in memory, at most
 
 log = logging.getLogger(__name__)
@@ -50,8 +55,9 @@ def load_images(paths: Sequence[Path], size: int, cache: Path | None, descriptio
 
     With the folder `cache`, the result is kept there in one file and memory-mapped from then on: it is read as needed,
     and processes on one machine share the memory. The file is found by the images' paths, times and sizes, so changed
-    images are decoded anew. Any number of processes may use the folder at once. Without a folder, images of more than
-    4 GiB together are kept in a file, too, and a warning says so; it is gone with the process.
+    images are decoded anew, and so are those of a damaged file. Any number of processes may use the folder at once.
+    Without a folder, images of more than 4 GiB together are kept in a file, too, and a warning says so; it is gone with
+    the process.
 
     Returns:
         `(N, 3, size, size)` uint8, contiguous. Treat it as read-only: writing to a memory-mapped one changes nothing
@@ -123,28 +129,48 @@ def _fingerprint(paths: Sequence[Path], size: int) -> str:
 
 
 def _open_cached(file: Path, shape: tuple[int, ...]) -> Tensor | None:
-    """The cached images, memory-mapped, or None where the file is missing or not exactly what is expected."""
+    """The cached images, memory-mapped, or None where the file is missing or not exactly what was written."""
     try:
         # Copy-on-write: PyTorch has no read-only tensors, and this way nothing can alter the file.
         array = np.lib.format.open_memmap(file, mode="c")
         expected = array.shape == shape and array.dtype == np.uint8 and array.flags.c_contiguous
-        complete = file.stat().st_size == array.offset + array.nbytes
-    except Exception:  # whatever is wrong with the file, decoding again is right
+        sound = expected and file.stat().st_size == array.offset + array.nbytes + CHECKSUM and _has_its_checksum(file)
+    except OSError:  # most often there is no such file
         return None
-    return torch.from_numpy(array) if expected and complete else None
+    except Exception:  # whatever is wrong with the file, decoding again is right
+        sound = False
+    if not sound:
+        log.warning("the image cache %s is damaged: its images are decoded again", file)
+    return torch.from_numpy(array) if sound else None
+
+
+def _has_its_checksum(file: Path) -> bool:
+    """Read the whole file, once: a flipped bit would silently be another pixel."""
+    crc, rest = 0, file.stat().st_size - CHECKSUM
+    with file.open("rb") as stream:
+        while rest > 0 and (chunk := stream.read(min(CHUNK, rest))):
+            crc, rest = zlib.crc32(chunk, crc), rest - len(chunk)
+        return stream.read() == crc.to_bytes(CHECKSUM, "little")
 
 
 def _store(images: Iterable[Tensor], shape: tuple[int, ...], file: Path) -> None:
-    """Write the cache file such that no process ever sees a part of it, even after a power cut."""
+    """Write the cache file such that no process ever sees a part of it, even after a power cut.
+
+    Other than with `gaussad_pl.files.replacing`, several processes may write the same file at once.
+    """
     unfinished = file.with_name(f"{file.stem}-{uuid4().hex}.tmp")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
             with unfinished.open("xb") as stream:  # not mapped: a full disk would kill the process
-                header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-                np.lib.format.write_array_header_1_0(stream, header)
-                for image in images:
-                    stream.write(image.numpy().tobytes())
+                header = io.BytesIO()
+                form = {"descr": "|u1", "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(header, form)
+                crc = 0
+                for content in chain([header.getvalue()], (image.numpy().tobytes() for image in images)):
+                    crc = zlib.crc32(content, crc)
+                    stream.write(content)
+                stream.write(crc.to_bytes(CHECKSUM, "little"))
                 stream.flush()
                 os.fsync(stream.fileno())
             unfinished.replace(file)

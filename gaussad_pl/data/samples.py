@@ -1,10 +1,9 @@
 """Where the images are: folder layouts turned into lists of paths. Nothing is decoded here.
 
-Every list is sorted by path and every random choice is seeded, so that the same folder gives the same samples on any
-file system. Hidden files and files that are no images (Thumbs.db, text files) are passed over.
+Every list is sorted by path, so that the same folder gives the same samples on any file
+system. Hidden files and files that are no images (Thumbs.db, text files) are passed over.
 """
 
-import random
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,7 +31,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Samples:
-    """Training images, all good, and test images, good and bad. `test` may be empty."""
+    """Good images of the training folder, and test images, good and bad. `test` may be empty, or hold only bad ones."""
 
     train: list[Sample]
     test: list[Sample]
@@ -53,7 +52,7 @@ def scan_mvtec(folder: Path) -> Samples:
     return Samples(_good_samples(good), _with_masks(_kinds(folder / "test"), [folder / "ground_truth"]))
 
 
-def scan_folder(root: Path, bad: Path | None, masks: Path | None, holdout: float, seed: int) -> Samples:
+def scan_folder(root: Path, bad: Path | None, masks: Path | None) -> Samples:
     """Samples of a user's own parts, in the first of these layouts that fits `root`:
 
     - `root/train/good/*`: that of MVTec AD, see `scan_mvtec`;
@@ -64,18 +63,13 @@ def scan_folder(root: Path, bad: Path | None, masks: Path | None, holdout: float
     Masks are looked for in `masks`, `root/ground_truth` and `root/masks`, in this order: at the same relative path as
     the image, in a folder named like its kind, or right in there; named `<stem>_mask` or `<stem>`.
 
-    A test needs good and bad images. Where there are bad ones only, a random share `holdout` of the good training
-    images, at least one, is moved to the test. Without any bad image nothing is held out and the test stays empty.
-
     Raises:
-        UserError: a folder or its images are missing, `holdout` is not between 0 and 1, bad and good images are the
-            same files, or masks do not fit the images.
+        UserError: a folder or its images are missing, bad and good images are the same files, or masks do not fit the
+            images.
     """
     for name, folder in (("root", root), ("bad", bad), ("masks", masks)):
         if folder is not None and not folder.is_dir():
             raise UserError(f"data.{name}={folder} is not a folder: give the path of an existing one")
-    if not 0 < holdout < 1:
-        raise UserError(f"data.holdout={holdout} must lie between 0 and 1: it is the share of good images to test on")
 
     if (root / "train" / GOOD).is_dir():
         good, test = root / "train" / GOOD, _kinds(root / "test")
@@ -91,21 +85,9 @@ def scan_folder(root: Path, bad: Path | None, masks: Path | None, holdout: float
 
     mask_folders = [masks] if masks else []
     test = _with_masks(test, [*mask_folders, *(root / name for name in MASK_FOLDERS)])
-    if masks and test and not any(sample.mask for sample in test):
-        expected = masks / test[-1].kind / f"{test[-1].path.stem}_mask.png"
-        raise UserError(f"data.masks={masks} holds no mask of any bad image: expected names like {expected}")
-    if test and all(sample.label for sample in test):
-        train, held_out = _hold_out(train, holdout, seed)
-        test = held_out + test
+    if masks and test and not any(sample.mask and sample.mask.is_relative_to(masks) for sample in test):
+        raise UserError(f"data.masks={masks} holds no mask of any bad image: {_expected_mask(masks, test)}")
     return Samples(train, test)
-
-
-def _hold_out(samples: list[Sample], share: float, seed: int) -> tuple[list[Sample], list[Sample]]:
-    """Split into (kept, held out), both in the order of `samples`; at least one is held out, but not all."""
-    count = max(1, min(round(share * len(samples)), len(samples) - 1))
-    chosen = set(random.Random(seed).sample(range(len(samples)), count))
-    kept = [sample for index, sample in enumerate(samples) if index not in chosen]
-    return kept, [samples[index] for index in sorted(chosen)]
 
 
 def _good_samples(folder: Path) -> list[Sample]:
@@ -133,8 +115,13 @@ def _kinds(folder: Path, skip: Iterable[Path] = ()) -> list[Sample]:
 
 
 def _with_masks(samples: list[Sample], folders: Iterable[Path]) -> list[Sample]:
-    """The samples, the bad ones with their masks; the first folder that has a mask for an image wins."""
-    indices = [_mask_index(folder) for folder in folders if folder.is_dir()]
+    """The samples, the bad ones with their masks; the first folder that has a mask for an image wins.
+
+    Raises:
+        UserError: a mask fits two images or is one, or there are masks and bad images but none fits.
+    """
+    by_folder = {folder: index for folder in folders if folder.is_dir() and (index := _mask_index(folder))}
+    indices = list(by_folder.values())
     owners: dict[Path, Path] = {}
     found = []
     for sample in samples:
@@ -145,7 +132,16 @@ def _with_masks(samples: list[Sample], folders: Iterable[Path]) -> list[Sample]:
             if owners.setdefault(mask, sample.path) != sample.path:
                 raise UserError(f"mask {mask} fits {owners[mask]} and {sample.path}: use one sub-folder per kind")
         found.append(replace(sample, mask=mask))
+    if indices and not owners and any(sample.label for sample in samples):
+        folder = next(iter(by_folder))
+        raise UserError(f"{folder} holds no mask of any bad image: {_expected_mask(folder, samples)}")
     return found
+
+
+def _expected_mask(folder: Path, samples: list[Sample]) -> str:
+    """Words for the name that the mask of the last bad one of the samples would have."""
+    bad = [sample for sample in samples if sample.label][-1]
+    return f"expected names like {folder / bad.kind / f'{bad.path.stem}_mask.png'}; found {_listing(folder)}"
 
 
 def _mask_index(folder: Path) -> dict[tuple[str, str], Path]:

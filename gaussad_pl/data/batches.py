@@ -1,0 +1,73 @@
+"""Which images, changed how, come in which batch: fixed by the seed alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from gaussad_pl.augment import Nuisance
+from gaussad_pl.distributed import share
+
+Draw = tuple[int, int, int]  # index of an image, the view of it, the seed of the view
+
+
+def view_seed(seed: int, view: int, index: int) -> int:
+    """The seed of one view of one image in the Gaussian: an independent stream for each, other ones for another seed.
+
+    >>> len({view_seed(seed, view, index) for seed in range(3) for view in range(3) for index in range(3)})
+    27
+    """
+    return int(np.random.SeedSequence([seed, view, index]).generate_state(1, np.uint64)[0])
+
+
+class Views(Dataset[dict[str, Tensor]]):
+    """Good images ``(N, 3, H, W)`` uint8 as they are (view None) and changed in ways that keep a good part good."""
+
+    def __init__(self, images: Tensor, views: Sequence[Nuisance | None]) -> None:
+        self.images = images
+        self.views = views
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, draw: Draw) -> dict[str, Any]:
+        index, view, seed = draw
+        image, change = self.images[index], self.views[view]
+        if change is not None:
+            image = torch.from_numpy(change(image.permute(1, 2, 0).numpy(), seed)).permute(2, 0, 1)
+        return {"image": image, "view": view}
+
+
+class DrawSampler(Sampler[Draw]):
+    """Random views of ``images`` (indices) that depend on seed and epoch alone: a resumed run sees the same batches.
+
+    Goes through the images in random order, again and again where an epoch has more draws than images.
+    """
+
+    def __init__(self, images: Sequence[int], views: int, draws: int, seed: int) -> None:
+        self.images = images
+        self.views = views
+        self.draws = draws
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(share(range(self.draws)))
+
+    def __iter__(self) -> Iterator[Draw]:
+        rng = np.random.default_rng([self.seed, self.epoch])
+        rounds = math.ceil(self.draws / len(self.images))
+        indices = np.concatenate([rng.permutation(self.images) for _ in range(rounds)])[: self.draws]
+        views = rng.integers(self.views, size=self.draws)
+        seeds = rng.integers(2**31, size=self.draws)
+        yield from share(list(zip(indices.tolist(), views.tolist(), seeds.tolist(), strict=True)))
