@@ -150,14 +150,14 @@ class Detector(Finder):
         try:
             scores, distances = (tensors.pop(f"calibration.{name}") for name in ("scores", "distances"))
             kept = Calibration(scores, distances, **header["calibration"])
-            model = _build(header["model"], tensors)
-        except (KeyError, TypeError, RuntimeError, UserError) as error:
+            model, provenance = _build(header["model"], tensors), dict(header["provenance"])
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, UserError) as error:
             reason = " ".join(str(error).split())[:300]
             raise UserError(
                 f"{path} does not fit this gaussad_pl {__version__} (written by {header.get('version')}) or its timm: "
                 f"{reason}"
             ) from error
-        return cls(model.to(device), kept, header["provenance"])
+        return cls(model.to(device), kept, provenance)
 
     def save(self, path: str | Path) -> None:
         """Write the one file that `load` reads: tensors and JSON, no code."""

@@ -32,7 +32,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         UnwritableError: the disk is full, or nothing can be written there; no half-written file is left.
     """
-    partial = path.with_name(f".partial-{path.name[-200:]}")
+    partial = path.with_name(".partial-" + os.fsencode(path.name)[-200:].decode("utf-8", "ignore"))
     try:
         try:
             yield partial

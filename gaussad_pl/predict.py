@@ -22,7 +22,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
@@ -38,9 +38,12 @@ from gaussad_pl.data.loading import decoded
 from gaussad_pl.detector import Finder, Finding
 from gaussad_pl.errors import UserError
 from gaussad_pl.exporting.exported import load_detector
+from gaussad_pl.files import replacing
 from gaussad_pl.inspection.options import command
 from gaussad_pl.inspection.overlay import overlay
 from gaussad_pl.inspection.sources import count_images, image_paths
+
+NAME_LENGTH = 200  # bytes of an image's name in that of its overlay; file systems take 255
 
 
 @dataclass(frozen=True)
@@ -87,11 +90,10 @@ def predict(options: Options) -> int:
         table.writeheader()
         images = islice(image_paths(options.source), count)  # one that came since is left for the next time
         for row in show.track(score(detector, images, threshold, monitor, options.batch_size), total=count):
+            if options.overlays:
+                row = draw(row, detector.limit, out / "overlays")
             write(row, detector.levels, lines, table)
-            tally["errors" if row.finding is None else row.finding.verdict] += 1
-            if options.overlays and row.finding is not None and row.pixels is not None:
-                picture = overlay(row.pixels, row.finding, detector.limit, row.path.name)
-                picture.save(out / "overlays" / f"{row.index:06}_{row.path.stem}.png")
+            tally["errors" if row.error else row.finding.verdict if row.finding is not None else ""] += 1
     print(summary(tally, threshold, detector, monitor, out))
     return 1 if tally["errors"] else 0
 
@@ -113,6 +115,20 @@ def score(
                 yield Row(index, path, pixels, next(found))
             else:
                 yield Row(index, path, None, None, str(pixels))
+
+
+def draw(row: Row, limit: float, folder: Path) -> Row:
+    """Save the overlay of an image; the row, with the reason where that fails: all other images go on."""
+    if row.finding is None or row.pixels is None:
+        return row
+    stem = row.path.stem.encode("utf-8", "replace")[:NAME_LENGTH].decode("utf-8", "ignore")
+    path = folder / f"{row.index:06}_{stem}.png"
+    try:
+        with replacing(path) as partial:
+            overlay(row.pixels, row.finding, limit, row.path.name).save(partial, "PNG")
+    except (UserError, ValueError) as error:
+        return replace(row, error=f"no overlay: {error}")
+    return row
 
 
 def record(row: Row, levels: Sequence[int]) -> dict[str, Any]:

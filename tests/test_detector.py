@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -211,6 +213,43 @@ def test_a_flipped_bit_is_one_clear_line(file: Path) -> None:
     file.write_bytes(content)
     with pytest.raises(UserError, match="is damaged .its checksum"):
         Detector.load(file)
+
+
+def test_any_flipped_bit_is_one_clear_line_or_changes_nothing(file: Path, detector: Detector) -> None:
+    whole = file.read_bytes()
+    rng = np.random.default_rng(0)
+    header = 8 + int.from_bytes(whole[:8], "little")
+    for place in [*rng.integers(0, header, 150), *rng.integers(header, len(whole), 50)]:
+        content = bytearray(whole)
+        content[place] ^= 1 << rng.integers(8)
+        file.write_bytes(content)
+        try:
+            found = Detector.load(file)
+        except UserError as error:
+            assert "\n" not in str(error) and str(file) in str(error)
+        else:
+            assert found.provenance == detector.provenance and found.size == detector.size
+            assert torch.equal(found.calibration.scores, detector.calibration.scores)
+
+
+def test_a_file_of_the_format_before_still_loads(file: Path) -> None:
+    altered(file, format=2)
+    Detector.load(file)
+
+
+@pytest.mark.parametrize("changes", [{"provenance": None}, {"calibration": 3}, {"calibration": {}}, {"model": []}])
+def test_a_header_of_the_wrong_form_is_one_clear_line(changes: dict[str, Any], file: Path) -> None:
+    altered(file, format=2, **changes)
+    with pytest.raises(UserError, match="does not fit this gaussad_pl"):
+        Detector.load(file)
+
+
+def test_weights_that_are_no_numbers_are_one_clear_line(detector: Detector, tmp_path: Path) -> None:
+    spoilt = copy.deepcopy(detector)
+    next(spoilt.model.parameters()).data.fill_(math.nan)
+    spoilt.save(tmp_path / "nan.safetensors")
+    with pytest.raises(UserError, match="holds NaN; train it again"):
+        Detector.load(tmp_path / "nan.safetensors")
 
 
 def altered(file: Path, **changes: Any) -> None:

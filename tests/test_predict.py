@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -263,6 +264,14 @@ def test_memory_does_not_grow_with_the_number_of_images(ckpt: Path, images: Path
         peaks.append(int(done.stdout.split()[-1]))
         assert len(rows(images.parent / str(count))[0]) == count
     assert peaks[1] < peaks[0] + 40_000  # KiB; the maps alone of 1200 images are 300 MB
+
+
+def test_a_name_as_long_as_names_can_be_is_a_row_like_any_other(ckpt: Path, images: Path) -> None:
+    first = next(path for path in sorted(images.iterdir()) if path.suffix == ".png")
+    shutil.copy(first, images / ("é" * 123 + ".png"))
+    out = images.parent / "long"
+    assert run(f"ckpt={ckpt}", f"source={images}", f"out={out}", "overlays=true") == 0
+    assert len(rows(out)[0]) == len(list((out / "overlays").iterdir())) == len(list(images.iterdir()))
 
 
 # --------------------------------------------------------------------------------------------------- overlays, options

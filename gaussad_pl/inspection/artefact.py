@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zlib
 from collections.abc import Mapping
@@ -14,11 +15,13 @@ from safetensors.torch import save
 from torch import Tensor
 
 from gaussad_pl.errors import UserError
-from gaussad_pl.files import replacing
+from gaussad_pl.files import finite, replacing
 
-FORMAT = 2  # raise it when files of one version cannot be read by another
+FORMAT = 3  # raise it when files of one version cannot be read by another; 2 had no checksum of the header
+OLDEST = 2
 NAME = "detector.safetensors"
 _KEY = "gaussad_pl"  # of the header among the metadata: it tells our files from others
+_SEAL = "sha256"  # of the header, which itself holds the checksum of the tensors
 _TRIANGLE = ".triangle"  # ends the names of triangular matrices that are stored without their zeros
 
 
@@ -28,9 +31,10 @@ def write_artefact(path: Path, header: Mapping[str, Any], tensors: Mapping[str, 
     Lower triangular matrices, most of a detector, are stored without their zeros.
     """
     stored = dict(_packed(name, tensor.detach().cpu()) for name, tensor in tensors.items())
-    full = {"format": FORMAT, "checksum": _checksum(stored), **header}
-    with replacing(path) as partial:
-        partial.write_bytes(save(stored, metadata={_KEY: json.dumps(full)}))  # save_file leaves it to its owner alone
+    clean, _ = finite({**header, "format": FORMAT, "checksum": _checksum(stored)})
+    text = json.dumps(clean, allow_nan=False)
+    with replacing(path) as partial:  # save_file would leave it to its owner alone
+        partial.write_bytes(save(stored, metadata={_KEY: text, _SEAL: _sealed(text)}))
 
 
 def read_artefact(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -41,24 +45,36 @@ def read_artefact(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(_KEY)
-            if text is None:
+            metadata = file.metadata() or {}
+            if _KEY not in metadata:
                 raise UserError(f"{path} is a safetensors file, but no detector: give the {NAME} of a run")
-            header: dict[str, Any] = json.loads(text)
-            if header["format"] > FORMAT:
-                raise UserError(
-                    f"{path} was written by a newer gaussad_pl ({header.get('version', 'unknown version')}, format "
-                    f"{header['format']}, this one reads {FORMAT}): update with pip install --upgrade gaussad_pl"
-                )
-            if header["format"] < FORMAT:
-                raise UserError(f"{path} was written by an older gaussad_pl, {header.get('version')}: train it again")
+            header: dict[str, Any] = json.loads(metadata[_KEY])
+            _check_version(path, header)
             stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path} is damaged or no detector ({reason}): give the {NAME} of a run") from error
-    if header.get("checksum") != _checksum(stored):
+    sealed = header["format"] > OLDEST or len(metadata) > 1  # a flipped bit must not make it an older format
+    whole = not sealed or metadata.get(_SEAL) == _sealed(metadata[_KEY])
+    if not whole or header.get("checksum") != _checksum(stored):
         raise UserError(f"{path} is damaged (its checksum does not fit): copy it again")
+    if (broken := next((name for name, tensor in stored.items() if tensor.isnan().any()), None)) is not None:
+        raise UserError(f"{path} cannot score: {broken} holds NaN; train it again")
     return header, dict(_unpacked(name, tensor) for name, tensor in stored.items())
+
+
+def _check_version(path: Path, header: Mapping[str, Any]) -> None:
+    if header["format"] > FORMAT:
+        raise UserError(
+            f"{path} was written by a newer gaussad_pl ({header.get('version', 'unknown version')}, format "
+            f"{header['format']}, this one reads {FORMAT}): update with pip install --upgrade gaussad_pl"
+        )
+    if header["format"] < OLDEST:
+        raise UserError(f"{path} was written by an older gaussad_pl, {header.get('version')}: train it again")
+
+
+def _sealed(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _packed(name: str, tensor: Tensor) -> tuple[str, Tensor]:
