@@ -28,7 +28,7 @@ def tensors_sha256(state: Mapping[str, Tensor]) -> str:
     for name in sorted(name for name in state if "num_batches_tracked" not in name):
         value = state[name].detach().cpu().contiguous()
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
