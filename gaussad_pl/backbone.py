@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gaussad_pl.errors import UserError
+from gaussad_pl.fingerprints import tensors_sha256
 from gaussad_pl.weights import exact_tag, load_pretrained
 
 
@@ -39,6 +40,7 @@ class Backbone(nn.Module):
     Attributes:
         name: timm model name with its tag.
         source: where the weights came from.
+        weights_sha256: of the weights as they were loaded, before any fine-tuning; None for random ones.
         levels: the `Level` of each feature map, in order.
 
     Raises:
@@ -56,6 +58,8 @@ class Backbone(nn.Module):
         self.name = exact_tag(name)
         self.image_size = image_size
         self.model, self.source = load_pretrained(self.name, weights, image_size)
+        random = self.source.text == "random"
+        self.weights_sha256 = None if random else tensors_sha256(self.model.state_dict())
         if not hasattr(self.model, "forward_intermediates"):
             raise UserError(f"backbone.name={name}: this timm model gives no intermediate features; choose another")
         config = self.model.pretrained_cfg

@@ -1,44 +1,130 @@
-"""Image-level metrics of anomaly scores: a thin, safe use of torchmetrics."""
+"""Image-level metrics of anomaly scores, from exact counts of images at each threshold.
+
+torchmetrics divides in float32: where two rankings are equally good their AUROC then differs by rounding, which a
+choice by the largest one follows, and an F1 of 0 / 0 is NaN. Counts are integers, so equals stay equal.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchmetrics.classification import BinaryAUROC, BinaryAveragePrecision, BinaryPrecisionRecallCurve, BinaryROC
 
-# torchmetrics applies a sigmoid to scores outside [0, 1], which saturates on distances; None leaves them as they are
-_RAW: dict[str, Any] = {"normalization": None}
+from gaussad_pl.errors import UserError
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """Images at or above each of T thresholds: the distinct scores, from the highest down.
+
+    Attributes:
+        thresholds: float64 ``(T,)``.
+        hits: anomalous images, int64 ``(T,)``.
+        alarms: normal images, int64 ``(T,)``.
+    """
+
+    thresholds: Tensor
+    hits: Tensor
+    alarms: Tensor
 
 
 def auroc(scores: Tensor, labels: Tensor) -> float:
-    """Area under the ROC curve of ``scores`` ``(N,)`` for ``labels`` ``(N,)`` (1 is anomalous); ties count half."""
-    metric = BinaryAUROC(**_RAW)
-    return float(metric(scores.double(), labels.long()))
+    """Area under the ROC curve of ``scores`` ``(N,)`` for ``labels`` ``(N,)`` (1 is anomalous); ties count half.
+
+    It is the share of pairs of an anomalous and a normal image whose order is right, and exact: see `_counts` for
+    what is raised.
+
+    >>> auroc(torch.tensor([1.0, 3.0, 3.0, 4.0]), torch.tensor([0, 0, 1, 1]))
+    0.875
+    """
+    counts = _counts(scores, labels)
+    hits, alarms = counts.hits, counts.alarms
+    entering, above = hits.diff(prepend=hits.new_zeros(1)), alarms.roll(1)
+    above[0] = 0
+    twice = int((entering * (2 * alarms[-1] - alarms - above)).sum())  # pairs in order, and in a tie once
+    return twice / (2 * int(hits[-1]) * int(alarms[-1]))
+
+
+def average_precision(scores: Tensor, labels: Tensor) -> float:
+    """Mean of the precision over the anomalous images as they enter, ``scores`` and ``labels`` as in `auroc`."""
+    counts = _counts(scores, labels)
+    precision = counts.hits.double() / (counts.hits + counts.alarms)
+    entering = counts.hits.diff(prepend=counts.hits.new_zeros(1))
+    return float((entering * precision).sum() / counts.hits[-1])
 
 
 def f1_max(scores: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Best F1 over all thresholds, and the threshold that reaches it. It looks at the labels: an upper bound."""
-    precision, recall, thresholds = BinaryPrecisionRecallCurve(**_RAW)(scores.double(), labels.long())
-    f1 = 2 * precision * recall / (precision + recall).clamp(min=torch.finfo(torch.float64).tiny)
-    best = int(f1[:-1].argmax())
-    return float(f1[best]), float(thresholds[best])
+    """Best F1 over all thresholds, and the highest threshold that reaches it; a score that equals it is anomalous.
+
+    It looks at the labels: an upper bound. ``scores`` and ``labels`` as in `auroc`.
+    """
+    counts = _counts(scores, labels)
+    f1 = 2 * counts.hits.double() / (counts.hits + counts.alarms + counts.hits[-1])  # 2 TP / (2 TP + FP + FN)
+    best = int(f1.argmax())
+    return float(f1[best]), float(counts.thresholds[best])
 
 
 def roc(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """False and true positive rates of all thresholds, two tensors ``(T,)`` from (0, 0) to (1, 1)."""
-    fpr, tpr, _ = BinaryROC(**_RAW)(scores.double(), labels.long())
+    """False and true positive rates of all T thresholds from (0, 0) to (1, 1), two float64 tensors ``(T + 1,)``."""
+    counts = _counts(scores, labels)
+    fpr, tpr = (torch.cat([each.new_zeros(1), each]).double() / each[-1] for each in (counts.alarms, counts.hits))
     return fpr, tpr
 
 
-def image_metrics(scores: Tensor, labels: Tensor) -> dict[str, float | None]:
-    """Image AUROC, average precision and F1max of ``scores`` ``(N,)``; all None where only one class is present."""
+def image_metrics(scores: Tensor, labels: Tensor, names: Sequence[object] | None = None) -> dict[str, float | None]:
+    """Image AUROC, average precision and F1max of ``scores`` ``(N,)``; all None where only one class is present.
+
+    Args:
+        scores: ``(N,)``.
+        labels: ``(N,)``, 1 is anomalous.
+        names: of the N images, for the error; their numbers where None.
+
+    Raises:
+        UserError: a score is not finite.
+    """
+    require_finite(scores, names)
     if len(labels.unique()) < 2:
         return {"image_auroc": None, "image_ap": None, "image_f1max": None}
-    average_precision = BinaryAveragePrecision(**_RAW)
     return {
         "image_auroc": auroc(scores, labels),
-        "image_ap": float(average_precision(scores.double(), labels.long())),
+        "image_ap": average_precision(scores, labels),
         "image_f1max": f1_max(scores, labels)[0],
     }
+
+
+def require_finite(values: Tensor, names: Sequence[object] | None = None, what: str = "score") -> None:
+    """Refuse values ``(N, ...)`` of N images of which one is NaN or infinite: it has no rank.
+
+    Raises:
+        UserError: in one line, with the name (or the number) of the first such image.
+    """
+    finite = values.isfinite().reshape(len(values), math.prod(values.shape[1:])).all(1).cpu()
+    if not finite.all():
+        row = int(finite.long().argmin())
+        name = f"image {row}" if names is None else f"{names[row]}"
+        first = next(value for value in values[row].reshape(-1).tolist() if not math.isfinite(value))
+        raise UserError(
+            f"{name}: the {what} is {first}, no finite number: try trainer.precision=32-true, a smaller learning rate "
+            "or other weights"
+        )
+
+
+def _counts(scores: Tensor, labels: Tensor) -> _Counts:
+    """Count ``scores`` ``(N,)`` for ``labels`` ``(N,)`` (0 is normal) at every threshold; scores are not rounded.
+
+    Raises:
+        UserError: a score is not finite.
+        ValueError: shapes do not fit, or one class is missing.
+    """
+    if scores.ndim != 1 or scores.shape != labels.shape:
+        raise ValueError(f"scores {tuple(scores.shape)}, labels {tuple(labels.shape)}: expected both of shape (N,)")
+    scores, bad = scores.detach().cpu(), labels.detach().cpu() != 0
+    require_finite(scores)
+    if bad.all() or not bad.any():
+        raise ValueError("the metrics of images need both normal and anomalous ones")
+    thresholds, rank = scores.double().unique(return_inverse=True)
+    hits, alarms = (rank[chosen].bincount(minlength=len(thresholds)).flip(0).cumsum(0) for chosen in (bad, ~bad))
+    return _Counts(thresholds.flip(0), hits, alarms)

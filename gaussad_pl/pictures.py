@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from gaussad_pl.files import replacing
 from gaussad_pl.metrics import auroc, roc
 
 GOOD, BAD, ACCENT = "#2a7f9e", "#c8443c", "#555555"
@@ -69,10 +70,15 @@ def level_bars(levels: Mapping[str, Any]) -> Figure:
 
 
 def save(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
-    """Save each figure as <name>.png."""
+    """Save each figure as <name>.png, whole or not at all.
+
+    Raises:
+        UserError: a picture cannot be written.
+    """
     paths = [folder / f"{name}.png" for name in figures]
     for path, figure in zip(paths, figures.values(), strict=True):
-        figure.savefig(path, dpi=150)
+        with replacing(path) as partial:
+            figure.savefig(partial, dpi=150)
     return paths
 
 

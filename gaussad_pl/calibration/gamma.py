@@ -3,6 +3,9 @@
 Squared distances of Gaussian features are sums of squares, whose distribution is close to a gamma; the score of an
 image is a standardised sum of distances, which may be negative, so the gamma may begin anywhere (Pearson's type III).
 Nothing guarantees that scores follow it: `misfit` says whether the scores at hand contradict it.
+
+The quantile here, and the Beta and beta-binomial probabilities beside it, are not scipy's: a detector scores, finds
+thresholds and watches for drift where scipy is not installed. tests/test_properties.py compares them.
 """
 
 from __future__ import annotations

@@ -1,0 +1,210 @@
+"""What a run leaves behind: scores of the test images, and where every number came from."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TINY
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+
+from gaussad_pl import checkout, pictures
+from gaussad_pl.cli import CONF
+from gaussad_pl.data.base import ImageDataModule
+from gaussad_pl.data.samples import Sample
+from gaussad_pl.errors import UserError
+from gaussad_pl.fingerprints import images_sha256
+from gaussad_pl.model import GaussianModel
+from gaussad_pl.results import Evaluation, provenance
+
+
+def evaluation(**changes: Any) -> Evaluation:
+    """Of four images, two of them bad."""
+    kinds = {"good": 2, "spot": 2}
+    samples = [Sample(Path(f"/parts/{kind}/{i}.png"), kind) for kind, count in kinds.items() for i in range(count)]
+    columns = {
+        "samples": samples,
+        "distances": torch.tensor([[1.0, 1.0], [2.0, 5.0], [3.0, 3.0], [4.0, 4.0]]),
+        "scores": torch.tensor([1.0, 9.0, 3.0, 4.0], dtype=torch.float64),
+        "levels": [2, 5],
+        "maps": torch.rand(4, 8, 8),
+        "masks": torch.zeros(4, 8, 8, dtype=torch.bool).index_fill(0, torch.tensor([2, 3]), True).tril(),
+    }
+    return Evaluation(**{**columns, **changes})
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+@pytest.mark.parametrize(
+    ("name", "what"), [("scores", "score"), ("distances", "distance to a Gaussian"), ("maps", "anomaly map")]
+)
+def test_a_test_image_without_a_finite_score_is_named_by_its_path(name: str, what: str, broken: float) -> None:
+    values = getattr(evaluation(), name).clone()
+    values[2].fill_(broken)
+    with pytest.raises(UserError, match=f"^/parts/spot/0.png: the {what} is {broken}") as error:
+        evaluation(**{name: values})
+    assert "\n" not in str(error.value)
+
+
+def test_metrics_hold_no_nan_where_a_good_image_has_the_highest_score() -> None:
+    found = evaluation().metrics()
+    assert found["image_f1max"] == 0.8 and found["per_level"] == {"2": 1.0, "5": 0.5}
+    numbers = [value for value in found.values() if isinstance(value, float)]
+    assert len(numbers) == 7 and all(map(math.isfinite, numbers))
+
+
+def test_scores_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "scores.csv"
+    path.write_text("old")
+    with pytest.raises(ValueError):
+        evaluation().write_scores(path, [0.0])  # of one image, where there are four
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+    evaluation().write_scores(path, [0.0, 0.0, None, 0.25])
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["defect_area"] for row in rows] == ["0.0", "0.0", "", "0.25"] and rows[1]["level_5"] == "5.0"
+    with pytest.raises(UserError, match="cannot write .*gone/scores.csv"):
+        evaluation().write_scores(tmp_path / "gone" / "scores.csv", [0.0] * 4)
+
+
+def test_a_path_that_is_no_text_is_written_with_its_bytes(tmp_path: Path) -> None:
+    odd = Path(os.fsdecode(b"/parts/\xff,\n.png"))
+    samples = [replace(evaluation().samples[0], path=odd), *evaluation().samples[1:]]
+    evaluation(samples=samples).write_scores(tmp_path / "scores.csv", [0.0] * 4)
+    with (tmp_path / "scores.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        assert next(csv.DictReader(file))["path"] == str(odd)
+
+
+def test_pictures_are_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figure = pictures.histogram(torch.tensor([1.0, 2.0]), torch.tensor([0, 1]))
+    assert pictures.save({"a": figure}, tmp_path) == [tmp_path / "a.png"]
+    before = (tmp_path / "a.png").read_bytes()
+
+    def half(path: Path, **options: Any) -> None:
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(figure, "savefig", half)
+    with pytest.raises(UserError, match="cannot write .*a.png .No space left"):
+        pictures.save({"a": figure}, tmp_path)
+    assert list(tmp_path.iterdir()) == [tmp_path / "a.png"] and (tmp_path / "a.png").read_bytes() == before
+
+
+def test_a_diverged_training_is_drawn_with_gaps(tmp_path: Path) -> None:
+    history = [{"epoch": i, "paired": value, "auroc": value, "loss": value}
+               for i, value in enumerate((0.5, math.nan, math.inf, -math.inf))]  # fmt: skip
+    assert pictures.save({"forgetting": pictures.forgetting_curve(history, "paired", 0)}, tmp_path)
+
+
+# --- provenance
+
+
+@pytest.fixture
+def data(parts: Path) -> ImageDataModule:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("train", ["+category=screw", f"data.root={parts}", "backbone.image_size=64"])
+    found: ImageDataModule = instantiate(config.data)
+    return found
+
+
+def test_provenance_names_time_commit_data_and_weights(data: ImageDataModule, tmp_path: Path) -> None:
+    torch.save(GaussianModel(TINY).backbone.model.state_dict(), tmp_path / "best.pth")
+    model = GaussianModel({**TINY, "weights": str(tmp_path / "best.pth")})
+    loaded = model.backbone.weights_sha256
+    with torch.no_grad():
+        for parameter in model.backbone.parameters():
+            parameter.add_(1)  # fine-tuning
+    found = provenance({}, data, model)
+    assert abs(datetime.fromisoformat(found["finished"]).timestamp() - time.time()) < 60
+    assert found["backbone"]["weights"] == f"file {tmp_path / 'best.pth'}"
+    assert found["backbone"]["weights_sha256"] == loaded and len(found["backbone"]["weights_file_sha256"]) == 64
+    assert found["data_sha256"] == images_sha256(data.samples)
+    assert found["git"].keys() >= {"commit", "clean"}
+
+
+def test_copies_of_a_dataset_have_one_fingerprint_and_others_another(parts: Path, tmp_path: Path) -> None:
+    from gaussad_pl.data.samples import scan_mvtec
+
+    shutil.copytree(parts / "screw", tmp_path / "elsewhere" / "bolt")
+    original, copied = (
+        images_sha256(scan_mvtec(parts / "screw")),
+        images_sha256(scan_mvtec(tmp_path / "elsewhere/bolt")),
+    )
+    assert original == copied is not None
+    (tmp_path / "elsewhere/bolt/test/good/000.png").write_bytes(b"another image")
+    samples = scan_mvtec(tmp_path / "elsewhere/bolt")
+    assert images_sha256(samples) != original
+    (tmp_path / "elsewhere/bolt/test/good/000.png").unlink()
+    assert images_sha256(samples) is None
+
+
+def commit_in(root: Path) -> dict[str, Any]:
+    checkout.commit.cache_clear()
+    return checkout.commit(root)
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    if shutil.which("git") is None:
+        pytest.skip("git is not installed")
+    root = tmp_path / "checkout"
+    (root / "gaussad_pl").mkdir(parents=True)
+    (root / "gaussad_pl" / "a.py").write_text("1")
+    git = ["git", "-C", str(root), "-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+    for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "a"]):
+        subprocess.run([*git, *command], check=True)
+    return root
+
+
+def test_the_commit_of_a_checkout_and_whether_it_is_clean(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_DIR", "/nowhere")  # as inside a git hook
+    head = commit_in(repository)
+    assert len(head["commit"]) == 40 and head["clean"] is True
+    (repository / "runs").mkdir()
+    (repository / "runs" / "metrics.json").write_text("{}")  # changes no result
+    assert commit_in(repository) == head
+    (repository / "gaussad_pl" / "new.py").write_text("2")
+    assert commit_in(repository) == {**head, "clean": False}
+    (repository / "gaussad_pl" / "new.py").unlink()
+    assert checkout.commit(repository) == {**head, "clean": False}  # what was imported, not what is there by now
+
+
+def fail(error: Exception) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> None:
+        raise error
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (FileNotFoundError(2, "no git"), "git is not installed"),
+        (subprocess.TimeoutExpired("git", 5), "git took more than 5 s"),
+        (subprocess.CalledProcessError(128, "git", stderr="fatal: dubious ownership\nhint: more"), "dubious ownership"),
+        (PermissionError(13, "Permission denied"), "Permission denied"),
+    ],
+)
+def test_git_that_does_not_work_costs_a_reason_and_no_run(
+    error: Exception, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".git").mkdir()
+    monkeypatch.setattr("gaussad_pl.checkout.subprocess.run", fail(error))
+    found = commit_in(tmp_path)
+    assert found["commit"] is None and found["clean"] is None and reason in found["reason"]
+    assert "\n" not in found["reason"]
+
+
+def test_an_installed_package_has_no_commit(tmp_path: Path) -> None:
+    assert "not run from a git checkout" in commit_in(tmp_path)["reason"]
