@@ -267,11 +267,10 @@ def test_memory_does_not_grow_with_the_number_of_images(ckpt: Path, images: Path
 
 
 def test_a_name_as_long_as_names_can_be_is_a_row_like_any_other(ckpt: Path, images: Path) -> None:
-    first = next(path for path in sorted(images.iterdir()) if path.suffix == ".png")
-    shutil.copy(first, images / ("é" * 123 + ".png"))
+    shutil.copy(images / "0.png", images / ("é" * 123 + ".png"))
     out = images.parent / "long"
     assert run(f"ckpt={ckpt}", f"source={images}", f"out={out}", "overlays=true") == 0
-    assert len(rows(out)[0]) == len(list((out / "overlays").iterdir())) == len(list(images.iterdir()))
+    assert len(rows(out)[0]) == len(list((out / "overlays").iterdir())) == 6
 
 
 # --------------------------------------------------------------------------------------------------- overlays, options
