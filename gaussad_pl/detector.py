@@ -29,6 +29,7 @@ from gaussad_pl.folding import folded
 from gaussad_pl.inspection.artefact import NAME, read_artefact, write_artefact
 from gaussad_pl.inspection.pixels import Images, each_pixels
 from gaussad_pl.model import GaussianModel
+from gaussad_pl.precision import forbid_tf32
 
 BATCH = 32  # images scored at once
 
@@ -157,6 +158,8 @@ class Detector(Finder):
                 f"{path} does not fit this gaussad_pl {__version__} (written by {header.get('version')}) or its timm: "
                 f"{reason}"
             ) from error
+        if torch.device(device).type == "cuda":
+            forbid_tf32()
         return cls(model.to(device), kept, provenance)
 
     def save(self, path: str | Path) -> None:

@@ -40,6 +40,7 @@ from gaussad_pl.gallery import galleries
 from gaussad_pl.inspection import artefact
 from gaussad_pl.levels import all_levels
 from gaussad_pl.module import GaussianAD
+from gaussad_pl.precision import forbid_tf32
 from gaussad_pl.results import Evaluation, provenance, table
 
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
@@ -56,6 +57,7 @@ def run(config: DictConfig) -> float | None:
             log.info("%s is finished: nothing to resume", folder)
             signal: float | None = done["validation_signal"]
             return signal
+        forbid_tf32()
         L.seed_everything(config.seed, workers=True, verbose=False)
         data: ImageDataModule = instantiate(config.data)
         data.prepare_data()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageDraw
 
 # the smallest model of timm: 0.36 million parameters
@@ -41,6 +42,11 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 (root / "screw" / "ground_truth" / "spot").mkdir(parents=True, exist_ok=True)
                 mask.save(root / "screw" / "ground_truth" / "spot" / f"{i:03}_mask.png")
     return root
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+        pytest.skip("no GPU here")
 
 
 @pytest.fixture(scope="session")

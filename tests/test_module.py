@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gaussad_pl.errors import UserError
 from gaussad_pl.module import GaussianAD
+from gaussad_pl.precision import forbid_tf32
 
 IMAGES = torch.randint(256, (40, 3, 64, 64), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
 
@@ -141,3 +142,25 @@ def test_a_checkpoint_holds_plain_types_and_loads_without_the_pretrained_weights
 def test_unknown_running_estimate_is_a_clear_error() -> None:
     with pytest.raises(UserError, match="model.running=sometimes: expected fixed, epoch or ema"):
         tiny(running="sometimes")
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_tf32_is_off_for_all_that_is_a_distance(allowed: bool) -> None:
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    try:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+        forbid_tf32()
+        assert not torch.backends.cuda.matmul.allow_tf32 and not torch.backends.cudnn.allow_tf32
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.mark.cuda
+def test_distances_on_a_gpu_are_those_of_the_processor() -> None:
+    forbid_tf32()
+    model = tiny()
+    model.estimate(batches())
+    with torch.no_grad():
+        expected = model(IMAGES[:8]).distances
+        found = model.to("cuda")(IMAGES[:8].to("cuda")).distances.cpu()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
