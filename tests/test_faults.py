@@ -131,8 +131,14 @@ def same(one: Path, two: Path) -> None:
     assert torch.equal(*scores)
 
 
-ROUGH = ["model.train_levels=null", "model.warmup_steps=0", "model.optimizer.lr=0.05", "callbacks.averaging.decay=0"]
-GAP = ["model.segmentation=null", "callbacks.forgetting.signal=gap"]
+ROUGH = [
+    "data.group=null",
+    "model.train_levels=null",
+    "model.warmup_steps=0",
+    "model.optimizer.lr=0.05",
+    "callbacks.averaging.decay=0",
+]
+GAP = ["model.segmentation=null", "callbacks.forgetting.signal=distance", "seed=4", "model.optimizer.lr=0.02"]
 # fine-tuning that is used, its best epoch before the last, run out or stopped; and fine-tuning that is not used
 SETTINGS = {
     "used": [*ROUGH, *GAP],
