@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from gaussad_pl.cli import entry_point
 from gaussad_pl.errors import UserError
+from gaussad_pl.files import unwritable, write_text
 from gaussad_pl.reporting.content import compose
 from gaussad_pl.reporting.markdown import markdown, results_csv
 from gaussad_pl.reporting.page import html
@@ -30,18 +31,16 @@ def run(config: DictConfig) -> None:
     if not runs and not unfinished:
         raise UserError(f"{top} holds no run: no folder below it has a metrics.json, a config.yaml or a .hydra")
     content = compose(top, arrange(runs, unfinished))
-    out.mkdir(parents=True, exist_ok=True)
-    write(out / "results.csv", results_csv(content))
-    write(out / "report.md", markdown(content))
-    write(out / "report.html", html(content, out))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(out, error) from error
+    write_text(out / "results.csv", results_csv(content))
+    write_text(out / "report.md", markdown(content))
+    write_text(out / "report.html", html(content, out))
     for flag in content.flags:
         log.info("%s: %d", flag.kind, len(flag.items))
     log.info("%d finished runs, %d unfinished: %s", len(runs), len(unfinished), out / "report.html")
-
-
-def write(path: Path, text: str) -> None:
-    """What is no text in UTF-8, as a stray byte in a file name, becomes a question mark."""
-    path.write_bytes(text.encode("utf-8", "replace"))
 
 
 main = entry_point(run)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf
 from test_train import QUICK, message, metrics, run
 
@@ -24,6 +26,7 @@ from gaussad_pl.cli import CONF, one_line
 from gaussad_pl.errors import UserError
 from gaussad_pl.sweeps import launching, share, sweep
 from gaussad_pl.sweeps.folders import NAME_LENGTH, folder_of, job_name
+from gaussad_pl.sweeps.judges import refuse_other_judges
 from gaussad_pl.train import validation_signal
 
 NO_MAP = "model.segmentation=null"
@@ -245,6 +248,7 @@ def test_a_failed_job_is_named_and_resuming_runs_only_that_one(
         (["+search=optuna", "folds=0"], "set folds=5"),
         (["+search=optuna", "seed=0,1"], "is luck"),
         (["hydra/sweeper=optuna"], "nothing to search"),
+        (["+search=optuna", "+hydra.sweeper.params.augmentation='choice(all,subtle)'"], "cannot vary augmentation,"),
     ],
 )
 def test_refusals_come_before_any_job(
@@ -309,6 +313,113 @@ def test_a_search_maximises_the_validation_signal_and_resumes(
     (file,) = tmp_path.glob("multirun/*/search.yaml")
     trials = OmegaConf.load(file).trials
     assert [trial.validation_signal for trial in trials] == sorted(signals.values(), reverse=True)
+
+
+class Signals:
+    """A launcher whose jobs end with these signals."""
+
+    def __init__(self, *signals: float | None) -> None:
+        self.signals = list(signals)
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
+        return [JobReturn(status=JobStatus.COMPLETED, _return_value=self.signals.pop(0)) for _ in job_overrides]
+
+
+@needs("optuna", "optuna")
+def test_a_trial_without_a_finite_signal_counts_as_failed(
+    parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    signals = (math.nan, 0.25, math.inf, None, 0.5, -math.inf)
+    monkeypatch.setattr(launching, "launcher", lambda *arguments: Signals(*signals))
+    run(monkeypatch, *line(parts, "+search=optuna", f"hydra.sweeper.n_trials={len(signals)}"))
+    (file,) = tmp_path.glob("multirun/*/search.yaml")
+    found = OmegaConf.load(file)
+    assert [trial.validation_signal for trial in found.trials] == [0.5, 0.25] and len(found.failed) == 4
+    assert "nan" not in file.read_text() and "inf" not in file.read_text()
+    assert not list(file.parent.glob(".partial*"))
+    before = file.read_text()
+    monkeypatch.setattr(launching, "launcher", lambda *arguments: Signals(0.75))
+    monkeypatch.setattr("gaussad_pl.files.os.fsync", lambda number: os.close(-1))  # a disk that fails
+    with pytest.raises(SystemExit, match="cannot write .*multirun.yaml"):
+        run(monkeypatch, *line(parts, "+search=optuna", "hydra.sweeper.n_trials=1", f"hydra.sweep.dir={file.parent}"))
+    assert file.read_text() == before
+
+
+# --- what a search is judged by ---
+
+
+def composed(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", ["+category=screw", *overrides])
+
+
+@pytest.mark.parametrize(
+    ("lines", "changed"),
+    [
+        (["seed=0", "seed=1"], "data.seed"),
+        (["data.seed=0", "data.seed=1"], "data.seed"),
+        (["++data.seed=0", "++data.seed=1"], "data.seed"),
+        (["fold=0", "fold=3"], "data.fold, fold"),
+        (["data.fold=0", "data.fold=1"], "data.fold"),
+        (["data.folds=3", "data.folds=5"], "data.folds"),
+        (["augmentation=subtle", "augmentation=strong"], "augmentation.cutmix"),
+        (["augmentation.cutmix=0.1", "augmentation.cutmix=0.9"], "data.augmentations.cutmix"),
+        (["+augmentation.glow=0.1", "+augmentation.glow=0.9"], "data.augmentations.glow"),
+        (["data.augmentations={scar:0.1}", "data.augmentations={scar:0.9}"], "data.augmentations.scar"),
+        (["+augmentation@data.augmentations=subtle", "+augmentation@data.augmentations=all"], "data.augmentations"),
+        (["data=mvtec", "data=demo"], "data._target_"),
+        (["data.root=/a", "data.root=/b"], "data.root"),
+        (["data.image_size=64", "data.image_size=128"], "data.image_size"),
+        (["backbone.image_size=64", "backbone.image_size=128"], "data.image_size"),
+        (["backbone=resnet18", "backbone=efficientnet_b4"], "data.image_size"),
+        (["category=screw", "category=tile"], "data.category"),
+        (["model.segmentation.seed=0", "model.segmentation.seed=1"], "model.segmentation.seed"),
+        (["model.segmentation=null", "model.segmentation.form=shared"], "model.segmentation"),
+        (["+experiment=paper", "+experiment=frozen"], "augmentation.augmix"),
+        (["+trainer.limit_val_batches=1", "+trainer.limit_val_batches=2"], "trainer.limit_val_batches"),
+    ],
+)
+def test_a_search_may_not_vary_what_it_is_judged_by(lines: list[str], changed: str) -> None:
+    lines = [each.replace("category=", "data.category=") if each.startswith("category") else each for each in lines]
+    with pytest.raises(UserError, match=f"a search cannot vary the_key, .*{changed}.*is luck") as error:
+        refuse_other_judges(lambda chosen: composed(*chosen), {"the_key": lines})
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["model.optimizer.lr=1e-4", "model.optimizer.lr=1e-2"],
+        ["levels=top3", "levels=all"],
+        ["objective=mahalanobis", "objective=dense"],
+        ["backbone=resnet18", "backbone=efficientnet_lite0"],
+        ["model.segmentation.form=shared", "model.segmentation.form=position"],
+        ["callbacks.forgetting.signal=auroc", "callbacks.forgetting.signal=paired"],  # picks an epoch, judges by AUROC
+        ["data.nuisance.rotate=0", "data.nuisance.rotate=10"],  # of training images and of the Gaussian's
+        ["data.light_copies=0", "data.light_copies=3"],
+        ["data.batch_size=8", "data.batch_size=32"],
+    ],
+)
+def test_a_search_may_vary_what_trains_and_scores(lines: list[str]) -> None:
+    refuse_other_judges(lambda chosen: composed(*chosen), {"the_key": lines})
+
+
+@needs("optuna", "optuna")
+@pytest.mark.parametrize(
+    "varied",
+    [
+        "++data.seed=choice(0,1)",
+        "data.augmentations=choice({scar:0.1},{scar:0.9})",
+        "+augmentation@data.augmentations=subtle,all",
+    ],
+)
+def test_a_search_refuses_such_keys_in_any_words_and_leaves_nothing_behind(
+    varied: str, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "a search cannot vary" in message(capsys, monkeypatch, *line(parts, "+search=optuna", varied))
+    assert not list(tmp_path.rglob("*.yaml"))
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ from datetime import datetime
 from pathlib import Path
 
 from gaussad_pl.reporting.flags import Flag, find_flags
-from gaussad_pl.reporting.runs import Run, display_name
+from gaussad_pl.reporting.runs import METRICS, Run, display_name
 from gaussad_pl.reporting.study import Study
-from gaussad_pl.reporting.tables import METRICS, Comparison, Estimate, ResultTable, comparisons, result_tables
+from gaussad_pl.reporting.tables import Comparison, Estimate, ResultTable, comparisons, result_tables
 
 COMPARED = ("image_auroc", "pixel_auroc", "aupro")  # frozen against fine-tuned
 PARTS = {
@@ -101,11 +101,16 @@ def points(found: Estimate) -> str:
     return f"{found.text(sign=True)} points"
 
 
+def count_text(found: Estimate) -> str:
+    """The number of runs behind a mean, and of categories where there are more than one."""
+    return f"n = {found.n}" + (f" in {found.categories}" if found.categories > 1 else "")
+
+
 def test_text(found: Comparison) -> str:
-    """The verdict of the test over runs, with its p where there is one."""
+    """The verdict of the test over categories, with its p where there is one."""
     if found.test.p is None or found.test.smallest_p >= 0.05:
         return f"Wilcoxon: {found.test.verdict}"
-    return f"Wilcoxon over n = {found.test.n} runs: p = {found.test.p:.2g}, {found.test.verdict}"
+    return f"Wilcoxon over n = {found.test.n} categories: p = {found.test.p:.2g}, {found.test.verdict}"
 
 
 def used_text(found: Comparison) -> str:

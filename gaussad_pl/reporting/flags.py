@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gaussad_pl.reporting.runs import Run
@@ -79,13 +79,18 @@ def one_class(study: Study) -> Flag:
 def unequal_tests(study: Study) -> Flag:
     items = []
     for category in study.categories:
-        counts = _groups(
-            study, ((f"{r.images.get('test_good')} good + {r.images.get('test_bad')} bad", r) for r in study.runs
-                    if r.category == category)
-        )  # fmt: skip
+        runs = [run for run in study.runs if run.category == category]
+        changed = len({run.data_sha256 for run in runs} - {""}) > 1
+        counts = _groups(study, ((_test_set(run, changed), run) for run in runs))
         if len(counts) > 1:
             items.append(f"{category}: {_listed(counts)}")
     return Flag("Different test sets of one category", "Their numbers cannot be compared.", items)
+
+
+def _test_set(run: Run, changed: bool) -> str:
+    """The size of a test set; where images have ``changed`` between runs, also the fingerprint of the data."""
+    size = f"{run.images.get('test_good')} good + {run.images.get('test_bad')} bad"
+    return f"{size} of data {run.data_sha256[:8] or 'not recorded'}" if changed else size
 
 
 def missing_masks(study: Study) -> Flag:
@@ -106,7 +111,11 @@ def uneven(study: Study) -> Flag:
 
 def repeated(study: Study) -> Flag:
     items = [_where(study, run) for run in study.repeated]
-    return Flag("Repeated runs", "Same category, setting, seed and fold as a later folder, which alone counts.", items)
+    return Flag(
+        "Repeated runs",
+        "Same category, setting, seed and fold as a run that finished later, which alone counts.",
+        items,
+    )
 
 
 def mixed_versions(study: Study) -> Flag:
@@ -122,10 +131,29 @@ def mixed_versions(study: Study) -> Flag:
 def mixed_weights(study: Study) -> Flag:
     items = []
     for backbone in sorted({run.backbone for run in study.runs}):
-        groups = _groups(study, ((run.weights, run) for run in study.runs if run.backbone == backbone))
+        runs = [run for run in study.runs if run.backbone == backbone]
+        groups = _groups(study, zip(_weights(runs), runs, strict=True))
         if len(groups) > 1:
             items.append(f"{backbone}: {_listed(groups)}")
-    return Flag("Mixed sources of weights", "The same backbone, with weights from different places.", items)
+    return Flag("Mixed sources of weights", "The same backbone, with other weights or weights from elsewhere.", items)
+
+
+def _weights(runs: Sequence[Run]) -> list[str]:
+    """The source of each run's weights, equal for equal weights; files of one name that differ have fingerprints.
+
+    Equal fingerprints are equal weights, wherever from; a run without one has the weights of a run of the same source.
+    """
+    known = {run.weights: run.weights_sha256 for run in runs if run.weights_sha256}
+    digests = [run.weights_sha256 or known.get(run.weights, "") for run in runs]
+    first: dict[str, str] = {}
+    for run, digest in zip(runs, digests, strict=True):
+        first.setdefault(digest or run.weights, run.weights)
+    texts = []
+    for run, digest in zip(runs, digests, strict=True):
+        text = first[digest or run.weights]
+        shared = list(first.values()).count(text) > 1
+        texts.append(f"{text}, sha256 {digest[:8]}" if shared and digest else text)
+    return texts
 
 
 def no_spread(study: Study) -> Flag:

@@ -16,7 +16,7 @@ def data_uri(path: Path) -> str | None:
     try:
         with Image.open(path) as opened:
             image = opened.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # what Pillow raises on broken files
+    except Exception:  # Pillow's decoders raise nearly everything on broken files
         return None
     if image.width > WIDTH:
         image = image.resize((WIDTH, round(image.height * WIDTH / image.width)), Image.Resampling.LANCZOS)

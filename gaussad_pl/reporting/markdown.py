@@ -6,10 +6,16 @@ import csv
 import io
 import re
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 
-from gaussad_pl.reporting.content import Content, metric_title, result_text, test_text, used_text
-from gaussad_pl.reporting.runs import Run
-from gaussad_pl.reporting.tables import METRICS, Estimate
+from gaussad_pl.reporting.content import Content, count_text, metric_title, result_text, test_text, used_text
+from gaussad_pl.reporting.runs import METRICS, Run
+from gaussad_pl.reporting.tables import Estimate
+
+SPREAD = (
+    "Percent, mean ± SEM over n runs, of what each run ended with. Runs of a category are seeds and folds of the same "
+    "images: the SEM says how they scatter, not how another category or new images would."
+)
 
 
 def markdown(content: Content) -> str:
@@ -22,7 +28,7 @@ def markdown(content: Content) -> str:
         parts += ["Nothing was found."]
     for flag in content.flags:
         parts += [f"**{flag.kind}.** {flag.meaning}\n\n" + "\n".join(f"- {text(item)}" for item in flag.items)]
-    parts += ["## Results", "Percent, mean ± SEM over seeds and folds; of what each run ended with."]
+    parts += ["## Results", SPREAD]
     for found in content.tables:
         rows = [[c, *(_cell(found.cells[c, s]) for s in study.settings)] for c in study.categories]
         rows += [[f"mean of {len(found.common)}", *(_cell(found.means[s]) for s in study.settings)]]
@@ -32,8 +38,9 @@ def markdown(content: Content) -> str:
         parts += ["No run was fine-tuned."]
     for metric, places in content.compared.items():
         lines = [
-            [category or "mean", setting, str(found.gain.n), found.frozen.text(), found.finetuned.text(),
-             found.gain.text(sign=True), used_text(found), test_text(found)]
+            [category or f"mean of {found.gain.categories}", setting, str(found.gain.n), found.frozen.text(),
+             found.finetuned.text(), found.gain.text(sign=True), used_text(found),
+             "" if category else test_text(found)]
             for (category, setting), found in places.items()
         ]  # fmt: skip
         head = ["category", "setting", "n", "frozen", "fine-tuned", "gain", "fine-tuning", "test"]
@@ -58,7 +65,8 @@ def results_csv(content: Content) -> str:
     """One row a run, finished or not; metrics as shares of 1."""
     study = content.study
     columns = [
-        "run", "status", "category", "setting", "seed", "fold", "backbone", "weights", "test_good", "test_bad",
+        "run", "status", "category", "setting", "seed", "fold", "backbone", "weights", "weights_sha256", "data_sha256",
+        "finished", "test_good", "test_bad",
         *(f"{state}/{metric}" for state in ("frozen", "finetuned") for metric in METRICS),
         "fine_tuning_used", "epoch_chosen", *(f"selection/{part}" for part in ("frozen", "finetuned", "segmentation")),
         "versions", "command", "overrides", "folder",
@@ -70,8 +78,10 @@ def results_csv(content: Content) -> str:
         row = {
             "run": study.labels[run.folder], "status": "repeated" if run in study.repeated else "finished",
             "category": run.category, "setting": study.setting_of[run.folder], "seed": run.seed, "fold": run.fold,
-            "backbone": run.backbone, "weights": run.weights, "test_good": run.images.get("test_good", ""),
-            "test_bad": run.images.get("test_bad", ""), "command": run.command, "overrides": " ".join(run.overrides),
+            "backbone": run.backbone, "weights": run.weights, "weights_sha256": run.weights_sha256,
+            "data_sha256": run.data_sha256, "finished": _time(run.finished),
+            "test_good": run.images.get("test_good", ""), "test_bad": run.images.get("test_bad", ""),
+            "command": run.command, "overrides": " ".join(run.overrides),
             "versions": " ".join(f"{name}=={version}" for name, version in run.versions.items()), "folder": run.name,
         }  # fmt: skip
         for state, metrics in (("frozen", run.frozen), ("finetuned", run.finetuned or {})):
@@ -109,5 +119,10 @@ def _commands(run: Run) -> str:
     return f"{run.command}\n# overrides of this job: {' '.join(run.overrides)}" if run.overrides else run.command
 
 
+def _time(seconds: float) -> str:
+    """A moment in UTC, ISO 8601."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+
 def _cell(found: Estimate | None) -> str:
-    return "–" if found is None else f"{found.text()} (n = {found.n})"
+    return "–" if found is None else f"{found.text()} ({count_text(found)})"

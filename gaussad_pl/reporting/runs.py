@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -11,13 +10,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from gaussad_pl.reporting.stored import (
+    DAMAGE,
+    flatten,
+    last_line,
+    load_json,
+    load_yaml,
+    moment,
+    real,
+    shares,
+    shortened,
+    string,
+)
 
 log = logging.getLogger(__name__)
 
 # folders inside a run folder, of loggers and checkpoints, that may hold a config.yaml of their own
 INSIDE = {"wandb", "csv", "tensorboard", "checkpoints"}
-LONGEST = 400  # characters of an error
+METRICS = {
+    "image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "aupro": "AUPRO", "image_ap": "image AP",
+    "image_f1max": "image F1max", "pixel_ap": "pixel AP", "pixel_f1max": "pixel F1max",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -66,7 +79,14 @@ class Forgetting:
 
 @dataclass(frozen=True)
 class Run(Job):
-    """A finished run. Metrics are shares of 1; those that a run does not have, or that are no number, are missing."""
+    """A finished run. Metrics are shares of 1; those that a run does not have, or that are no number, are missing.
+
+    Attributes:
+        finished: seconds since 1970.
+        weights: their source.
+        weights_sha256: of the weights as loaded; empty for random ones and runs of older versions.
+        data_sha256: of names and sizes of all images; empty for runs of older versions.
+    """
 
     frozen: Mapping[str, float]
     finetuned: Mapping[str, float] | None
@@ -74,10 +94,13 @@ class Run(Job):
     selections: Mapping[str, str]
     backbone: str
     weights: str
+    weights_sha256: str
+    data_sha256: str
     images: Mapping[str, int]
     masks_missing: int
     versions: Mapping[str, str]
     command: str
+    finished: float
 
     @property
     def final(self) -> Mapping[str, float]:
@@ -94,9 +117,10 @@ def gather(top: Path) -> tuple[list[Run], list[Unfinished]]:
         if "metrics.json" in files:
             try:
                 runs.append(read_run(folder, top))
-            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-                log.warning("%s is not readable (%s): the run counts as unfinished", folder / "metrics.json", error)
-                unfinished.append(read_unfinished(folder, top, "metrics.json is not readable"))
+            except DAMAGE as error:
+                reason = shortened(" ".join(string(f"{type(error).__name__}: {error}").split()))
+                log.warning("%s is not readable (%s): the run counts as unfinished", folder / "metrics.json", reason)
+                unfinished.append(read_unfinished(folder, top, f"metrics.json is not readable ({reason})"))
         elif "config.yaml" in files or ".hydra" in folders:
             unfinished.append(read_unfinished(folder, top, last_line(folder / "error.txt")))
         folders[:] = sorted(name for name in folders if name not in INSIDE and not name.startswith("."))
@@ -104,11 +128,19 @@ def gather(top: Path) -> tuple[list[Run], list[Unfinished]]:
 
 
 def read_run(folder: Path, top: Path) -> Run:
-    """A finished run; ValueError, KeyError, TypeError or AttributeError where its metrics.json is not one."""
-    found = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    """A finished run.
+
+    Raises:
+        OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError: its metrics.json
+            is damaged, or not ours.
+    """
+    path = folder / "metrics.json"
+    found = load_json(path)
     finetuned = found.get("finetuned")
     history = found.get("forgetting")
     parts = ("levels", "segmentation", "frozen", "finetuned")
+    if not found["dataset"]:
+        raise ValueError("its dataset has no name")
     choices, overrides = hydra_choices(folder)
     return Run(
         folder=folder,
@@ -116,28 +148,39 @@ def read_run(folder: Path, top: Path) -> Run:
         config=flatten(found["config"]),
         choices=choices,
         overrides=overrides,
-        category=str(found["dataset"]),
+        category=string(found["dataset"]),
         seed=int(found["seed"]),
         fold=int(found["fold"]),
-        frozen=numbers(found["frozen"]),
-        finetuned=None if finetuned is None else numbers(finetuned),
+        frozen=shares(found["frozen"], METRICS),
+        finetuned=None if finetuned is None else shares(finetuned, METRICS),
         forgetting=None if history is None else read_forgetting(history),
-        selections={part: found[part]["selection"] for part in parts if "selection" in (found.get(part) or {})},
-        backbone=str(found["backbone"]["name"]),
-        weights=str(found["backbone"]["weights"]),
-        images={str(key): int(value) for key, value in found["images"].items()},
+        selections={part: string(found[part]["selection"]) for part in parts if "selection" in (found.get(part) or {})},
+        backbone=string(found["backbone"]["name"]),
+        weights=string(found["backbone"]["weights"]),
+        weights_sha256=string(found["backbone"].get("weights_sha256") or ""),
+        data_sha256=string(found.get("data_sha256") or ""),
+        images={string(key): int(value) for key, value in found["images"].items()},
         masks_missing=int(found["frozen"].get("masks_missing") or 0),
-        versions={str(key): str(value) for key, value in found["versions"].items()},
-        command=str(found["command"]),
+        versions={string(key): string(value) for key, value in found["versions"].items()},
+        command=string(found["command"]),
+        finished=moment(found.get("finished"), path),
     )
 
 
 def read_forgetting(found: Mapping[str, Any]) -> Forgetting:
-    history = found["history"]
+    """The history of a run; epochs without a signal have NaN.
+
+    Raises:
+        ValueError, LookupError, TypeError, AttributeError, ArithmeticError: it is damaged.
+    """
+    history, signal = found["history"], found["signal"]
+    epochs = tuple(int(record["epoch"]) for record in history)
+    if epochs != tuple(range(len(epochs))):
+        raise ValueError("the epochs of its history do not count up from 0")
     return Forgetting(
-        signal=found["signal"],
-        epochs=tuple(int(record["epoch"]) for record in history),
-        values=tuple(float(record.get(found["signal"], math.nan)) for record in history),
+        signal=string(signal),
+        epochs=epochs,
+        values=tuple(real(record.get(signal)) for record in history),
         chosen=int(found["epoch_chosen"]),
         used=bool(found["fine_tuning_used"]),
     )
@@ -154,7 +197,7 @@ def read_unfinished(folder: Path, top: Path, reason: str) -> Unfinished:
         config=config,
         choices=choices,
         overrides=overrides,
-        category=str(config.get("data.name", "")),
+        category=string(config.get("data.name") or ""),
         seed=_whole(config.get("seed")),
         fold=_whole(config.get("fold")),
         reason=reason,
@@ -166,46 +209,14 @@ def hydra_choices(folder: Path) -> tuple[dict[str, str], tuple[str, ...]]:
     noted = load_yaml(folder / ".hydra" / "hydra.yaml")
     try:
         choices = noted["hydra"]["runtime"]["choices"].items()
-        overrides = tuple(map(str, noted["hydra"]["overrides"]["task"]))
-    except (KeyError, TypeError, AttributeError):
+        overrides = tuple(map(string, noted["hydra"]["overrides"]["task"]))
+    except (LookupError, TypeError, AttributeError):
         return {}, ()
-    return {key: str(value) for key, value in choices if "/" not in key}, overrides
-
-
-def load_yaml(path: Path) -> Any:
-    """Its content without resolving interpolations, None where there is none to be read."""
-    try:
-        return OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except Exception:  # any error of yaml, omegaconf or the file system means the same: half-written, or not ours
-        return None
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """``{"a": {"b": 1}}`` as ``{"a.b": 1}``."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
-    return flat
-
-
-def numbers(found: Mapping[str, Any]) -> dict[str, float]:
-    """The entries that are finite numbers."""
-    kept = {key: value for key, value in found.items() if isinstance(value, int | float)}
-    return {key: float(value) for key, value in kept.items() if math.isfinite(value)}
-
-
-def last_line(path: Path) -> str:
-    """The last line of a text file that says anything, shortened; empty where there is none."""
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return ""
-    line = next((line.strip() for line in reversed(lines) if line.strip()), "")
-    return line if len(line) <= LONGEST else f"{line[:LONGEST]} …"
+    return {str(key): string(value) for key, value in choices if "/" not in str(key)}, overrides
 
 
 def _whole(value: Any) -> int:
-    return value if isinstance(value, int) else 0
+    return value if isinstance(value, int) and not isinstance(value, bool) else 0
 
 
 def display_name(folder: Path, top: Path) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gaussad_pl.reporting.runs import Run
+from gaussad_pl.reporting.stored import FAR, require_readable
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,14 @@ def frozen_scores(run: Run) -> Scores | None:
 
 
 def read_scores(path: Path) -> Scores | None:
-    """None where the file is missing, half-written, or holds what is no number."""
+    """None where the file is missing, half-written, or holds what is no label or no number."""
     try:
+        require_readable(path)
         with path.open(newline="", encoding="utf-8", errors="replace") as file:
             rows = [(int(row["label"]), float(row["score"])) for row in csv.DictReader(file)]
-    except (OSError, ValueError, KeyError, TypeError):
+        labels = np.array([label for label, _ in rows], dtype=np.int64)
+        scores = np.array([score for _, score in rows], dtype=np.float64)
+    except (OSError, ValueError, LookupError, TypeError, OverflowError, csv.Error):
         return None
-    labels = np.array([label for label, _ in rows], dtype=np.int64)
-    scores = np.array([score for _, score in rows], dtype=np.float64)
-    return Scores(labels, scores) if len(rows) and np.isfinite(scores).all() else None
+    sound = len(rows) > 0 and np.isin(labels, (0, 1)).all() and (np.abs(scores) < FAR).all()  # NaN is not
+    return Scores(labels, scores) if sound else None

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 from gaussad_pl.reporting.runs import Job
+from gaussad_pl.reporting.stored import string
 
 # not settings: what is averaged over, where things are, how they are logged, on which machine they run
 IGNORED = (
@@ -60,7 +62,7 @@ def value_text(job: Job, key: str) -> str:
     """The value of ``key`` in a job's configuration as YAML would have it."""
     if any(other.startswith(f"{key}.") for other in job.config):
         return "set"
-    return json.dumps(job.config[key], separators=(",", ":")).strip('"') if key in job.config else "–"
+    return _json(job.config[key], (",", ":")).strip('"') if key in job.config else "–"
 
 
 def _by_groups(jobs: Sequence[Job], columns: Mapping[str, list[Hashable]]) -> dict[str, list[Hashable]]:
@@ -91,7 +93,22 @@ def _classes(columns: Mapping[str, Sequence[Hashable]]) -> list[int]:
 
 
 def _column(jobs: Sequence[Job], key: str) -> list[Hashable]:
-    return [json.dumps(job.config[key], sort_keys=True) if key in job.config else ABSENT for job in jobs]
+    return [_json(job.config[key]) if key in job.config else ABSENT for job in jobs]
+
+
+def _json(value: Any, separators: tuple[str, str] = (", ", ": ")) -> str:
+    """Any value of a YAML file as JSON, equal for equal ones; what JSON does not have is in the words of YAML."""
+    return string(json.dumps(_plain(value), sort_keys=True, ensure_ascii=False, separators=separators))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{value}".replace("inf", ".inf").replace("nan", ".nan")
+    return value if isinstance(value, str | int | float | None) else str(value)
 
 
 def _category_decides(jobs: Sequence[Job], key: str) -> bool:

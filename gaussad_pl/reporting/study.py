@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from gaussad_pl.reporting.datasets import tell_apart
 from gaussad_pl.reporting.runs import Job, Run, Unfinished
 from gaussad_pl.reporting.settings import differing_keys, setting_names, value_text
 
@@ -16,7 +17,7 @@ class Study:
 
     Attributes:
         runs: the finished runs that count, sorted by category, setting, seed and fold.
-        repeated: finished runs of a combination that another, later one counts for.
+        repeated: finished runs of a combination that another one counts for, which finished later.
         keys: what differs between settings.
         values: of each setting, the values of ``keys``.
         cells: the runs of each category and setting, empty where there are none.
@@ -37,8 +38,16 @@ class Study:
 
 
 def arrange(found: Sequence[Run], unfinished: Sequence[Unfinished]) -> Study:
-    """Sort runs into cells. An unfinished run whose configuration is known has a cell, too: an empty one is missing."""
-    known: list[Job] = [*found, *(job for job in unfinished if job.category)]
+    """Sort runs into cells. An unfinished run whose configuration is known has a cell, too: an empty one is missing.
+
+    Datasets of one name that are not the same are different categories: see `tell_apart`. Of runs of one category,
+    setting, seed and fold the one that finished last counts.
+    """
+    named = [job for job in (*found, *unfinished) if job.category]
+    category = dict(zip((job.folder for job in named), tell_apart(named), strict=True))
+    everything = [replace(run, category=category.get(run.folder, run.category)) for run in found]
+    stopped = [replace(job, category=category.get(job.folder, "")) for job in unfinished]
+    known: list[Job] = [*everything, *(job for job in stopped if job.category)]
     setting_of = dict(zip((job.folder for job in known), setting_names(known), strict=True))
     names = sorted(set(setting_of.values()))
     categories = sorted({job.category for job in known})
@@ -46,15 +55,15 @@ def arrange(found: Sequence[Run], unfinished: Sequence[Unfinished]) -> Study:
     def place(run: Run) -> tuple[str, str, int, int]:
         return run.category, setting_of[run.folder], run.seed, run.fold
 
-    last = {place(run): run for run in found}  # folders come sorted, and dated ones sort by time
+    last = {place(run): run for run in sorted(everything, key=lambda run: run.finished)}  # of equals the last name
     runs = [last[key] for key in sorted(last)]
-    repeated = [run for run in found if last[place(run)] is not run]
+    repeated = [run for run in everything if last[place(run)] is not run]
     keys = differing_keys(known)
     example = {setting_of[job.folder]: job for job in reversed(known)}
     return Study(
         runs=runs,
         repeated=repeated,
-        unfinished=list(unfinished),
+        unfinished=stopped,
         categories=categories,
         settings=names,
         keys=keys,

@@ -9,23 +9,25 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import wilcoxon
 
-from gaussad_pl.reporting.runs import Run
+from gaussad_pl.reporting.runs import METRICS, Run
 from gaussad_pl.reporting.study import Study
 
-METRICS = {
-    "image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "aupro": "AUPRO", "image_ap": "image AP",
-    "image_f1max": "image F1max", "pixel_ap": "pixel AP", "pixel_f1max": "pixel F1max",
-}  # fmt: skip
 SIGNIFICANT = 0.05
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean of n values and its standard error, which a single value does not have."""
+    """A mean of n values and its standard error, which a single value does not have.
+
+    Attributes:
+        n: runs: seeds and folds of one category, whose images are the same; all runs of all categories together.
+        categories: that the mean is over; the standard error is that of the runs, not one between categories.
+    """
 
     mean: float
     sem: float | None
     n: int
+    categories: int = 1
 
     def text(self, sign: bool = False) -> str:
         """In percent; with ``sign``, a difference in points."""
@@ -47,7 +49,8 @@ def mean_of(estimates: Sequence[Estimate]) -> Estimate | None:
         return None
     sems = [found.sem for found in estimates if found.sem is not None]
     sem = math.hypot(*sems) / len(estimates) if len(sems) == len(estimates) else None
-    return Estimate(float(np.mean([found.mean for found in estimates])), sem, sum(found.n for found in estimates))
+    mean = float(np.mean([found.mean for found in estimates]))
+    return Estimate(mean, sem, sum(found.n for found in estimates), len(estimates))
 
 
 @dataclass(frozen=True)
@@ -96,12 +99,12 @@ def result_tables(study: Study) -> list[ResultTable]:
 
 @dataclass(frozen=True)
 class PairedTest:
-    """Wilcoxon's signed-rank test of paired differences, two-sided.
+    """Wilcoxon's signed-rank test of paired differences of categories, two-sided.
 
     Attributes:
-        n: pairs.
-        zeros: pairs without any difference; the test leaves them out.
-        p: None where no difference is left.
+        n: categories.
+        zeros: categories without any difference; the test leaves them out.
+        p: None where no difference is left, or for one category alone.
     """
 
     n: int
@@ -110,23 +113,26 @@ class PairedTest:
 
     @property
     def smallest_p(self) -> float:
-        """What the test would give if all differences had the same sign."""
+        """The p that the test would give if all differences had the same sign."""
         return min(1.0, 2.0 * 0.5 ** (self.n - self.zeros))
 
     @property
     def verdict(self) -> str:
+        if self.n == 1:
+            return "no test: one category alone, and seeds and folds of it are no independent samples"
         if self.p is None:
             return "all differences are zero"
         if self.smallest_p >= SIGNIFICANT:
             left = f", of which {self.n - self.zeros} differ" if self.zeros else ""
-            return f"n = {self.n}{left}: too few for any significance (p ≥ {self.smallest_p:.2g} whatever the data)"
+            few = f"too few for any significance (p ≥ {self.smallest_p:.2g} whatever the data)"
+            return f"n = {self.n} categories{left}: {few}"
         return f"{'significant' if self.p < SIGNIFICANT else 'not significant'} at {SIGNIFICANT}"
 
 
 def paired_test(differences: Sequence[float]) -> PairedTest:
-    """Whether the median of n differences is zero; those that are within rounding of zero count as zero."""
+    """Test that the median difference of n categories is zero; one within rounding of zero counts as zero."""
     left = [value for value in differences if abs(value) > 1e-9]
-    p = float(wilcoxon(left).pvalue) if left else None
+    p = float(wilcoxon(left).pvalue) if left and len(differences) > 1 else None
     return PairedTest(len(differences), len(differences) - len(left), p)
 
 
@@ -135,8 +141,8 @@ class Comparison:
     """Frozen against fine-tuned, of the runs of one category and setting, or the mean of several categories.
 
     Attributes:
-        test: of the differences of all runs.
-        category_test: of the mean differences of the categories.
+        test: of the differences of the categories, each the mean over its seeds and folds. Those share their test
+            images and most of their training images, so they are no samples of a test.
     """
 
     runs: list[Run]
@@ -144,7 +150,6 @@ class Comparison:
     finetuned: Estimate
     gain: Estimate
     test: PairedTest
-    category_test: PairedTest
 
     @property
     def used(self) -> int:
@@ -157,19 +162,17 @@ def compare(runs: Sequence[Run], metric: str) -> Comparison | None:
     pairs = [run for run in runs if run.finetuned is not None and metric in run.frozen and metric in run.finetuned]
     categories = dict.fromkeys(run.category for run in pairs)
 
-    def mean(value: Callable[[Run], float]) -> Estimate | None:
+    def by_category(value: Callable[[Run], float]) -> list[Estimate]:
         groups = [[value(run) for run in pairs if run.category == category] for category in categories]
-        return mean_of([found for group in groups if (found := estimate(group)) is not None])
+        return [found for group in groups if (found := estimate(group)) is not None]
 
-    def gain_of(run: Run) -> float:
-        return run.final[metric] - run.frozen[metric]
-
-    frozen, finetuned, gain = mean(lambda run: run.frozen[metric]), mean(lambda run: run.final[metric]), mean(gain_of)
+    gains = by_category(lambda run: run.final[metric] - run.frozen[metric])
+    frozen = mean_of(by_category(lambda run: run.frozen[metric]))
+    finetuned = mean_of(by_category(lambda run: run.final[metric]))
+    gain = mean_of(gains)
     if frozen is None or finetuned is None or gain is None:
         return None
-    category_gains = [float(np.mean([gain_of(run) for run in pairs if run.category == c])) for c in categories]
-    test = paired_test([gain_of(run) for run in pairs])
-    return Comparison(pairs, frozen, finetuned, gain, test, paired_test(category_gains))
+    return Comparison(pairs, frozen, finetuned, gain, paired_test([found.mean for found in gains]))
 
 
 def comparisons(study: Study, metric: str) -> dict[tuple[str, str], Comparison]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,9 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from gaussad_pl.errors import UserError
+from gaussad_pl.files import unwritable, write_text
 from gaussad_pl.sweeps import launching, sweep
+from gaussad_pl.sweeps.judges import refuse_other_judges
 from gaussad_pl.sweeps.share import jobs_at_once
 
 if TYPE_CHECKING:
@@ -26,12 +29,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 OBJECTIVE = "validation_signal"
-# signals over other images or copies are not comparable, and the best seed is luck
-NOT_SEARCHED = {"category", "data", "data.category", "data.root", "augmentation", "seed", "fold", "folds"}
 
 
 class OptunaSweeper(Sweeper):
     """Tries settings, learns from their validation signals, and leaves `search.yaml` with all trials, the best first.
+
+    Settings that change what the trials are judged by are refused: see `gaussad_pl.sweeps.judges`.
 
     The search has no memory but its seed: started again with `resume=true` it takes the same way, past finished jobs.
 
@@ -79,21 +82,24 @@ class OptunaSweeper(Sweeper):
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        folder = Path(self.config.hydra.sweep.dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(self.config, folder / "multirun.yaml")
         lines = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
-        parsed = OverridesParser.create(config_loader=self.hydra_context.config_loader).parse_overrides(lines)
-        overrides = {each.key_or_group: each for each in parsed}  # the command line comes last
+        loader = self.hydra_context.config_loader
+        parsed = OverridesParser.create(config_loader=loader).parse_overrides(lines)
+        overrides = {_name(each): each for each in parsed}  # the command line comes last
         space = {key: distribution(each) for key, each in overrides.items() if each.is_sweep_override()}
         if not space:
             raise UserError("nothing to search: give hydra.sweeper.params, or a=interval(0,1) on the command line")
-        if NOT_SEARCHED & space.keys():
-            raise UserError(
-                f"a search cannot vary {', '.join(sorted(NOT_SEARCHED & space.keys()))}: over other images or copies "
-                "the validation signals do not compare, and the best seed or fold is luck"
-            )
         fixed = [str(each.input_line) for key, each in overrides.items() if key not in space]
+        refuse_other_judges(
+            lambda varied: loader.load_sweep_config(self.config, [*fixed, *varied]),
+            {key: [_line(overrides[key], value) for value in _corners(each)] for key, each in space.items()},
+        )
+        folder = Path(self.config.hydra.sweep.dir)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise unwritable(folder, error) from error
+        write_text(folder / "multirun.yaml", OmegaConf.to_yaml(self.config))
         study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=self.seed))
         results: list[object] = []
         while len(results) < self.n_trials:
@@ -112,9 +118,13 @@ class OptunaSweeper(Sweeper):
     def _report(self, study: Study, folder: Path) -> None:
         found = sorted((trial for trial in study.trials if trial.value is not None), key=lambda trial: -trial.values[0])
         trials = [{"overrides": trial.user_attrs["overrides"], OBJECTIVE: trial.value} for trial in found]
-        OmegaConf.save(OmegaConf.create({"maximised": OBJECTIVE, "trials": trials}), folder / "search.yaml")
+        failed = [trial.user_attrs["overrides"] for trial in study.trials if trial.value is None]
+        content = {"maximised": OBJECTIVE, "trials": trials, "failed": failed}
+        write_text(folder / "search.yaml", OmegaConf.to_yaml(OmegaConf.create(content)))
         if found:
             log.info("best %s %.4f: %s", OBJECTIVE, found[0].values[0], " ".join(found[0].user_attrs["overrides"]))
+        else:
+            log.warning("no trial has a %s: see error.txt in the folders of the jobs", OBJECTIVE)
 
 
 def distribution(override: Override) -> BaseDistribution:
@@ -132,15 +142,35 @@ def distribution(override: Override) -> BaseDistribution:
 
 
 def settings(trial: Trial, overrides: dict[str, Override]) -> Sequence[str]:
-    """What a trial tries, as overrides. Four digits are enough, and keep the names of folders short."""
-    values = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in trial.params.items()}
-    return [f"{overrides[key].get_key_element()}={value}" for key, value in values.items()]
+    """What a trial tries, as overrides."""
+    return [_line(overrides[key], value) for key, value in trial.params.items()]
 
 
-def _tell(study: Study, trial: Trial, value: Any) -> None:
+def _name(override: Override) -> str:
+    """What an override sets, without ``+`` and ``++``: a later one for the same replaces it."""
+    return f"{override.key_or_group}@{override.package}" if override.package else override.key_or_group
+
+
+def _line(override: Override, value: Any) -> str:
+    """An override with one value. Four digits are enough, and keep the names of folders short."""
+    return f"{override.get_key_element()}={f'{value:.4g}' if isinstance(value, float) else value}"
+
+
+def _corners(space: BaseDistribution) -> Sequence[Any]:
+    """All choices, or both ends of a range."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if isinstance(space, CategoricalDistribution):
+        return space.choices
+    assert isinstance(space, FloatDistribution | IntDistribution)
+    return (space.low, space.high)
+
+
+def _tell(study: Study, trial: Trial, value: object) -> None:
+    """Tell the signal of a trial; one that failed, or has none that is finite, counts as failed."""
     from optuna.trial import TrialState
 
-    if isinstance(value, float):
+    if isinstance(value, float) and math.isfinite(value):
         study.tell(trial, value)
     else:
         study.tell(trial, state=TrialState.FAIL)
