@@ -11,7 +11,7 @@ import re
 import sys
 import uuid
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hydra
@@ -76,11 +76,10 @@ def entry_point(task: Callable[[DictConfig], float | None], resumes: bool = Fals
             sys.exit(f"error: {one_line(error)}{continued(resumes and isinstance(error, OSError | UnwritableError))}")
 
     def main() -> None:
-        os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise instead of printing and exiting by itself
         _quiet()
         keep_freed_memory()
         try:
-            with raising_signals():
+            with raising_signals(), _hydra_raises():
                 hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)()
         except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
             if _VERBOSE or not _is_users(error):
@@ -95,6 +94,20 @@ def entry_point(task: Callable[[DictConfig], float | None], resumes: bool = Fals
         return f": continue with {resuming(command)}" if possible else ""
 
     return main
+
+
+@contextlib.contextmanager
+def _hydra_raises() -> Iterator[None]:
+    """Let Hydra raise its errors instead of printing them and exiting; afterwards the environment is as before."""
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = before
 
 
 def _is_users(error: BaseException) -> bool:

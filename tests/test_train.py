@@ -331,3 +331,10 @@ def test_real_screw_gives_the_known_frozen_baseline(
     assert found["image_auroc"] == pytest.approx(0.744, abs=0.010)
     expected = [0.001, 0.001, 0.074, 0.454, 0.593, 0.705, 0.869, 0.882, 0.801]
     assert list(found["per_level"].values()) == pytest.approx(expected, abs=0.03)
+
+
+def test_a_command_leaves_the_environment_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = dict(os.environ)
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "no_such_setting=1")
+    assert dict(os.environ) == before
