@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import spearmanr, wilcoxon
 
-from gaussad_pl.forgetting import SIGNALS, judge, worth
+from gaussad_pl.training.forgetting import SIGNALS, judge, worth
 
 DEFAULT_SIGNAL, PATIENCE = "paired/elastic", 3
 FORGOT = 1.0  # a run has forgotten if its last epoch is this many AUROC points below its best one

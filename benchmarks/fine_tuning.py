@@ -25,12 +25,12 @@ from torch import Tensor
 
 from benchmarks.analysis import report
 from benchmarks.jobs import build, compose_job, quiet_trainer
-from gaussad_pl.cli import keep_freed_memory
-from gaussad_pl.detection import Detection
+from gaussad_pl.cli.hydra_command import keep_freed_memory
 from gaussad_pl.files import write_json
-from gaussad_pl.forgetting import ForgettingStop
-from gaussad_pl.metrics import auroc
-from gaussad_pl.module import GaussianAD
+from gaussad_pl.metrics.image import auroc
+from gaussad_pl.model.detection import Detection
+from gaussad_pl.training.forgetting import ForgettingStop
+from gaussad_pl.training.module import GaussianAD
 
 FROZEN = ["fine_tune=false"]
 PAPER = ["levels=all", "data.light_copies=0", "data.moved_copies=0"]

@@ -14,11 +14,11 @@ from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
 
-from gaussad_pl.backbone import Backbone
-from gaussad_pl.cli import CONF
+from gaussad_pl.backbones.backbone import Backbone
+from gaussad_pl.cli.hydra_command import CONF
 from gaussad_pl.data.base import ImageDataModule
 from gaussad_pl.data.part_features import pooled_middle
-from gaussad_pl.module import GaussianAD
+from gaussad_pl.training.module import GaussianAD
 
 
 def compose_job(folder: Path, seed: int, overrides: Sequence[str]) -> DictConfig:

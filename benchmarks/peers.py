@@ -37,14 +37,14 @@ from torch.nn import functional as F
 
 from benchmarks.jobs import clocks, compose_job, grouped_data, since
 from gaussad_pl import __version__
-from gaussad_pl.backbone import Backbone
-from gaussad_pl.cli import keep_freed_memory
+from gaussad_pl.backbones.backbone import Backbone
+from gaussad_pl.cli.hydra_command import keep_freed_memory
 from gaussad_pl.data.base import ImageDataModule
 from gaussad_pl.data.images import MASK_SIZE
 from gaussad_pl.files import write_json
-from gaussad_pl.metrics import image_metrics
-from gaussad_pl.pixel_metrics import pixel_metrics
-from gaussad_pl.results import PACKAGES
+from gaussad_pl.metrics.image import image_metrics
+from gaussad_pl.metrics.pixel import pixel_metrics
+from gaussad_pl.results.evaluation import PACKAGES
 
 BACKBONE = "tf_efficientnet_lite0"
 # name of the stage in timm -> its level in gaussad_pl and its stride

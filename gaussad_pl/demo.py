@@ -27,12 +27,12 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from gaussad_pl.cli.options import command
 from gaussad_pl.data.images import FORMATS, square
-from gaussad_pl.detector import Finder, Finding
 from gaussad_pl.errors import UserError
-from gaussad_pl.exporting.exported import load_detector
-from gaussad_pl.inspection.options import command
-from gaussad_pl.inspection.overlay import CONTOUR, heat
+from gaussad_pl.inference.detector import Finder, Finding
+from gaussad_pl.inference.exported import load_detector
+from gaussad_pl.inference.overlay import CONTOUR, heat
 
 PAGE = Path(__file__).with_name("demo.html")
 LARGEST = 64 * 2**20  # bytes of an upload

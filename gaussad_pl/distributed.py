@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gaussad_pl.gaussian import Moments, shift
+from gaussad_pl.density.gaussian import Moments, shift
 
 T = TypeVar("T")
 

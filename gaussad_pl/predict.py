@@ -34,14 +34,14 @@ from torch import Tensor
 
 from gaussad_pl.calibration.conformal import Threshold
 from gaussad_pl.calibration.drift import DriftMonitor
+from gaussad_pl.cli.options import command
 from gaussad_pl.data.loading import decoded
-from gaussad_pl.detector import Finder, Finding
 from gaussad_pl.errors import UserError
-from gaussad_pl.exporting.exported import load_detector
 from gaussad_pl.files import replacing
-from gaussad_pl.inspection.options import command
-from gaussad_pl.inspection.overlay import overlay
-from gaussad_pl.inspection.sources import count_images, image_paths
+from gaussad_pl.inference.detector import Finder, Finding
+from gaussad_pl.inference.exported import load_detector
+from gaussad_pl.inference.overlay import overlay
+from gaussad_pl.inference.sources import count_images, image_paths
 
 NAME_LENGTH = 200  # bytes of an image's name in that of its overlay; file systems take 255
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from gaussad_pl.cli import entry_point
+from gaussad_pl.cli.hydra_command import entry_point
 from gaussad_pl.errors import UserError
 from gaussad_pl.files import unwritable, write_text
 from gaussad_pl.reporting.content import compose

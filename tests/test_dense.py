@@ -16,10 +16,10 @@ from sklearn.metrics import adjusted_rand_score
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from gaussad_pl import clusters
-from gaussad_pl.backbone import Level
-from gaussad_pl.clusters import ClusterGaussians
-from gaussad_pl.dense import CellGaussians, PositionGaussians, blend, embed, middle_levels
+from gaussad_pl.backbones.backbone import Level
+from gaussad_pl.density import cluster as clusters
+from gaussad_pl.density.cluster import ClusterGaussians
+from gaussad_pl.density.patches import CellGaussians, PositionGaussians, blend, embed, middle_levels
 from gaussad_pl.errors import UserError
 
 Array = NDArray[Any]

@@ -24,12 +24,12 @@ from gaussad_pl.calibration.conformal import Calibration
 from gaussad_pl.calibration.cross_conformal import calibrate, held_out
 from gaussad_pl.data.folder import Folder
 from gaussad_pl.data.images import read_image
-from gaussad_pl.detection import Detection
-from gaussad_pl.detector import Detector
+from gaussad_pl.density.gaussian import SingularCovarianceError
 from gaussad_pl.errors import UserError
-from gaussad_pl.gaussian import SingularCovarianceError
-from gaussad_pl.inspection import artefact
-from gaussad_pl.module import GaussianAD
+from gaussad_pl.inference import artefact
+from gaussad_pl.inference.detector import Detector
+from gaussad_pl.model.detection import Detection
+from gaussad_pl.training.module import GaussianAD
 
 IMAGES = torch.randint(256, (24, 3, 64, 64), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
 TRAINING = (
@@ -166,8 +166,8 @@ class Blocked:  # not in find_spec: PyTorch asks for packages that it does not i
         pass
 sys.meta_path.insert(0, Blocked())
 import gaussad_pl.predict
-from gaussad_pl.detection import Detection
-from gaussad_pl.detector import Detector
+from gaussad_pl.model.detection import Detection
+from gaussad_pl.inference.detector import Detector
 detector = Detector.load({str(file)!r})
 found = detector({str(tmp_path / "a.png")!r}, fpr=0.1)[0]
 detector.threshold(0.001)

@@ -21,16 +21,16 @@ from test_train import arguments, command, run
 from torch import Tensor
 from torch.multiprocessing import spawn  # type: ignore[attr-defined]
 
-from gaussad_pl import clusters
 from gaussad_pl import distributed as d
-from gaussad_pl.averaging import AverageWeights
-from gaussad_pl.clusters import ClusterGaussians
 from gaussad_pl.data.mvtec import MVTec
-from gaussad_pl.dense import PatchGaussians, PositionGaussians
+from gaussad_pl.density import cluster as clusters
+from gaussad_pl.density.cluster import ClusterGaussians
+from gaussad_pl.density.patches import PatchGaussians, PositionGaussians
 from gaussad_pl.errors import UserError
-from gaussad_pl.forgetting import ForgettingStop
-from gaussad_pl.module import GaussianAD
 from gaussad_pl.train import experiment
+from gaussad_pl.training.averaging import AverageWeights
+from gaussad_pl.training.forgetting import ForgettingStop
+from gaussad_pl.training.module import GaussianAD
 
 SEGMENTATION = {"form": "auto", "map_levels": "middle", "clusters": 4, "combine": "both", "seed": 0}
 MODELS: dict[str, dict[str, Any]] = {

@@ -19,17 +19,17 @@ from torch import Tensor
 from benchmarks.speed import exported
 from gaussad_pl import export, predict
 from gaussad_pl.calibration.conformal import Calibration
-from gaussad_pl.clusters import ClusterGaussians
-from gaussad_pl.detection import Detection
-from gaussad_pl.detector import Detector
+from gaussad_pl.density.cluster import ClusterGaussians
+from gaussad_pl.density.gaussian import moments
 from gaussad_pl.errors import UserError
 from gaussad_pl.exporting.agreement import check, check_images, compare
-from gaussad_pl.exporting.exported import KEYS, ExportedDetector, load_detector, open_session
 from gaussad_pl.exporting.graph import Graph
 from gaussad_pl.exporting.tiles import TILE, TiledClusters, tiles
-from gaussad_pl.gaussian import moments
-from gaussad_pl.inspection.sources import image_paths
-from gaussad_pl.model import GaussianModel
+from gaussad_pl.inference.detector import Detector
+from gaussad_pl.inference.exported import KEYS, ExportedDetector, load_detector, open_session
+from gaussad_pl.inference.sources import image_paths
+from gaussad_pl.model.detection import Detection
+from gaussad_pl.model.model import GaussianModel
 
 for name in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(name, reason="the extra `export` is not installed")
@@ -122,7 +122,7 @@ def test_the_graph_computes_what_the_detector_does(form: str | None) -> None:
 def test_every_form_and_backbone_agrees_in_every_runtime(
     form: str, width: int, backbone: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gaussad_pl.anomaly_maps.FEATURES", width)
+    monkeypatch.setattr("gaussad_pl.model.anomaly_maps.FEATURES", width)
     one = detector(form, **backbone)
     assert one.model.segmenter is not None and (one.model.segmenter.head.projection is None) == (width == 256)
     lines = check(export.onnx_model(one), one, 255 - IMAGES[:5])  # raises where they disagree

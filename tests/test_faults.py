@@ -26,24 +26,24 @@ from omegaconf import OmegaConf
 from test_train import arguments
 
 from gaussad_pl.data.base import ImageDataModule
-from gaussad_pl.detector import Detector
+from gaussad_pl.inference.detector import Detector
 
 FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(["gaussad_pl.train", "gaussad_pl.detector", "wandb", "sklearn.cluster"])
+FORK.set_forkserver_preload(["gaussad_pl.train", "gaussad_pl.inference.detector", "wandb", "sklearn.cluster"])
 
 # stages in their order: the function that begins each, and on which of its calls
 STAGES = {
     "decoding": ("gaussad_pl.data.base.load_images", 1),
-    "estimation": ("gaussad_pl.module.GaussianAD.estimate", 1),
-    "choice of the map": ("gaussad_pl.segmentation.Segmenter.choose", 1),
+    "estimation": ("gaussad_pl.training.module.GaussianAD.estimate", 1),
+    "choice of the map": ("gaussad_pl.model.segmenter.Segmenter.choose", 1),
     "frozen test": ("gaussad_pl.train.test", 1),
-    "first step": ("gaussad_pl.module.GaussianAD.training_step", 1),
-    "first epoch": ("gaussad_pl.checkpoints.AtomicCheckpointIO.save_checkpoint", 1),
-    "second epoch": ("gaussad_pl.module.GaussianAD.training_step", 4),
-    "last epoch": ("gaussad_pl.checkpoints.AtomicCheckpointIO.save_checkpoint", 3),
-    "end of the fit": ("gaussad_pl.forgetting.ForgettingStop.restore_best", 1),
+    "first step": ("gaussad_pl.training.module.GaussianAD.training_step", 1),
+    "first epoch": ("gaussad_pl.training.checkpoints.AtomicCheckpointIO.save_checkpoint", 1),
+    "second epoch": ("gaussad_pl.training.module.GaussianAD.training_step", 4),
+    "last epoch": ("gaussad_pl.training.checkpoints.AtomicCheckpointIO.save_checkpoint", 3),
+    "end of the fit": ("gaussad_pl.training.forgetting.ForgettingStop.restore_best", 1),
     "choice of the state": ("gaussad_pl.train.tuned_is_better", 1),
-    "scores": ("gaussad_pl.results.Evaluation.write_scores", 2),
+    "scores": ("gaussad_pl.results.evaluation.Evaluation.write_scores", 2),
     "calibration": ("gaussad_pl.train.calibrate", 1),
     "pictures": ("gaussad_pl.train.pictures.save", 1),
     "detector": ("gaussad_pl.train.Detector.save", 1),

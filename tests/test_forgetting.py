@@ -11,7 +11,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from gaussad_pl.errors import UserError
-from gaussad_pl.forgetting import ForgettingStop, judge, signals
+from gaussad_pl.training.forgetting import ForgettingStop, judge, signals
 
 NORMAL = 50 + 5 * torch.randn(80, generator=torch.Generator().manual_seed(0)).double()
 NOISE = torch.randn(80, generator=torch.Generator().manual_seed(1)).double()

@@ -6,7 +6,7 @@ from scipy.spatial.distance import mahalanobis as scipy_mahalanobis
 from sklearn.covariance import OAS, LedoitWolf
 from torch import Tensor
 
-from gaussad_pl import gaussian as g
+from gaussad_pl.density import gaussian as g
 from gaussad_pl.errors import UserError
 
 SHAPES = [(40, 7), (7, 40), (2, 5), (50, 1), (33, 32)]

@@ -19,14 +19,14 @@ from test_train import QUICK, run
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from gaussad_pl.backbone import Backbone
+from gaussad_pl.backbones.backbone import Backbone
 from gaussad_pl.calibration import cross_conformal
 from gaussad_pl.calibration.cross_conformal import calibrate
 from gaussad_pl.data import base, grouping
 from gaussad_pl.data.folder import Folder
 from gaussad_pl.data.part_features import pooled_middle
 from gaussad_pl.errors import UserError
-from gaussad_pl.module import GaussianAD
+from gaussad_pl.training.module import GaussianAD
 
 
 def thumbnails(images: Tensor) -> list[Tensor]:

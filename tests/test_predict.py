@@ -23,16 +23,16 @@ from PIL import Image
 
 from gaussad_pl import predict
 from gaussad_pl.calibration.conformal import Calibration
+from gaussad_pl.cli.options import parse
 from gaussad_pl.data import loading
 from gaussad_pl.data.images import read_image
 from gaussad_pl.data.loading import decoded
-from gaussad_pl.detector import Detector, Finding
 from gaussad_pl.errors import UserError
-from gaussad_pl.inspection.artefact import NAME
-from gaussad_pl.inspection.options import parse
-from gaussad_pl.inspection.overlay import LINE, SIDE, overlay
-from gaussad_pl.inspection.sources import count_images, image_paths
-from gaussad_pl.module import GaussianAD
+from gaussad_pl.inference.artefact import NAME
+from gaussad_pl.inference.detector import Detector, Finding
+from gaussad_pl.inference.overlay import LINE, SIDE, overlay
+from gaussad_pl.inference.sources import count_images, image_paths
+from gaussad_pl.training.module import GaussianAD
 
 
 def drawn(count: int, seed: int, dark: bool = False) -> list[Image.Image]:

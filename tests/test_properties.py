@@ -20,13 +20,13 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 from test_pixel_metrics import METRICS, textbook
 from torch import Tensor
 
-from gaussad_pl import gaussian as g
 from gaussad_pl.calibration.conformal import Calibration, conformal_threshold, p_values, rate_range
 from gaussad_pl.calibration.drift import few_below
 from gaussad_pl.calibration.gamma import Gamma
+from gaussad_pl.density import gaussian as g
 from gaussad_pl.errors import UserError
-from gaussad_pl.metrics import image_metrics
-from gaussad_pl.pixel_metrics import pixel_metrics
+from gaussad_pl.metrics.image import image_metrics
+from gaussad_pl.metrics.pixel import pixel_metrics
 
 
 def examples(count: int) -> Callable[..., object]:

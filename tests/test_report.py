@@ -225,7 +225,9 @@ def test_a_section_that_is_switched_off_is_a_setting(tmp_path: Path) -> None:
 
 
 def test_functions_lose_their_module(tmp_path: Path) -> None:
-    for i, rule in enumerate(({"_target_": "gaussad_pl.levels.top_k", "k": 3}, {"_target_": "gaussad_pl.levels.all"})):
+    for i, rule in enumerate(
+        ({"_target_": "gaussad_pl.training.levels.top_k", "k": 3}, {"_target_": "gaussad_pl.training.levels.all"})
+    ):
         make_run(tmp_path / str(i), config={"model": {"level_rule": rule}})
     assert names(tmp_path) == ["model.level_rule=all", "model.level_rule=top_k"]
 

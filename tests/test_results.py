@@ -20,14 +20,15 @@ from conftest import TINY
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from gaussad_pl import checkout, pictures
-from gaussad_pl.cli import CONF
+from gaussad_pl.cli.hydra_command import CONF
 from gaussad_pl.data.base import ImageDataModule
 from gaussad_pl.data.samples import Sample
 from gaussad_pl.errors import UserError
 from gaussad_pl.fingerprints import images_sha256
-from gaussad_pl.model import GaussianModel
-from gaussad_pl.results import Evaluation, provenance
+from gaussad_pl.model.model import GaussianModel
+from gaussad_pl.results import checkout
+from gaussad_pl.results import figures as pictures
+from gaussad_pl.results.evaluation import Evaluation, provenance
 
 
 def evaluation(**changes: Any) -> Evaluation:
@@ -200,7 +201,7 @@ def test_git_that_does_not_work_costs_a_reason_and_no_run(
     error: Exception, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / ".git").mkdir()
-    monkeypatch.setattr("gaussad_pl.checkout.subprocess.run", fail(error))
+    monkeypatch.setattr("gaussad_pl.results.checkout.subprocess.run", fail(error))
     found = commit_in(tmp_path)
     assert found["commit"] is None and found["clean"] is None and reason in found["reason"]
     assert "\n" not in found["reason"]

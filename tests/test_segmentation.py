@@ -17,15 +17,15 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader
 
-from gaussad_pl import map_validation
-from gaussad_pl.anomaly_maps import FORMS, map_score, smooth
-from gaussad_pl.backbone import Level
-from gaussad_pl.detection import Detection
+from gaussad_pl.backbones.backbone import Level
 from gaussad_pl.errors import UserError
-from gaussad_pl.map_validation import Seen, Smoothed, Validation
-from gaussad_pl.module import GaussianAD
-from gaussad_pl.pixel_metrics import aupro
-from gaussad_pl.segmentation import CLUSTERS, MARGIN, Segmenter
+from gaussad_pl.metrics.pixel import aupro
+from gaussad_pl.model.anomaly_maps import FORMS, map_score, smooth
+from gaussad_pl.model.detection import Detection
+from gaussad_pl.model.segmenter import CLUSTERS, MARGIN, Segmenter
+from gaussad_pl.training import map_validation
+from gaussad_pl.training.map_validation import Seen, Smoothed, Validation
+from gaussad_pl.training.module import GaussianAD
 
 LEVELS = [Level(0, 2, 32), Level(1, 3, 8), Level(2, 2, 4)]  # of images of side 64: strides 8 and 16 are the last two
 GOOD, COPIES = 6, 2  # good images, and augmented copies of each
@@ -610,7 +610,7 @@ def test_detections_of_batches_join_in_order(estimated: tuple[GaussianAD, dict[s
 
 
 def test_wide_patches_are_projected_to_orthonormal_directions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gaussad_pl.anomaly_maps.FEATURES", 3)
+    monkeypatch.setattr("gaussad_pl.model.anomaly_maps.FEATURES", 3)
     wide = segmenter(form="shared", seed=1).head
     maps = [torch.randn(2, level.channels, level.side, level.side) for level in LEVELS]
     assert wide.projection is not None

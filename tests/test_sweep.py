@@ -22,7 +22,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf
 from test_train import QUICK, message, metrics, run
 
-from gaussad_pl.cli import CONF, one_line
+from gaussad_pl.cli.hydra_command import CONF, one_line
 from gaussad_pl.errors import UserError
 from gaussad_pl.sweeps import launching, share, sweep
 from gaussad_pl.sweeps.folders import NAME_LENGTH, folder_of, job_name

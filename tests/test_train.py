@@ -20,7 +20,7 @@ from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from gaussad_pl import train
-from gaussad_pl.detector import Detector
+from gaussad_pl.inference.detector import Detector
 
 QUICK = [
     f"backbone.name={TINY['name']}",
@@ -111,7 +111,7 @@ def test_the_dense_objective_fine_tunes_the_map(
 def test_remembering_the_frozen_stages_changes_no_number(
     finished: Path, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gaussad_pl.frozen.LIMIT", 0)
+    monkeypatch.setattr("gaussad_pl.backbones.frozen_stages.LIMIT", 0)
     run(monkeypatch, *arguments(parts, tmp_path / "again"))
     remembered, again = (metrics(folder)["forgetting"]["history"] for folder in (finished, tmp_path / "again"))
     assert len(remembered) == len(again) > 1

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from benchmarks.speed.scoring import SIZE, images, models
 from benchmarks.speed.timing import Row, interleaved
+from gaussad_pl.backbones.folding import folded
 from gaussad_pl.calibration.conformal import Calibration
 from gaussad_pl.data.images import read_image
 from gaussad_pl.data.loading import decoded
-from gaussad_pl.detector import Detector
-from gaussad_pl.exporting.exported import open_session
-from gaussad_pl.folding import folded
+from gaussad_pl.inference.detector import Detector
+from gaussad_pl.inference.exported import open_session
 
 BATCHES = (1, 16)  # a line looks at one part, a folder is scored in batches
 PHOTO = 1024  # side of the JPEGs on disk in pixels

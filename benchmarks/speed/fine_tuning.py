@@ -11,10 +11,10 @@ from lightning.pytorch.callbacks import Callback
 
 from benchmarks.jobs import build, compose_job, quiet_trainer
 from benchmarks.speed.timing import Row, Setting
-from gaussad_pl.averaging import AverageWeights
 from gaussad_pl.data.base import ImageDataModule
-from gaussad_pl.forgetting import ForgettingStop
-from gaussad_pl.module import GaussianAD
+from gaussad_pl.training.averaging import AverageWeights
+from gaussad_pl.training.forgetting import ForgettingStop
+from gaussad_pl.training.module import GaussianAD
 
 
 class Epochs(Callback):

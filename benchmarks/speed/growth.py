@@ -19,10 +19,10 @@ import json, resource, sys, time
 import torch
 kind, count, width = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 torch.set_num_threads(1)
-from gaussad_pl.cli import keep_freed_memory
-from gaussad_pl.clusters import ClusterGaussians
-from gaussad_pl.dense import PositionGaussians
-from gaussad_pl.gaussian import Gaussian, moments, take_in
+from gaussad_pl.cli.hydra_command import keep_freed_memory
+from gaussad_pl.density.cluster import ClusterGaussians
+from gaussad_pl.density.patches import PositionGaussians
+from gaussad_pl.density.gaussian import Gaussian, moments, take_in
 keep_freed_memory()
 batch = 32
 x = torch.randn(batch, 196, width) if kind != "pooled" else torch.randn(batch, width)
@@ -48,8 +48,8 @@ import json, resource, sys, time, warnings
 import torch
 from pathlib import Path
 from benchmarks.jobs import build, compose_job, quiet_trainer
-from gaussad_pl.cli import keep_freed_memory
-from gaussad_pl.forgetting import ForgettingStop
+from gaussad_pl.cli.hydra_command import keep_freed_memory
+from gaussad_pl.training.forgetting import ForgettingStop
 warnings.filterwarnings("ignore")
 keep_freed_memory()
 torch.set_num_threads(1)

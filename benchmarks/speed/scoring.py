@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.speed.timing import Row, Setting, interleaved
-from gaussad_pl.anomaly_maps import FORMS
-from gaussad_pl.backbone import Backbone, pool
-from gaussad_pl.folding import folded
-from gaussad_pl.gaussian import moments, take_in
-from gaussad_pl.model import GaussianModel
+from gaussad_pl.backbones.backbone import Backbone, pool
+from gaussad_pl.backbones.folding import folded
+from gaussad_pl.density.gaussian import moments, take_in
+from gaussad_pl.model.anomaly_maps import FORMS
+from gaussad_pl.model.model import GaussianModel
 
 SIZE = 224
 MAP = {"map_levels": "middle", "combine": "both", "clusters": 512}

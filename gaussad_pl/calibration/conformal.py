@@ -20,7 +20,7 @@ from torch import Tensor
 
 from gaussad_pl.calibration.gamma import Gamma, fit_gamma, misfit
 from gaussad_pl.errors import UserError
-from gaussad_pl.metrics import require_finite
+from gaussad_pl.metrics.image import require_finite
 
 MISFIT = 0.05  # p-value below which a fitted gamma is said not to fit
 FEWEST = 10  # scores that a gamma is fitted to

@@ -14,16 +14,16 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from gaussad_pl.anomaly_maps import smooth
-from gaussad_pl.backbone import pool
+from gaussad_pl.backbones.backbone import pool
 from gaussad_pl.calibration.conformal import Calibration
 from gaussad_pl.data.base import ImageDataModule
 from gaussad_pl.data.near_duplicates import in_order, near_duplicates
 from gaussad_pl.data.part_features import middle, whitened
 from gaussad_pl.data.splitting import partition
-from gaussad_pl.detection import Detection
-from gaussad_pl.gaussian import Moments, SingularCovarianceError, merge, moments, take_in
-from gaussad_pl.model import GaussianModel, level_distances
+from gaussad_pl.density.gaussian import Moments, SingularCovarianceError, merge, moments, take_in
+from gaussad_pl.model.anomaly_maps import smooth
+from gaussad_pl.model.detection import Detection
+from gaussad_pl.model.model import GaussianModel, level_distances
 
 PARTS = 4
 CACHE = 2 * 2**30  # bytes of patches that are kept at most; beyond, the backbone runs anew for each part

@@ -9,7 +9,7 @@ import torch
 from gaussad_pl.calibration.conformal import Calibration
 from gaussad_pl.calibration.drift import DriftMonitor
 from gaussad_pl.data.base import ImageDataModule
-from gaussad_pl.detection import Detection
+from gaussad_pl.model.detection import Detection
 
 RATES = (0.01, 0.05, 0.1, 0.2)
 

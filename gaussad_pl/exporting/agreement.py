@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from gaussad_pl.data.loading import decoded
-from gaussad_pl.detection import Detection
-from gaussad_pl.detector import BATCH, Detector
 from gaussad_pl.errors import UserError
-from gaussad_pl.exporting.exported import open_session
-from gaussad_pl.inspection.sources import image_paths
+from gaussad_pl.inference.detector import BATCH, Detector
+from gaussad_pl.inference.exported import open_session
+from gaussad_pl.inference.sources import image_paths
+from gaussad_pl.model.detection import Detection
 
 TOLERANCE = 1e-3  # of scores, distances and maps, relative
 RATES = (0.01, 0.05, 0.1)  # false-alarm rates whose verdicts are compared

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from gaussad_pl.anomaly_maps import MapHead, enlarging, map_score
-from gaussad_pl.clusters import ClusterGaussians
-from gaussad_pl.dense import PatchGaussians, PositionGaussians
-from gaussad_pl.detector import Detector
+from gaussad_pl.backbones.folding import folded
+from gaussad_pl.density.cluster import ClusterGaussians
+from gaussad_pl.density.patches import PatchGaussians, PositionGaussians
 from gaussad_pl.exporting.tiles import Halves, TiledClusters
-from gaussad_pl.folding import folded
+from gaussad_pl.inference.detector import Detector
+from gaussad_pl.model.anomaly_maps import MapHead, enlarging, map_score
 
 INPUT = "images"
 OUTPUTS = ("score", "p_value", "distances", "map")
@@ -69,7 +69,7 @@ def average(level: Tensor) -> Tensor:
 
 
 class Distance(nn.Module):
-    """Mahalanobis distances to one Gaussian: `gaussad_pl.gaussian.mahalanobis` with its whitener turned beforehand."""
+    """Mahalanobis distances to one Gaussian: `gaussad_pl.density.gaussian.mahalanobis` with its whitener turned beforehand."""
 
     mean: Tensor
     turned: Tensor
@@ -101,7 +101,7 @@ class Maps(nn.Module):
 
 
 class Positions(nn.Module):
-    """The distances of `gaussad_pl.dense.PositionGaussians`."""
+    """The distances of `gaussad_pl.density.patches.PositionGaussians`."""
 
     mean: Tensor
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from gaussad_pl.clusters import ClusterGaussians
+from gaussad_pl.density.cluster import ClusterGaussians
 
 TILE = 8  # patches: larger ones are faster for many images at once, smaller ones for one
 

@@ -7,7 +7,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from gaussad_pl.detector import Finding
+from gaussad_pl.inference.detector import Finding
 
 SIDE = 384  # of each of the two panels in pixels
 LINE = 16  # height of the caption

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gaussad_pl.dense import CellGaussians
+from gaussad_pl.density.gaussian import mahalanobis
+from gaussad_pl.density.patches import CellGaussians
 from gaussad_pl.distributed import gather, gather_rows, rank, world
 from gaussad_pl.errors import NumericalError
-from gaussad_pl.gaussian import mahalanobis
 
 DIRECTIONS = 32  # principal ones, in which patches are assigned to clusters: all of them tell no better, for more work
 SAMPLE = 100_000  # patches that the clusters are found in, and the most that are ever held

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gaussad_pl.errors import UserError
-from gaussad_pl.metrics import auroc
+from gaussad_pl.metrics.image import auroc
 
 
 def level_signals(distances: Tensor, groups: Tensor, count: int) -> Tensor:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from gaussad_pl.results import Evaluation
+from gaussad_pl.results.evaluation import Evaluation
 
 ROWS = 6  # images in each picture
 

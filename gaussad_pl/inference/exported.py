@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from gaussad_pl.calibration.conformal import Calibration
-from gaussad_pl.detection import Detection
-from gaussad_pl.detector import Detector, Finder
 from gaussad_pl.errors import UserError
+from gaussad_pl.inference.detector import Detector, Finder
+from gaussad_pl.model.detection import Detection
 
 FORMAT = 1  # raise it when files of this version cannot be read by older ones
 SUFFIX = ".onnx"
@@ -27,7 +27,7 @@ def load_detector(path: str | Path, device: str | torch.device = "cpu") -> Finde
 
 
 class ExportedDetector(Finder):
-    """Scores images by an exported file; `gaussad_pl.detector.Detector` says what it offers."""
+    """Scores images by an exported file; `gaussad_pl.inference.detector.Detector` says what it offers."""
 
     def __init__(self, session: Any, metadata: Mapping[str, str]) -> None:
         """From a session of ONNX Runtime and the metadata of its model."""

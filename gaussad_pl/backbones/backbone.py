@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gaussad_pl.backbones.weights import exact_tag, load_pretrained
 from gaussad_pl.errors import UserError
 from gaussad_pl.fingerprints import tensors_sha256
-from gaussad_pl.weights import exact_tag, load_pretrained
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Backbone(nn.Module):
 
     Args:
         name: timm model name; with its tag (``tf_efficientnet_b4.aa_in1k``) it means the same weights for ever.
-        weights: "auto", "bundled", "hub", "random" or a file; see `gaussad_pl.weights.load_pretrained`.
+        weights: "auto", "bundled", "hub", "random" or a file; see `gaussad_pl.backbones.weights.load_pretrained`.
         levels: indices of the levels to use, None for all.
         image_size: side of the square input images in pixels.
 

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from gaussad_pl.distributed import add, gather_rows, world
 from gaussad_pl.errors import NumericalError, UserError
-from gaussad_pl.levels import level_signals
-from gaussad_pl.metrics import auroc
-from gaussad_pl.module import GaussianAD
+from gaussad_pl.metrics.image import auroc
+from gaussad_pl.training.levels import level_signals
+from gaussad_pl.training.module import GaussianAD
 
 SIGNALS = ("paired", "log_ratio", "gap", "auroc", "distance")
 

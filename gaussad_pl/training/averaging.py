@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from gaussad_pl.errors import UserError
-from gaussad_pl.module import GaussianAD
+from gaussad_pl.training.module import GaussianAD
 
 
 class AverageWeights(Callback):

@@ -8,10 +8,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from gaussad_pl.backbone import Backbone, pool
-from gaussad_pl.detection import Detection
-from gaussad_pl.gaussian import Covariance, Gaussian, Shrinkage
-from gaussad_pl.segmentation import Segmenter
+from gaussad_pl.backbones.backbone import Backbone, pool
+from gaussad_pl.density.gaussian import Covariance, Gaussian, Shrinkage
+from gaussad_pl.model.detection import Detection
+from gaussad_pl.model.segmenter import Segmenter
 
 
 class GaussianModel(nn.Module):
@@ -24,10 +24,10 @@ class GaussianModel(nn.Module):
     Detection", 2020.
 
     Args:
-        backbone: arguments of `gaussad_pl.backbone.Backbone`.
-        shrinkage: of the covariances; see `gaussad_pl.gaussian.shrinkage`.
-        covariance: structure of the covariances; see `gaussad_pl.gaussian.restrict`.
-        segmentation: arguments of `gaussad_pl.segmentation.Segmenter`; None for no anomaly maps.
+        backbone: arguments of `gaussad_pl.backbones.backbone.Backbone`.
+        shrinkage: of the covariances; see `gaussad_pl.density.gaussian.shrinkage`.
+        covariance: structure of the covariances; see `gaussad_pl.density.gaussian.restrict`.
+        segmentation: arguments of `gaussad_pl.model.segmenter.Segmenter`; None for no anomaly maps.
     """
 
     gaussians: Sequence[Gaussian]  # one a level

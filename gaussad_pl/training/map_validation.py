@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gaussad_pl.anomaly_maps import SIZE, smooth
 from gaussad_pl.distributed import gather_rows
-from gaussad_pl.metrics import auroc
-from gaussad_pl.model import GaussianModel
-from gaussad_pl.pixel_metrics import aupro
+from gaussad_pl.metrics.image import auroc
+from gaussad_pl.metrics.pixel import aupro
+from gaussad_pl.model.anomaly_maps import SIZE, smooth
+from gaussad_pl.model.model import GaussianModel
 
 IMAGES = 100  # of each group, whose maps are compared, at most: maps are large
 

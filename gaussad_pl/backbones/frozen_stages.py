@@ -8,7 +8,7 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor, nn
 
-from gaussad_pl.backbone import Backbone, pool
+from gaussad_pl.backbones.backbone import Backbone, pool
 
 LIMIT = 4 * 2**30  # bytes that are remembered; the stages run again for what does not fit
 

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from gaussad_pl.gallery import worth_looking_at
-from gaussad_pl.metrics import auroc, roc
-from gaussad_pl.results import Evaluation
+from gaussad_pl.metrics.image import auroc, roc
+from gaussad_pl.results.evaluation import Evaluation
+from gaussad_pl.results.gallery import worth_looking_at
 
 POINTS = 1000  # of a curve, at most
 BINS = 30

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from gaussad_pl.files import replacing
-from gaussad_pl.metrics import auroc, roc
+from gaussad_pl.metrics.image import auroc, roc
 
 GOOD, BAD, ACCENT = "#2a7f9e", "#c8443c", "#555555"
 

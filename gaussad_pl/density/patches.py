@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gaussad_pl.backbone import Level
+from gaussad_pl.backbones.backbone import Level
+from gaussad_pl.density.gaussian import mahalanobis, shrink, whitening
 from gaussad_pl.distributed import add, world
 from gaussad_pl.errors import NumericalError
-from gaussad_pl.gaussian import mahalanobis, shrink, whitening
 
 RIDGE = 0.1  # shrinkage of the covariance of all cells towards the identity: it, too, comes from a sample
 

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from gaussad_pl.anomaly_maps import FORMS, MapHead, map_score
-from gaussad_pl.backbone import Level
-from gaussad_pl.dense import middle_levels
+from gaussad_pl.backbones.backbone import Level
+from gaussad_pl.density.patches import middle_levels
 from gaussad_pl.errors import UserError
+from gaussad_pl.model.anomaly_maps import FORMS, MapHead, map_score
 
 if TYPE_CHECKING:  # scoring is to do without the metrics, which choosing takes
-    from gaussad_pl.map_validation import Validation
+    from gaussad_pl.training.map_validation import Validation
 
 MARGIN = 0.02  # in AUROC and AUPRO, by which less must beat more: the noise of some 60 held-out images
 CLUSTERS = (512, 128)  # fine and broad ones: surfaces of much detail need the first, few or plain images the second
@@ -37,7 +37,7 @@ class Segmenter(nn.Module):
         image_size: side of the images in pixels.
         form: partition of the patches; "auto" keeps candidates until `choose`.
         map_levels: levels (`Level.index`) that the patches are made of; "middle" for those of
-            `gaussad_pl.dense.middle_levels`, "auto" to try them alone, too.
+            `gaussad_pl.density.patches.middle_levels`, "auto" to try them alone, too.
         combine: what the image score is made of; "auto" leaves it to `choose`.
         clusters: number of them in each partition of the form "clusters"; "auto" to try fine and broad ones.
         seed: of the clusters.

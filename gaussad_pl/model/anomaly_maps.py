@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gaussad_pl.backbone import Level
-from gaussad_pl.clusters import ClusterGaussians
+from gaussad_pl.backbones.backbone import Level
 from gaussad_pl.data.images import MASK_SIZE
-from gaussad_pl.dense import PatchGaussians, PositionGaussians, embed
+from gaussad_pl.density.cluster import ClusterGaussians
+from gaussad_pl.density.patches import PatchGaussians, PositionGaussians, embed
 
 SIZE = MASK_SIZE  # side of the anomaly maps in pixels
 BLUR = SIZE / 64  # standard deviation of the Gaussian blur of the maps in pixels

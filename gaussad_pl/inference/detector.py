@@ -22,14 +22,14 @@ import torch
 from torch import Tensor
 
 from gaussad_pl import __version__
+from gaussad_pl.backbones.folding import folded
 from gaussad_pl.calibration.conformal import Calibration, Threshold
-from gaussad_pl.detection import Detection
 from gaussad_pl.errors import UserError
-from gaussad_pl.folding import folded
-from gaussad_pl.inspection.artefact import NAME, read_artefact, write_artefact
-from gaussad_pl.inspection.pixels import Images, each_pixels
-from gaussad_pl.model import GaussianModel
-from gaussad_pl.precision import forbid_tf32
+from gaussad_pl.inference.artefact import NAME, read_artefact, write_artefact
+from gaussad_pl.inference.pixels import Images, each_pixels
+from gaussad_pl.model.detection import Detection
+from gaussad_pl.model.model import GaussianModel
+from gaussad_pl.model.precision import forbid_tf32
 
 BATCH = 32  # images scored at once
 
@@ -56,7 +56,7 @@ class Finding:
 
 
 class Finder(ABC):
-    """Whatever scores images: `Detector`, or an exported one in another runtime (`gaussad_pl.exporting.exported`).
+    """Whatever scores images: `Detector`, or an exported one in another runtime (`gaussad_pl.inference.exported`).
 
     Attributes:
         calibration: what p-values and thresholds come from.
@@ -85,7 +85,7 @@ class Finder(ABC):
 
         Args:
             images: a path, a PIL image, an array ``(H, W)`` or ``(H, W, C)``, a tensor ``(C, H, W)``; or an array or a
-                tensor of N of them, or a list; see `gaussad_pl.inspection.pixels`.
+                tensor of N of them, or a list; see `gaussad_pl.inference.pixels`.
             fpr: the false-alarm rate wished.
 
         Raises:

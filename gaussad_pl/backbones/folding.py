@@ -9,7 +9,7 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from gaussad_pl.backbone import Backbone
+from gaussad_pl.backbones.backbone import Backbone
 
 TOLERANCE = 1e-3  # of the features, relative to their largest; rounding is far below, a wrong fold far above
 

@@ -22,12 +22,12 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from gaussad_pl.cli.interruption import Interrupted, raising_signals, resuming
 from gaussad_pl.errors import UserError
 from gaussad_pl.files import UNWRITABLE, UnwritableError, unwritable
-from gaussad_pl.interruption import Interrupted, raising_signals, resuming
 from gaussad_pl.sweeps import folders, share, sweep
 
-_PACKAGE = Path(__file__).parent
+_PACKAGE = Path(__file__).parent.parent
 # an installed wheel carries conf/ inside the package, a checkout beside it
 CONF = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir())
 

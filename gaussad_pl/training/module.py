@@ -16,19 +16,19 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LinearLR
 
-from gaussad_pl.backbone import pool
-from gaussad_pl.dense import PatchGaussians
-from gaussad_pl.detection import Detection
+from gaussad_pl.backbones.backbone import pool
+from gaussad_pl.backbones.frozen_stages import FrozenStages
+from gaussad_pl.density.gaussian import Covariance, RunningGaussian, Shrinkage, moments, take_in
+from gaussad_pl.density.patches import PatchGaussians
 from gaussad_pl.distributed import add, add_moments, gather_rows, rank
 from gaussad_pl.errors import NumericalError, UserError
-from gaussad_pl.frozen import FrozenStages
-from gaussad_pl.gaussian import Covariance, RunningGaussian, Shrinkage, moments, take_in
-from gaussad_pl.levels import all_levels
-from gaussad_pl.map_validation import Seen
-from gaussad_pl.metrics import image_metrics
-from gaussad_pl.model import GaussianModel, level_distances
-from gaussad_pl.objectives import mahalanobis
-from gaussad_pl.segmentation import Segmenter
+from gaussad_pl.metrics.image import image_metrics
+from gaussad_pl.model.detection import Detection
+from gaussad_pl.model.model import GaussianModel, level_distances
+from gaussad_pl.model.segmenter import Segmenter
+from gaussad_pl.training.levels import all_levels
+from gaussad_pl.training.map_validation import Seen
+from gaussad_pl.training.objectives import mahalanobis
 
 Batch = dict[str, Tensor]
 
@@ -41,13 +41,13 @@ class GaussianAD(L.LightningModule):
     Source: Rippel et al., "Transfer Learning Gaussian Anomaly Detection by Fine-tuning Representations", 2021.
 
     Args:
-        backbone, shrinkage, covariance, segmentation: see `gaussad_pl.model.GaussianModel`.
+        backbone, shrinkage, covariance, segmentation: see `gaussad_pl.model.model.GaussianModel`.
         running: the Gaussian of the loss: "fixed" (that of the pretrained features), "epoch" (re-estimated after each
             epoch) or "ema" (follows the features of the training batches).
         refit: score with Gaussians re-estimated on the clean training images for the current weights; otherwise with
             those of the loss.
-        level_rule: maps the signals of the levels on the augmented validation to weights; see `gaussad_pl.levels`.
-        objective: what fine-tuning minimises; see `gaussad_pl.objectives`.
+        level_rule: maps the signals of the levels on the augmented validation to weights; see `gaussad_pl.training.levels`.
+        objective: what fine-tuning minimises; see `gaussad_pl.training.objectives`.
         train_levels: levels whose parameters are fine-tuned, None for all.
         optimizer: makes the optimizer from the parameters.
         warmup_steps: steps over which the learning rate rises linearly.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 SECONDS = 5.0  # that git may take; a repository on a slow network drive must not hold up a run
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 CODE = ("gaussad_pl", "conf")  # what a result depends on; runs and notes beside it may change
 
 
