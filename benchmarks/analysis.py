@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import spearmanr, wilcoxon
 
-from gaussad_pl.training.forgetting import SIGNALS, judge, worth
+from gaussad_pl.training.signals import DISTANCE, SIGNALS, judge, oriented
 
 DEFAULT_SIGNAL, PATIENCE = "paired/elastic", 3
 FORGOT = 1.0  # a run has forgotten if its last epoch is this many AUROC points below its best one
@@ -27,7 +27,7 @@ def chosen_epoch(job: Job, signal: str = DEFAULT_SIGNAL) -> int:
 
 def signal_values(job: Job, name: str) -> list[float]:
     """The signal of every epoch, turned so that larger is better."""
-    return [worth(record, name) for record in job["history"]]
+    return [oriented(record, name) for record in job["history"]]
 
 
 def test_curve(job: Job) -> np.ndarray:
@@ -132,7 +132,7 @@ def report(jobs: list[Job], out: Path, console: Console) -> None:
     for title, some in (("Signals, all runs", trained), ("Signals, runs that forget", forgot)):
         if some:
             augmentations = [name.removeprefix("auroc/") for name in some[0]["history"][0] if name.startswith("auroc/")]
-            tables.append(signals_table(some, SIGNALS, title))
+            tables.append(signals_table(some, [*SIGNALS, DISTANCE], title))
             alone = [f"paired/{name}" for name in augmentations]
             tables.append(signals_table(some, alone, f"{title}: each augmentation alone"))
     for table in tables:

@@ -12,8 +12,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gaussad_pl.density.gaussian import Moments, shift
-
 T = TypeVar("T")
 
 
@@ -27,7 +25,7 @@ def rank() -> int:
     return dist.get_rank() if world() > 1 else 0
 
 
-def share(items: Sequence[T]) -> Sequence[T]:
+def shard(items: Sequence[T]) -> Sequence[T]:
     """What this process does of ``items``: process r of w takes items r, r + w, ...; none is repeated or left out."""
     return items[rank() :: world()]
 
@@ -42,7 +40,7 @@ def gather(value: T) -> list[T]:
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """All rows ``(N, ...)``, on the CPU and in their order, where each process has those of its `share`."""
+    """All rows ``(N, ...)``, on the CPU and in their order, where each process has those of its `shard`."""
     parts = gather(rows.cpu())
     whole = parts[0].new_empty(sum(map(len, parts)), *parts[0].shape[1:])
     for first, part in enumerate(parts):
@@ -51,7 +49,7 @@ def gather_rows(rows: Tensor) -> Tensor:
     return whole
 
 
-def add(x: Tensor) -> Tensor:
+def all_reduce_sum(x: Tensor) -> Tensor:
     """Sum over the processes, the same bits in each; overwrites ``x`` where it can."""
     if world() == 1:
         return x
@@ -61,16 +59,7 @@ def add(x: Tensor) -> Tensor:
     return total.to(x.device)
 
 
-def disband() -> None:
-    """End the group: from here on each process has everything for its `share`."""
+def destroy_group() -> None:
+    """End the group: from here on each process has everything for its `shard`."""
     if world() > 1:
         dist.destroy_process_group()
-
-
-def add_moments(m: Moments) -> Moments:
-    """Moments of the observations of all processes, about their mean; some processes may have none."""
-    if world() == 1:
-        return m
-    count = add(m.count.clone())
-    m = shift(m, add(m.count * m.pivot + m.sum) / count)
-    return Moments(count, m.pivot, add(m.sum), add(m.outer), add(m.cubic), add(m.quartic))

@@ -29,7 +29,7 @@ from gaussad_pl.cli.hydra_command import entry_point
 from gaussad_pl.data.base import ImageDataModule
 from gaussad_pl.data.inventory import inventory
 from gaussad_pl.data.part_features import pooled_middle
-from gaussad_pl.distributed import disband
+from gaussad_pl.distributed import destroy_group
 from gaussad_pl.errors import NumericalError, UserError
 from gaussad_pl.files import write_json
 from gaussad_pl.inference import artefact
@@ -114,7 +114,7 @@ def conduct(
     results, figures, evaluations = experiment(trainer, module, data, forgetting, folder, settings["fine_tune"])
     results["validation_signal"] = validation_signal(results, forgetting.history)
     trainer.save_checkpoint(folder / "model.ckpt", weights_only=True)
-    disband()
+    destroy_group()
     if not trainer.is_global_zero:  # the other processes, if any, are done
         return results
     tuned = results.get("forgetting", {}).get("fine_tuning_used", False)

@@ -13,11 +13,11 @@ from conftest import TINY
 from rich.console import Console
 
 from benchmarks import analysis, fine_tuning, segmentation
-from gaussad_pl.training.forgetting import SIGNALS, judge
+from gaussad_pl.training.signals import DISTANCE, SIGNALS, judge
 
 
 def job(signal: list[float], test: list[float], seed: int = 0) -> dict[str, Any]:
-    names = (*SIGNALS, "paired/elastic", "auroc/elastic")
+    names = (*SIGNALS, DISTANCE, "paired/elastic", "auroc/elastic")
     history = [dict.fromkeys(names, value) for value in signal]
     for record in history:
         record["distance"] = -record["gap"]
@@ -56,10 +56,11 @@ def test_a_job_runs_on_through_forgetting(parts: Path, monkeypatch: pytest.Monke
     """Regret can only be measured against epochs that were trained, however bad the signals were."""
     values = iter(range(100))
 
-    def falling(*scores: object) -> dict[str, float]:
-        return dict.fromkeys(("paired", "auroc", "gap", "log_ratio"), 1 - 0.01 * next(values))
+    def falling(*scores: object) -> float:
+        return 1 - 0.01 * next(values)
 
-    monkeypatch.setattr("gaussad_pl.training.forgetting.signals", falling)
+    for name in SIGNALS:
+        monkeypatch.setitem(SIGNALS, name, falling)
     quick = [f"backbone.name={TINY['name']}", "backbone.weights=random", "backbone.image_size=64", "trainer=cpu"]
     steps = ["trainer.max_epochs=4", "data.steps_per_epoch=1", "data.batch_size=4"]
     found = fine_tuning.run_job(parts / "screw", 0, [*quick, *steps])

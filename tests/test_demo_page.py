@@ -23,7 +23,7 @@ from gaussad_pl import demo
 from gaussad_pl.calibration.conformal import Calibration
 from gaussad_pl.data.loading import load_images
 from gaussad_pl.demo import Demo
-from gaussad_pl.density.gaussian import moments
+from gaussad_pl.density.moments import moments
 from gaussad_pl.errors import UserError
 from gaussad_pl.inference.detector import Detector
 from gaussad_pl.model.model import GaussianModel

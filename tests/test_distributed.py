@@ -25,7 +25,8 @@ from gaussad_pl import distributed as d
 from gaussad_pl.data.mvtec import MVTec
 from gaussad_pl.density import cluster as clusters
 from gaussad_pl.density.cluster import ClusterGaussians
-from gaussad_pl.density.patches import PatchGaussians, PositionGaussians
+from gaussad_pl.density.patches import PatchDensity
+from gaussad_pl.density.position import PositionGaussians
 from gaussad_pl.errors import UserError
 from gaussad_pl.train import experiment
 from gaussad_pl.training.averaging import AverageWeights
@@ -88,7 +89,7 @@ def estimates(case: str) -> dict[str, Tensor]:
         "pooled/covariance": level.moments.covariance,
     }
     count = len(PATCHES) if case == "uneven" else 1  # of a sample, each process has to have its share
-    kinds: dict[str, tuple[PatchGaussians, Tensor]] = {
+    kinds: dict[str, tuple[PatchDensity, Tensor]] = {
         "position": (PositionGaussians(6, 5), PATCHES[mine]),
         "clusters": (ClusterGaussians(2, 5, seed=0), PATCHES[:count][d.rank() :: d.world()]),
         "shared": (ClusterGaussians(1, 5, seed=1), PATCHES[:count][d.rank() :: d.world()]),

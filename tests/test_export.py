@@ -20,11 +20,11 @@ from benchmarks.speed import exported
 from gaussad_pl import export, predict
 from gaussad_pl.calibration.conformal import Calibration
 from gaussad_pl.density.cluster import ClusterGaussians
-from gaussad_pl.density.gaussian import moments
+from gaussad_pl.density.moments import moments
+from gaussad_pl.density.onnx import TILE, tiles
 from gaussad_pl.errors import UserError
 from gaussad_pl.exporting.agreement import check, check_images, compare
 from gaussad_pl.exporting.graph import Graph
-from gaussad_pl.exporting.tiles import TILE, TiledClusters, tiles
 from gaussad_pl.inference.detector import Detector
 from gaussad_pl.inference.exported import KEYS, ExportedDetector, load_detector, open_session
 from gaussad_pl.inference.sources import image_paths
@@ -83,7 +83,7 @@ def test_tiles_give_the_distances_of_the_clusters(count: int, features: int) -> 
     gaussians.observe(torch.randn(4, 60, features, generator=random) * torch.arange(1, features + 1))
     gaussians.estimate()
     patches = torch.randn(2, count, features, generator=random) * torch.arange(1, features + 1)
-    torch.testing.assert_close(TiledClusters(gaussians)(patches), gaussians(patches), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(gaussians.for_onnx()(patches), gaussians(patches), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("sizes", [[0, 3, 0, TILE, 1], [TILE + 1, 0, 0, 0, 0], [0, 0, 0, 0, 2 * TILE], [1, 1, 1, 1, 1]])

@@ -35,7 +35,7 @@ FORK.set_forkserver_preload(["gaussad_pl.train", "gaussad_pl.inference.detector"
 STAGES = {
     "decoding": ("gaussad_pl.data.base.load_images", 1),
     "estimation": ("gaussad_pl.training.module.GaussianAD.estimate", 1),
-    "choice of the map": ("gaussad_pl.model.segmenter.Segmenter.choose", 1),
+    "choice of the map": ("gaussad_pl.training.estimation.choose_map", 1),
     "frozen test": ("gaussad_pl.train.test", 1),
     "first step": ("gaussad_pl.training.module.GaussianAD.training_step", 1),
     "first epoch": ("gaussad_pl.training.checkpoints.AtomicCheckpointIO.save_checkpoint", 1),

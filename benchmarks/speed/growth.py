@@ -22,7 +22,7 @@ torch.set_num_threads(1)
 from gaussad_pl.cli.hydra_command import keep_freed_memory
 from gaussad_pl.density.cluster import ClusterGaussians
 from gaussad_pl.density.patches import PositionGaussians
-from gaussad_pl.density.gaussian import Gaussian, moments, take_in
+from gaussad_pl.density.gaussian import Gaussian, moments, update_moments
 keep_freed_memory()
 batch = 32
 x = torch.randn(batch, 196, width) if kind != "pooled" else torch.randn(batch, width)
@@ -30,7 +30,7 @@ start = time.process_time()
 if kind == "pooled":
     total = [moments(x)]
     for _ in range(count // batch - 1):
-        total = take_in(total, [x])
+        total = update_moments(total, [x])
     Gaussian(width).fit(total[0])
 else:
     gaussians = PositionGaussians(196, width) if kind == "position" else ClusterGaussians(64, width, 0, 2)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from benchmarks.speed.timing import Row, Setting, interleaved
 from gaussad_pl.backbones.backbone import Backbone, pool
 from gaussad_pl.backbones.folding import folded
-from gaussad_pl.density.gaussian import moments, take_in
-from gaussad_pl.model.anomaly_maps import FORMS
+from gaussad_pl.density.moments import moments, update_moments
+from gaussad_pl.density.registry import DENSITIES
 from gaussad_pl.model.model import GaussianModel
 
 SIZE = 224
@@ -30,7 +30,7 @@ def models(device: str) -> Iterator[tuple[str, GaussianModel]]:
     """The pooled model, and one with each form of the map, with Gaussians of random images."""
     pooled = GaussianModel(WEIGHTS).eval().to(device)
     yield "pooled", pooled
-    for form in FORMS:
+    for form in DENSITIES:
         model = GaussianModel(WEIGHTS, segmentation={"form": form, **MAP})
         model = model.eval().to(device)
         assert model.segmenter is not None
@@ -98,7 +98,7 @@ def estimating(setting: Setting, batch: int, repeats: int) -> list[Row]:
         total = None
         for x in batches:
             found = pool(run(x))
-            total = [moments(level) for level in found] if total is None else take_in(total, found)
+            total = [moments(level) for level in found] if total is None else update_moments(total, found)
         for gaussian, level in zip(pooled.gaussians, total or [], strict=True):
             gaussian.fit(level)
 

@@ -17,11 +17,19 @@ from gaussad_pl.fingerprints import tensors_sha256
 
 @dataclass(frozen=True)
 class Level:
-    """One feature map of the backbone: its place counted from the shallowest, its channels, its side in cells."""
+    """One feature map of the backbone.
+
+    Attributes:
+        index: place among all feature maps of the network, from the shallowest.
+        channels: C.
+        side: height and width, in cells.
+        reduction: side of the image divided by the side of the map, as in timm's feature info.
+    """
 
     index: int
     channels: int
     side: int
+    reduction: int
 
 
 class Backbone(nn.Module):
@@ -126,7 +134,9 @@ class Backbone(nn.Module):
         # the same grid with another width: a convolution of its own, not a mere reshape or norm of the last map
         has_head = final.shape[2:] == maps[-1].shape[2:] and final.shape[1] != maps[-1].shape[1]
         outputs = [*maps, final] if has_head else maps
-        levels = [Level(i, o.shape[1], o.shape[-1]) for i, o in enumerate(outputs)]
+        levels = [
+            Level(i, o.shape[1], o.shape[-1], round(self.image_size / o.shape[-1])) for i, o in enumerate(outputs)
+        ]
         return len(maps), has_head, levels
 
 

@@ -20,7 +20,8 @@ from gaussad_pl.data.base import ImageDataModule
 from gaussad_pl.data.near_duplicates import in_order, near_duplicates
 from gaussad_pl.data.part_features import middle, whitened
 from gaussad_pl.data.splitting import partition
-from gaussad_pl.density.gaussian import Moments, SingularCovarianceError, merge, moments, take_in
+from gaussad_pl.density.gaussian import SingularCovarianceError
+from gaussad_pl.density.moments import Moments, merge, moments, update_moments
 from gaussad_pl.model.anomaly_maps import smooth
 from gaussad_pl.model.detection import Detection
 from gaussad_pl.model.model import GaussianModel, level_distances
@@ -130,7 +131,7 @@ def _moments(model: GaussianModel, data: ImageDataModule, images: list[int], pla
     if not changed:
         return total
     for batch in data.reference_dataloader(images, changed):
-        total = take_in(total, pool(model.backbone(batch["image"].to(model.level_weights.device))))
+        total = update_moments(total, pool(model.backbone(batch["image"].to(model.level_weights.device))))
     return total
 
 

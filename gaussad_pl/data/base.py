@@ -24,7 +24,7 @@ from gaussad_pl.data.loading import load_images
 from gaussad_pl.data.part_features import Features
 from gaussad_pl.data.samples import Sample, Samples
 from gaussad_pl.data.splitting import Groups, hold_out_count
-from gaussad_pl.distributed import share, world
+from gaussad_pl.distributed import shard, world
 from gaussad_pl.errors import UserError
 
 HELD_OUT = 500  # images for the validation, at most: they and all copies of them are in memory, and scored each epoch
@@ -35,7 +35,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
 
     Images are told apart by their place among all good images of the training folder: that is what indices are.
 
-    Where processes share a run, the loaders of each give its `share`: together all images, and each of them once.
+    Where processes share a run, the loaders of each give its `shard`: together all images, and each of them once.
 
     Args:
         name: of the dataset, for results and folders.
@@ -269,14 +269,14 @@ class ImageDataModule(L.LightningDataModule, ABC):
 
         ``images`` and ``views``: indices, where only some of them are wanted.
         """
-        chosen = share(self.split[0] if images is None else images)
+        chosen = shard(self.split[0] if images is None else images)
         views = range(len(self.views)) if views is None else views
         draws = [(index, view, view_seed(self.seed, view, index)) for index in chosen for view in views]
         return DataLoader(Views(self.good_images, self.views), self.eval_batch_size, sampler=draws)
 
     def good_dataloader(self, images: Sequence[int] | None = None) -> DataLoader[dict[str, Tensor]]:
         """Every training image as it is, or those of the indices ``images``: what patches are estimated from."""
-        chosen = share(self.split[0] if images is None else images)
+        chosen = shard(self.split[0] if images is None else images)
         return DataLoader(Views(self.good_images, [None]), self.eval_batch_size, sampler=[(i, 0, 0) for i in chosen])
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
@@ -301,7 +301,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
         rows = range(len(dataset))  # type: ignore[arg-type]  # all of ours have a length
         if len(rows) < world():
             raise UserError(f"{world()} processes and {len(rows)} images to score: set trainer.devices={len(rows)}")
-        return DataLoader(Subset(dataset, share(rows)), self.eval_batch_size)
+        return DataLoader(Subset(dataset, shard(rows)), self.eval_batch_size)
 
 
 def _only_bad(samples: Sequence[Sample]) -> bool:

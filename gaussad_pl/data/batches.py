@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from gaussad_pl.augment import Nuisance
-from gaussad_pl.distributed import share
+from gaussad_pl.distributed import shard
 
 Draw = tuple[int, int, int]  # index of an image, the view of it, the seed of the view
 
@@ -62,7 +62,7 @@ class DrawSampler(Sampler[Draw]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(share(range(self.draws)))
+        return len(shard(range(self.draws)))
 
     def __iter__(self) -> Iterator[Draw]:
         rng = np.random.default_rng([self.seed, self.epoch])
@@ -70,4 +70,4 @@ class DrawSampler(Sampler[Draw]):
         indices = np.concatenate([rng.permutation(self.images) for _ in range(rounds)])[: self.draws]
         views = rng.integers(self.views, size=self.draws)
         seeds = rng.integers(2**31, size=self.draws)
-        yield from share(list(zip(indices.tolist(), views.tolist(), seeds.tolist(), strict=True)))
+        yield from shard(list(zip(indices.tolist(), views.tolist(), seeds.tolist(), strict=True)))

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from gaussad_pl.backbones.backbone import Backbone
 from gaussad_pl.data.near_duplicates import near_duplicates
-from gaussad_pl.density.gaussian import Gaussian, SingularCovarianceError, moments
+from gaussad_pl.density.gaussian import Gaussian, SingularCovarianceError
+from gaussad_pl.density.moments import moments
 
 T = TypeVar("T")
 Features = Callable[[Tensor], Sequence[Tensor]]  # of images (N, 3, H, W), uint8: (N, C) of each middle level

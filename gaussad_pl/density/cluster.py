@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import ClassVar, Self
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gaussad_pl.density.gaussian import mahalanobis
+from gaussad_pl.density.onnx import TILE, GaussianInOnnx, HalvedWhiteners, tiles
 from gaussad_pl.density.patches import CellGaussians
 from gaussad_pl.distributed import gather, gather_rows, rank, world
 from gaussad_pl.errors import NumericalError
 
 DIRECTIONS = 32  # principal ones, in which patches are assigned to clusters: all of them tell no better, for more work
+PARTITIONS = 2  # into clusters, from different random starts: the nearest Gaussian of all partitions counts
 SAMPLE = 100_000  # patches that the clusters are found in, and the most that are ever held
 
 
@@ -28,6 +32,7 @@ class ClusterGaussians(CellGaussians):
         partitions: S; they differ in the random start of k-means.
     """
 
+    has_clusters: ClassVar[bool] = True
     centre: Tensor  # of the clusters of all partitions, (S * clusters, directions)
     directions: Tensor  # features to the space of the centres
 
@@ -42,10 +47,14 @@ class ClusterGaussians(CellGaussians):
         self._per_image = 1
         self._random = torch.Generator().manual_seed(seed)
 
+    @classmethod
+    def build(cls, side: int, features: int, clusters: int, seed: int) -> Self:
+        return cls(clusters, features, seed, PARTITIONS)
+
     def observe(self, patches: Tensor) -> None:
         """Keep the patches with the smallest of random keys: a uniform sample of all, however they are batched.
 
-        Each process draws the keys of all images and uses those of its `share`: together they keep what one would.
+        Each process draws the keys of all images and uses those of its `shard`: together they keep what one would.
         """
         x = patches.flatten(0, 1)
         self._per_image = patches.shape[1]
@@ -113,6 +122,54 @@ class ClusterGaussians(CellGaussians):
         distances = torch.cat([mahalanobis(part, self.mean[cell], self.whitener[cell]) for cell, part in runs])
         each = torch.empty_like(distances).index_copy(0, order, distances)
         return each.unflatten(0, (-1, self.partitions)).amin(1).reshape(patches.shape[:2])
+
+    def for_onnx(self) -> nn.Module:
+        if len(self.mean) == 1:
+            return GaussianInOnnx(self.mean[0], self.whitener[0])
+        return _TiledClusters(self)
+
+
+class SharedGaussian(ClusterGaussians):
+    """One Gaussian for all patches, wherever they are: for textures, and for few images."""
+
+    has_clusters: ClassVar[bool] = False
+
+    @classmethod
+    def build(cls, side: int, features: int, clusters: int, seed: int) -> Self:
+        return cls(1, features, seed)
+
+
+class _TiledClusters(nn.Module):
+    """The same distances as the `ClusterGaussians` it is made of, whatever the number of images."""
+
+    mean: Tensor
+    directions: Tensor
+    centre: Tensor
+    offset: Tensor
+    first: Tensor  # cluster of each partition
+
+    def __init__(self, gaussians: ClusterGaussians) -> None:
+        super().__init__()
+        self.partitions = gaussians.partitions
+        self.register_buffer("first", gaussians.clusters * torch.arange(gaussians.partitions))
+        self.whitened = HalvedWhiteners(gaussians.whitener)
+        self.register_buffer("mean", gaussians.mean)
+        self.register_buffer("directions", gaussians.directions)
+        self.register_buffer("centre", gaussians.centre.T.contiguous())
+        self.register_buffer("offset", gaussians.centre.square().sum(-1) / -2)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Mahalanobis distance of each patch ``(N, P, D)`` to the nearest Gaussian of its clusters: ``(N, P)``."""
+        x, count = patches.flatten(0, 1), self.partitions
+        nearness = x @ self.directions @ self.centre + self.offset
+        nearest = nearness.unflatten(1, (count, -1)).argmax(-1) + self.first
+        cells, order = nearest.flatten().sort()
+        slot, cell_of_tile = tiles(cells, self.mean.shape[0])
+        patch_in_slot = order.new_zeros(cell_of_tile.shape[0] * TILE).scatter(0, slot, order // count)  # padding: 0
+        y = x.index_select(0, patch_in_slot).unflatten(0, (-1, TILE)) - self.mean.index_select(0, cell_of_tile)[:, None]
+        distances = self.whitened(y, cell_of_tile).flatten().index_select(0, slot)
+        each = torch.zeros_like(distances).scatter(0, order, distances).unflatten(0, (-1, count))
+        return each.amin(1).reshape(patches.shape[:2])
 
 
 def _centres(x: Tensor, count: int, seed: int) -> Tensor:

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from gaussad_pl.backbones.folding import folded
-from gaussad_pl.density.cluster import ClusterGaussians
-from gaussad_pl.density.patches import PatchGaussians, PositionGaussians
-from gaussad_pl.exporting.tiles import Halves, TiledClusters
+from gaussad_pl.density.onnx import GaussianInOnnx
 from gaussad_pl.inference.detector import Detector
-from gaussad_pl.model.anomaly_maps import MapHead, enlarging, map_score
+from gaussad_pl.model.anomaly_maps import MapHead, map_score, upsample_matrix
+from gaussad_pl.model.combination import combine
 
 INPUT = "images"
 OUTPUTS = ("score", "p_value", "distances", "map")
@@ -35,7 +34,7 @@ class Graph(nn.Module):
         self.register_buffer("offset", model.backbone.offset)
         self.register_buffer("level_weights", model.level_weights)
         self.register_buffer("calibration", detector.calibration.scores.float())
-        self.gaussians = nn.ModuleList(Distance(gaussian.mean, gaussian.whitener) for gaussian in model.gaussians)
+        self.gaussians = nn.ModuleList(GaussianInOnnx(gaussian.mean, gaussian.whitener) for gaussian in model.gaussians)
         self.segmenter = model.segmenter
         self.maps = None if model.segmenter is None else Maps(model.segmenter.head)
 
@@ -48,8 +47,8 @@ class Graph(nn.Module):
         if self.maps is None or self.segmenter is None:
             return score, self.p_values(score), distances
         maps = self.maps(features)
-        parts = (torch.stack([score, map_score(maps)], dim=1) - self.segmenter.centre) / self.segmenter.spread
-        score = parts @ self.segmenter.weights.float()
+        units = self.segmenter.centre, self.segmenter.spread
+        score = combine(score, map_score(maps), *units, self.segmenter.weights)
         return score, self.p_values(score), distances, maps
 
     def p_values(self, scores: Tensor) -> Tensor:
@@ -68,58 +67,17 @@ def average(level: Tensor) -> Tensor:
     return level.mean((-2, -1))
 
 
-class Distance(nn.Module):
-    """Mahalanobis distances to one Gaussian: `gaussad_pl.density.gaussian.mahalanobis` with its whitener turned beforehand."""
-
-    mean: Tensor
-    turned: Tensor
-
-    def __init__(self, mean: Tensor, whitener: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("mean", mean)
-        self.register_buffer("turned", whitener.mT.contiguous())
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Distances ``(..., N)`` of ``x`` ``(..., N, D)``."""
-        return torch.linalg.vector_norm((x - self.mean) @ self.turned, dim=-1)
-
-
 class Maps(nn.Module):
     """The maps of a `MapHead`."""
 
-    enlarging: Tensor
+    upsample: Tensor
 
     def __init__(self, head: MapHead) -> None:
         super().__init__()
         self.head = copy.deepcopy(head)
-        self.head.gaussians = _distances(head.gaussians)  # type: ignore[assignment]
-        self.register_buffer("enlarging", enlarging(head.side, torch.zeros(())))
+        self.head.gaussians = head.gaussians.for_onnx()  # type: ignore[assignment]
+        self.register_buffer("upsample", upsample_matrix(head.side, torch.zeros(())))
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Anomaly maps ``(N, 256, 256)`` of the backbone's feature maps."""
-        return self.enlarging @ self.head.grid(maps) @ self.enlarging.T
-
-
-class Positions(nn.Module):
-    """The distances of `gaussad_pl.density.patches.PositionGaussians`."""
-
-    mean: Tensor
-
-    def __init__(self, gaussians: PositionGaussians) -> None:
-        super().__init__()
-        self.register_buffer("mean", gaussians.mean[:, None])
-        self.whitened = Halves(gaussians.whitener)
-
-    def forward(self, patches: Tensor) -> Tensor:
-        distances: Tensor = self.whitened(patches.transpose(0, 1) - self.mean)
-        return distances.T
-
-
-def _distances(gaussians: PatchGaussians) -> nn.Module:
-    """The same distances in operations that ONNX has."""
-    assert isinstance(gaussians, (ClusterGaussians, PositionGaussians))
-    if isinstance(gaussians, PositionGaussians):
-        return Positions(gaussians)
-    if len(gaussians.mean) == 1:
-        return Distance(gaussians.mean[0], gaussians.whitener[0])
-    return TiledClusters(gaussians)
+        return self.upsample @ self.head.grid(maps) @ self.upsample.T

@@ -11,15 +11,13 @@ from torch.nn import functional as F
 
 from gaussad_pl.backbones.backbone import Level
 from gaussad_pl.data.images import MASK_SIZE
-from gaussad_pl.density.cluster import ClusterGaussians
-from gaussad_pl.density.patches import PatchGaussians, PositionGaussians, embed
+from gaussad_pl.density.registry import DENSITIES
+from gaussad_pl.model.patches import embed
 
 SIZE = MASK_SIZE  # side of the anomaly maps in pixels
 BLUR = SIZE / 64  # standard deviation of the Gaussian blur of the maps in pixels
 FEATURES = 256  # of a patch, at most: hundreds of covariances of wide ones would not fit into memory
-PARTITIONS = 2  # into clusters by different luck, of which the nearest Gaussian counts
 TOP = 0.01  # share of the map whose mean is the map's image score
-FORMS = ("position", "clusters", "shared")
 
 
 class MapHead(nn.Module):
@@ -28,8 +26,8 @@ class MapHead(nn.Module):
     Args:
         levels: all that the backbone gives.
         places: which of them the patches are made of.
-        form: which patches share a Gaussian, one of `FORMS`.
-        clusters: number of them in each of the two partitions of the form "clusters".
+        form: which patches share a Gaussian, a key of `gaussad_pl.density.registry.DENSITIES`.
+        clusters: number of clusters, for the forms that have them.
         seed: of the clusters, and of the directions that wide patches are projected to.
     """
 
@@ -48,13 +46,7 @@ class MapHead(nn.Module):
         if width > FEATURES:
             random = torch.Generator().manual_seed(seed)
             self.projection = torch.linalg.qr(torch.randn(width, features, generator=random)).Q
-        self.gaussians: PatchGaussians
-        if form == "position":
-            self.gaussians = PositionGaussians(self.side**2, features)
-        elif form == "clusters":
-            self.gaussians = ClusterGaussians(clusters, features, seed, PARTITIONS)
-        else:
-            self.gaussians = ClusterGaussians(1, features, seed)
+        self.gaussians = DENSITIES[form].build(self.side, features, clusters, seed)
 
     def patches(self, maps: Sequence[Tensor]) -> Tensor:
         """Patches ``(N, P, D)`` of the backbone's feature maps; wide ones projected at random to D = 256 directions."""
@@ -72,10 +64,10 @@ class MapHead(nn.Module):
 
 def smooth(grid: Tensor) -> Tensor:
     """Distances on a grid ``(N, h, w)`` as maps ``(N, 256, 256)``: bilinear, then a Gaussian blur."""
-    return enlarging(grid.shape[1], grid) @ grid @ enlarging(grid.shape[2], grid).T
+    return upsample_matrix(grid.shape[1], grid) @ grid @ upsample_matrix(grid.shape[2], grid).T
 
 
-def enlarging(cells: int, like: Tensor) -> Tensor:
+def upsample_matrix(cells: int, like: Tensor) -> Tensor:
     """The matrix ``(256, cells)`` that enlarges and blurs along one side: both are linear, and separable."""
     unit = torch.eye(cells, dtype=like.dtype, device=like.device)[:, None]
     lines = F.interpolate(unit, size=SIZE, mode="linear")

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from gaussad_pl.backbones.backbone import Backbone, pool
-from gaussad_pl.density.gaussian import Covariance, Gaussian, Shrinkage
+from gaussad_pl.density.gaussian import Gaussian
+from gaussad_pl.density.shrinkage import Covariance, Shrinkage
 from gaussad_pl.model.detection import Detection
 from gaussad_pl.model.segmenter import Segmenter
 
@@ -47,7 +48,7 @@ class GaussianModel(nn.Module):
         self.register_buffer("level_weights", torch.ones(len(widths)))
         self.segmenter: Segmenter | None = None
         if segmentation is not None:
-            self.segmenter = Segmenter(self.backbone.levels, self.backbone.image_size, **segmentation)
+            self.segmenter = Segmenter(self.backbone.levels, **segmentation)
 
     def forward(self, images: Tensor) -> Detection:
         """Everything there is to say about ``images`` ``(N, 3, H, W)``, uint8."""

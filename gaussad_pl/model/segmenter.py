@@ -1,32 +1,25 @@
-"""Which Gaussians of patches make the anomaly maps, and how map and pooled distances make the score of an image.
+"""Anomaly maps, and the score of an image from its map and its pooled score.
 
-Both are chosen on held-out good images and augmented copies of them, whose masks are known: no defect takes part.
+What the configuration leaves open stays a list of candidates until `gaussad_pl.training.map_choice` keeps one of them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from gaussad_pl.backbones.backbone import Level
-from gaussad_pl.density.patches import middle_levels
+from gaussad_pl.density.registry import DENSITIES
 from gaussad_pl.errors import UserError
-from gaussad_pl.model.anomaly_maps import FORMS, MapHead, map_score
+from gaussad_pl.model.anomaly_maps import MapHead, map_score
+from gaussad_pl.model.combination import COMBINATIONS, Combination, combine
+from gaussad_pl.model.patches import middle_levels
 
-if TYPE_CHECKING:  # scoring is to do without the metrics, which choosing takes
-    from gaussad_pl.training.map_validation import Validation
-
-MARGIN = 0.02  # in AUROC and AUPRO, by which less must beat more: the noise of some 60 held-out images
 CLUSTERS = (512, 128)  # fine and broad ones: surfaces of much detail need the first, few or plain images the second
-RARE = 0.001  # share of the pixels of held-out good images beyond the threshold of the maps
-
-Form = Literal["auto", "position", "clusters", "shared"]
-Combination = Literal["auto", "pooled", "map", "both"]
-COMBINATIONS: dict[Combination, tuple[float, float]] = {"pooled": (1, 0), "map": (0, 1), "both": (1, 1)}
 
 
 class Segmenter(nn.Module):
@@ -54,16 +47,15 @@ class Segmenter(nn.Module):
     def __init__(
         self,
         levels: Sequence[Level],
-        image_size: int,
-        form: Form = "auto",
+        form: str = "auto",
         map_levels: Sequence[int] | Literal["auto", "middle"] = "auto",
         combine: Combination = "auto",
         clusters: int | Literal["auto"] = "auto",
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if form not in ("auto", *FORMS):
-            raise UserError(f"model.segmentation.form={form}: expected auto, {', '.join(FORMS)}")
+        if form not in ("auto", *DENSITIES):
+            raise UserError(f"model.segmentation.form={form}: expected auto, {', '.join(DENSITIES)}")
         if isinstance(map_levels, str) and map_levels not in ("auto", "middle"):
             raise UserError(f"model.segmentation.map_levels={map_levels}: expected auto, middle or a list of levels")
         if combine not in ("auto", *COMBINATIONS):
@@ -71,14 +63,15 @@ class Segmenter(nn.Module):
         if not (clusters == "auto" or (isinstance(clusters, int) and clusters > 0)):
             raise UserError(f"model.segmentation.clusters={clusters}: expected auto or a number of at least 1")
         sizes = CLUSTERS if clusters == "auto" else (clusters,)
-        forms = FORMS if form == "auto" else (form,)
-        places = middle_levels(levels, image_size) if isinstance(map_levels, str) else _places(map_levels, levels)
+        forms = tuple(DENSITIES) if form == "auto" else (form,)
+        places = middle_levels(levels) if isinstance(map_levels, str) else _places(map_levels, levels)
         alone = [[place] for place in places] if map_levels == "auto" and len(places) > 1 else []
         self.heads = nn.ModuleDict()
         for each, chosen in [*((each, places) for each in forms), *((forms[0], place) for place in alone)]:
-            for size in sizes if each == "clusters" else sizes[:1]:
+            has_clusters = DENSITIES[each].has_clusters
+            for size in sizes if has_clusters else sizes[:1]:
                 head = MapHead(levels, chosen, each, size, seed)
-                of = f" of {size}" if each == "clusters" else ""
+                of = f" of {size}" if has_clusters else ""
                 self.heads[f"{each}{of} {'+'.join(map(str, head.levels))}"] = head
         self.combine: Combination = combine
         self.register_buffer("centre", torch.zeros(2))
@@ -111,9 +104,12 @@ class Segmenter(nn.Module):
         return self.head(maps)
 
     def score(self, pooled: Tensor, maps: Tensor) -> Tensor:
-        """Scores ``(N,)`` of images: the weighted sum of pooled ``(N,)`` and map score, in units of good images."""
-        parts = torch.stack([pooled.double(), map_score(maps).double()], dim=1)
-        return ((parts - self.centre) / self.spread) @ self.weights.double()
+        """Scores ``(N,)`` of images, float64, from pooled scores ``(N,)`` and maps ``(N, 256, 256)``."""
+        return combine(pooled.double(), map_score(maps).double(), self.centre, self.spread, self.weights)
+
+    def keep(self, name: str) -> None:
+        """Drop all candidates but one."""
+        self.heads = nn.ModuleDict({name: self.heads[name]})
 
     def observe(self, maps: Sequence[Tensor]) -> None:
         """Take in the feature maps of good images."""
@@ -124,56 +120,6 @@ class Segmenter(nn.Module):
         """Estimate the Gaussians of patches from all that was observed, and forget it."""
         for head in self.candidates.values():
             head.gaussians.estimate()
-
-    def choose(self, validation: Validation) -> dict[str, Any]:
-        """Keep the candidate and the combination that tell good images and pixels from augmented ones best.
-
-        A candidate's worth is its image AUROC plus its AUPRO, a combination's its image AUROC, as means over
-        augmentations. What is seen by one level and not by the other, or by the map and not by pooled features, is
-        not known beforehand, so both count unless one alone is clearly better. So do fine clusters against broad ones.
-
-        Returns:
-            What was chosen, and the signals it was chosen by.
-        """
-        best, found = self._choose_head(validation)
-        self.heads = nn.ModuleDict({best: self.heads[best]})
-        maps = validation.maps[best]
-        parts = torch.stack([validation.pooled, map_score(maps)], dim=1).double()
-        normal = validation.groups == 0
-        pixels = maps[normal].flatten()
-        self.threshold.copy_(pixels.topk(max(1, round(RARE * len(pixels)))).values[-1])
-        good = parts[normal]
-        self.centre.copy_(good.mean(0))
-        self.spread.copy_(good.std(0).clamp(min=1e-6) if len(good) > 1 else torch.ones(2))
-        scaled = ((parts - self.centre.cpu()) / self.spread.cpu()).double()
-        combined = {name: validation.image_auroc(scaled @ scaled.new_tensor(w)) for name, w in COMBINATIONS.items()}
-        if self.combine == "auto":
-            best_alone = max(COMBINATIONS, key=lambda name: combined[name])
-            self.combine = best_alone if combined[best_alone] > combined["both"] + MARGIN else "both"
-        self.weights.copy_(torch.tensor(COMBINATIONS[self.combine]))
-        return {
-            **self.chosen,
-            "candidates": found,
-            "combinations": combined,
-            "worth": combined[self.combine] + found[best]["aupro"],
-            "selection": "form, levels and combination chosen on held-out good images and augmented copies of them",
-        }
-
-    def _choose_head(self, validation: Validation) -> tuple[str, Mapping[str, dict[str, float]]]:
-        """The name of the best candidate, and the signals of all."""
-        found = {}
-        for name in self.candidates:
-            maps = validation.maps[name]
-            found[name] = validation.signals(map_score(maps), maps)
-        heads = self.candidates.values()
-        levels, clusters = max(len(head.levels) for head in heads), max(head.clusters for head in heads)
-
-        def worth(name: str) -> float:
-            head = self.candidates[name]
-            doubts = (len(head.levels) < levels) + (head.clusters < clusters)
-            return found[name]["image_auroc"] + found[name]["aupro"] - doubts * 2 * MARGIN
-
-        return max(found, key=worth), found
 
 
 def _places(wanted: Sequence[int], levels: Sequence[Level]) -> list[int]:

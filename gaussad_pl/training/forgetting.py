@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -13,65 +11,11 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from gaussad_pl.distributed import add, gather_rows, world
+from gaussad_pl.distributed import all_reduce_sum, gather_rows, world
 from gaussad_pl.errors import NumericalError, UserError
-from gaussad_pl.metrics.image import auroc
 from gaussad_pl.training.levels import level_signals
 from gaussad_pl.training.module import GaussianAD
-
-SIGNALS = ("paired", "log_ratio", "gap", "auroc", "distance")
-
-
-def worth(record: Mapping[str, float], signal: str) -> float:
-    """The signal of an epoch's record, turned so that larger is better.
-
-    Raises:
-        UserError: no such signal, or the validation has no such augmentation.
-    """
-    if signal not in record:
-        known = ", ".join(key for key in record if key.split("/")[0] in SIGNALS)
-        raise UserError(f"callbacks.forgetting.signal={signal}: expected one of {known}")
-    return -record[signal] if signal == "distance" else record[signal]
-
-
-def signals(normal: Tensor, augmented: Tensor) -> dict[str, float]:
-    """How well scores tell good images ``(N,)`` from an augmented copy of each ``(N,)``; larger is better for each.
-
-    Returns:
-        paired: mean logarithm of a copy's score over its original's, in units of its standard deviation over the
-            pairs (Cohen's d_z). What makes one image score higher than another cancels, so it sees faint changes.
-        auroc: area under the ROC curve; saturates at 1 where the copies are easy to tell.
-        gap: difference of the means in units of the pooled standard deviation (Cohen's d); does not saturate.
-        log_ratio: difference of the mean logarithms; does not saturate, and blind to a common scale of the scores.
-    """
-    scores = torch.cat([normal, augmented])
-    labels = torch.cat([torch.zeros_like(normal), torch.ones_like(augmented)])
-    deviation = ((normal.var(correction=0) + augmented.var(correction=0)) / 2).sqrt()
-    tiny = torch.finfo(scores.dtype).tiny
-    ratios = augmented.clamp(min=tiny).log() - normal.clamp(min=tiny).log()
-    return {
-        "paired": float(ratios.mean() / ratios.std(correction=0).clamp(min=tiny)),
-        "auroc": auroc(scores, labels),
-        "gap": float((augmented.mean() - normal.mean()) / deviation.clamp(min=tiny)),
-        "log_ratio": float(ratios.mean()),
-    }
-
-
-def judge(history: Sequence[Mapping[str, float]], signal: str, patience: int) -> tuple[int, bool]:
-    """The epoch with the best signal so far, the earliest of equals, and whether to stop: forgetting has begun.
-
-    Args:
-        history: one record an epoch, the frozen state first.
-        signal: key of the records; see `ForgettingStop`.
-        patience: epochs without a new best signal after which to stop.
-    """
-    best = 0
-    for epoch, record in enumerate(history):
-        if worth(record, signal) > worth(history[best], signal):
-            best = epoch
-        if epoch - best >= patience:
-            return best, True
-    return best, False
+from gaussad_pl.training.signals import judge, signal_record
 
 
 class ForgettingStop(Callback):
@@ -82,10 +26,10 @@ class ForgettingStop(Callback):
     `trainer.fit`. Source of the idea: Rippel et al. 2021 (arXiv 2108.04116).
 
     Args:
-        signal: what makes an epoch the best one, the mean over augmentations of one of `signals` ("paired") or its
-            value for one augmentation ("paired/elastic"); or "distance", the mean score of the held-out good images
-            (smaller is better), which sees overfitting but not forgetting.
-        patience: see `judge`.
+        signal: signal by which the best epoch is chosen: one of `gaussad_pl.training.signals`, as a mean over
+            augmentations ("paired") or for one of them ("paired/elastic"); or "distance", the mean score of the
+            held-out good images (smaller is better), which sees overfitting but not forgetting.
+        patience: see `gaussad_pl.training.signals.judge`.
 
     Attributes:
         history: one record an epoch with every signal, the mean distance of good images and the training loss.
@@ -134,14 +78,9 @@ class ForgettingStop(Callback):
             self.level_signals = level_signals(distances, groups, len(names))
             module.choose_levels(self.level_signals)
         scores = found.get("patches", module.model.scores(distances))  # of what is trained
-        normal = scores[groups == 0]
-        told = {name: signals(normal, scores[groups == i]) for i, name in enumerate(names, start=1)}
-        record = {f"{key}/{name}": value for name, values in told.items() for key, value in values.items()}
-        for key in next(iter(told.values())):  # for equal groups the mean AUROC is that of all copies together
-            record[key] = math.fsum(values[key] for values in told.values()) / len(told)
-        record["distance"] = float(normal.mean())
+        record = signal_record(scores, groups, names)
         if self._losses:
-            record["loss"] = float(add(torch.stack(self._losses).mean()) / world())
+            record["loss"] = float(all_reduce_sum(torch.stack(self._losses).mean()) / world())
         self._outputs, self._losses = [], []
         module.log_dict({f"forgetting/{key}": value for key, value in record.items()}, sync_dist=True)
         self._judge(trainer, module, {"epoch": len(self.history), "step": trainer.global_step, **record})

@@ -19,10 +19,10 @@ from gaussad_pl.model.model import GaussianModel
 IMAGES = 100  # of each group, whose maps are compared, at most: maps are large
 
 
-class Seen:
+class MapValidationCollector:
     """What the choice of the map needs of the augmented validation, taken from one batch after the other.
 
-    Its images may be `share`d by processes; of each group at most 100 are kept, the same ones of all groups.
+    Its images may be `shard`d by processes; of each group at most 100 are kept, the same ones of all groups.
     """
 
     def __init__(self, model: GaussianModel) -> None:
@@ -38,7 +38,7 @@ class Seen:
         for name, head in self.model.segmenter.candidates.items():
             self._grids[name].append(head.grid(maps).cpu())
 
-    def validation(self) -> Validation:
+    def validation(self) -> MapValidation:
         """All that was seen, scored with the present weights of the levels."""
         groups, masks, distances = (gather_rows(torch.cat(parts)) for parts in self._columns.values())
         count = int((groups == 0).sum())
@@ -46,10 +46,10 @@ class Seen:
         rows = torch.cat([(groups == group).nonzero().squeeze(1)[drawn] for group in groups.unique()])
         grids = {name: gather_rows(torch.cat(parts))[rows] for name, parts in self._grids.items()}
         pooled = self.model.scores(distances[rows].to(self.model.level_weights.device).double()).cpu()
-        return Validation(groups[rows], masks[rows], pooled, Smoothed(grids))
+        return MapValidation(groups[rows], masks[rows], pooled, UpsampledMaps(grids))
 
 
-class Smoothed(Mapping[str, Tensor]):
+class UpsampledMaps(Mapping[str, Tensor]):
     """Anomaly maps ``(V, 256, 256)`` by name, made from grids of distances each time they are looked at.
 
     All of them at once would take gigabytes.
@@ -68,7 +68,7 @@ class Smoothed(Mapping[str, Tensor]):
         return len(self.grids)
 
 
-class Validation:
+class MapValidation:
     """Scores of the augmented validation: held-out good images (group 0) and their copies by augmentation a (group a).
 
     Args:
