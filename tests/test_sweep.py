@@ -27,7 +27,7 @@ from gaussad_pl.errors import UserError
 from gaussad_pl.sweeps import launching, share, sweep
 from gaussad_pl.sweeps.folders import NAME_LENGTH, folder_of, job_name
 from gaussad_pl.sweeps.judges import refuse_other_judges
-from gaussad_pl.train import validation_signal
+from gaussad_pl.training.experiment import Outcome, validation_signal
 
 NO_MAP = "model.segmentation=null"
 FAST = [*QUICK, "trainer.max_epochs=1", "model.segmentation.clusters=4", "logger=csv"]
@@ -209,11 +209,11 @@ def test_the_validation_signal_knows_no_test_metric() -> None:
     used = {"fine_tuning_used": True, "epoch_chosen": 1}
     unused = {"fine_tuning_used": False, "epoch_chosen": 2}
     test = {"frozen": {"image_auroc": 0.99}}
-    assert validation_signal({**test, "segmentation": maps, "forgetting": used}, history) == 1.6
-    assert validation_signal({**test, "segmentation": maps, "forgetting": unused}, history) == 1.5
-    assert validation_signal({**test, "segmentation": {"worth": 1.5}}, history) == 1.5
-    assert validation_signal({**test, "forgetting": used}, history) == 0.7
-    assert validation_signal(test, history) == 0.6 and validation_signal(test, []) is None
+    assert validation_signal(Outcome({**test, "segmentation": maps, "forgetting": used}, fine_tuned=True), history) == 1.6
+    assert validation_signal(Outcome({**test, "segmentation": maps, "forgetting": unused}), history) == 1.5
+    assert validation_signal(Outcome({**test, "segmentation": {"worth": 1.5}}), history) == 1.5
+    assert validation_signal(Outcome({**test, "forgetting": used}, fine_tuned=True), history) == 0.7
+    assert validation_signal(Outcome(test), history) == 0.6 and validation_signal(Outcome(test), []) is None
 
 
 # --- whole sweeps ---
