@@ -36,7 +36,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.jobs import clocks, compose_job, grouped_data, since
-from gaussad_pl import __version__
 from gaussad_pl.backbones.backbone import Backbone
 from gaussad_pl.cli.hydra_command import keep_freed_memory
 from gaussad_pl.data.base import ImageDataModule
@@ -45,6 +44,7 @@ from gaussad_pl.files import write_json
 from gaussad_pl.metrics.image import image_metrics
 from gaussad_pl.metrics.pixel import pixel_metrics
 from gaussad_pl.results.evaluation import PACKAGES
+from gaussad_pl.version import __version__
 
 BACKBONE = "tf_efficientnet_lite0"
 # name of the stage in timm -> its level in gaussad_pl and its stride

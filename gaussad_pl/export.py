@@ -33,13 +33,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from gaussad_pl import __version__
 from gaussad_pl.cli.options import command
 from gaussad_pl.errors import UserError
 from gaussad_pl.exporting.agreement import check, check_images
 from gaussad_pl.exporting.graph import INPUT, OUTPUTS, Graph
 from gaussad_pl.inference.detector import Detector
 from gaussad_pl.inference.exported import FORMAT, KEYS, SUFFIX
+from gaussad_pl.version import __version__
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 MOST = 2**31 - 2**20  # bytes that a file of ONNX can have, less some for all but the weights

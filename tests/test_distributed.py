@@ -28,8 +28,8 @@ from gaussad_pl.density.cluster import ClusterGaussians
 from gaussad_pl.density.patches import PatchDensity
 from gaussad_pl.density.position import PositionGaussians
 from gaussad_pl.errors import UserError
-from gaussad_pl.train import experiment
 from gaussad_pl.training.averaging import AverageWeights
+from gaussad_pl.training.experiment import experiment
 from gaussad_pl.training.forgetting import ForgettingStop
 from gaussad_pl.training.module import GaussianAD
 

@@ -22,9 +22,9 @@ from hydra.utils import instantiate
 
 from gaussad_pl.cli.hydra_command import CONF
 from gaussad_pl.data.base import ImageDataModule
+from gaussad_pl.data.inventory import images_sha256
 from gaussad_pl.data.samples import Sample
 from gaussad_pl.errors import UserError
-from gaussad_pl.fingerprints import images_sha256
 from gaussad_pl.model.model import GaussianModel
 from gaussad_pl.results import checkout
 from gaussad_pl.results import figures as pictures

@@ -209,7 +209,9 @@ def test_the_validation_signal_knows_no_test_metric() -> None:
     used = {"fine_tuning_used": True, "epoch_chosen": 1}
     unused = {"fine_tuning_used": False, "epoch_chosen": 2}
     test = {"frozen": {"image_auroc": 0.99}}
-    assert validation_signal(Outcome({**test, "segmentation": maps, "forgetting": used}, fine_tuned=True), history) == 1.6
+    assert (
+        validation_signal(Outcome({**test, "segmentation": maps, "forgetting": used}, fine_tuned=True), history) == 1.6
+    )
     assert validation_signal(Outcome({**test, "segmentation": maps, "forgetting": unused}), history) == 1.5
     assert validation_signal(Outcome({**test, "segmentation": {"worth": 1.5}}), history) == 1.5
     assert validation_signal(Outcome({**test, "forgetting": used}, fine_tuned=True), history) == 0.7

@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gaussad_pl import __version__
 from gaussad_pl.backbones.folding import folded
 from gaussad_pl.calibration.conformal import Calibration, Threshold
 from gaussad_pl.errors import UserError
@@ -30,6 +29,7 @@ from gaussad_pl.inference.pixels import Images, each_pixels
 from gaussad_pl.model.detection import Detection
 from gaussad_pl.model.model import GaussianModel
 from gaussad_pl.model.precision import forbid_tf32
+from gaussad_pl.version import __version__
 
 BATCH = 32  # images scored at once
 

@@ -10,7 +10,6 @@ from urllib.parse import quote
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from gaussad_pl import __version__
 from gaussad_pl.reporting import content as wording
 from gaussad_pl.reporting.content import Content
 from gaussad_pl.reporting.figures import forgetting_figure, histogram_figure, roc_figure
@@ -18,6 +17,7 @@ from gaussad_pl.reporting.images import data_uri
 from gaussad_pl.reporting.runs import Run
 from gaussad_pl.reporting.scores import final_scores, frozen_scores
 from gaussad_pl.reporting.study import Study
+from gaussad_pl.version import __version__
 
 GALLERIES = {"misses.png": "Worst misses", "false_alarms.png": "Worst false alarms"}
 MOST_GALLERIES = 24  # runs; of more, the first seed and fold of each cell: a page is to be opened on a phone

@@ -18,16 +18,15 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.table import Table
 from torch import Tensor
 
-from gaussad_pl import __version__
 from gaussad_pl.data.base import ImageDataModule
-from gaussad_pl.data.inventory import digest, inventory
+from gaussad_pl.data.inventory import digest, images_sha256, inventory
 from gaussad_pl.data.samples import Sample
 from gaussad_pl.files import replacing
-from gaussad_pl.fingerprints import images_sha256
 from gaussad_pl.metrics.image import auroc, image_metrics, require_finite
 from gaussad_pl.metrics.pixel import pixel_metrics
 from gaussad_pl.model.model import GaussianModel
 from gaussad_pl.results import checkout
+from gaussad_pl.version import __version__
 
 PACKAGES = (
     "torch", "torchvision", "lightning", "timm", "hydra-core", "omegaconf", "torchmetrics",
