@@ -4,11 +4,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help train test lint format clean
+.PHONY: help train test test-fast lint format clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 # constraints.txt pins what the figures in README were measured with
 $(READY): pyproject.toml constraints.txt
@@ -21,6 +21,9 @@ train: $(READY) ## fine-tune on the demo data and print the result; ARGS="+categ
 
 test: $(READY) ## run the tests
 	$(BIN)/python -m pytest $(ARGS)
+
+test-fast: $(READY) ## run the tests that take under a minute together
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
 lint: $(READY) ## check style and types
 	$(BIN)/ruff check .

@@ -393,7 +393,7 @@ def test_scores_are_those_of_models_trained_without_the_part(
     split = cross_conformal.partition
     monkeypatch.setattr(cross_conformal, "partition", lambda *args: parts.extend(split(*args)) or parts)
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    found = calibrate(module.model, data, by_turns=True, fine_tuned=fine_tuned)
+    found = calibrate(module.model, data, cross_fit=True, fine_tuned=fine_tuned)
     expected: list[Tensor] = []
     for part in parts:
         rest = [image for i, image in enumerate(used) if i not in part]
@@ -417,7 +417,7 @@ def test_at_wish_and_where_parts_are_too_few_the_held_out_images_calibrate(
     module = fitted(data, data.split[0], False)
     with torch.no_grad():
         expected = module(data.good_images[data.split[1]]).scores.sort().values
-    tuned = calibrate(module.model, data, by_turns=False, fine_tuned=True)
+    tuned = calibrate(module.model, data, cross_fit=False, fine_tuned=True)
     torch.testing.assert_close(tuned.scores, expected, rtol=1e-6, atol=1e-6)
     assert "held-out images" in tuned.scheme and "chose the epoch" in tuned.scheme
 
@@ -425,7 +425,7 @@ def test_at_wish_and_where_parts_are_too_few_the_held_out_images_calibrate(
         raise SingularCovarianceError("too few")
 
     monkeypatch.setattr(cross_conformal, "cross_conformal", singular)
-    assert torch.equal(calibrate(module.model, data, by_turns=True, fine_tuned=False).scores, tuned.scores)
+    assert torch.equal(calibrate(module.model, data, cross_fit=True, fine_tuned=False).scores, tuned.scores)
     data.__dict__["split"] = (data.split[0], [])
     nothing = held_out(module.model, data)
     assert len(nothing) == 0 and nothing.threshold(0.1).rule == "none"

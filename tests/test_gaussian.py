@@ -152,7 +152,7 @@ def test_no_shrinkage_with_too_few_observations_is_a_clear_error(n: int, d: int)
 def test_no_shrinkage_works_with_enough_observations() -> None:
     gaussian = Gaussian(5, "none").double()
     gaussian.fit(moments(sample(50, 5)))
-    assert float(gaussian.amount) == 0
+    assert float(gaussian.shrinkage_) == 0
 
 
 def test_identical_images_are_a_clear_error() -> None:
@@ -163,7 +163,7 @@ def test_identical_images_are_a_clear_error() -> None:
 def test_fixed_shrinkage_is_used_as_given() -> None:
     gaussian = Gaussian(40, 0.25)
     gaussian.fit(moments(sample(7, 40)))
-    assert float(gaussian.amount) == 0.25
+    assert float(gaussian.shrinkage_) == 0.25
 
 
 @pytest.mark.parametrize("method", [1.5, -0.1, "ledoit"])

@@ -218,7 +218,7 @@ def test_the_calibration_keeps_the_same_groups(group: str | None, shots: Path, m
         cross_conformal, "near_duplicates",
         lambda features: pytest.fail("looked") if group != "auto" else np.arange(len(features)) // 4,
     )  # fmt: skip
-    found = calibrate(module.model, data, by_turns=True, fine_tuned=False)
+    found = calibrate(module.model, data, cross_fit=True, fine_tuned=False)
     used = data.split[0]
     sides = [parts_of(data, [used[i] for i in part]) for part in parts]
     assert len(found) == len(used) and len(sides) == 4

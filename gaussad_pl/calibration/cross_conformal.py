@@ -30,16 +30,16 @@ PARTS = 4
 CACHE = 2 * 2**30  # bytes of patches that are kept at most; beyond, the backbone runs anew for each part
 
 
-def calibrate(model: GaussianModel, data: ImageDataModule, by_turns: bool, fine_tuned: bool) -> Calibration:
+def calibrate(model: GaussianModel, data: ImageDataModule, cross_fit: bool, fine_tuned: bool) -> Calibration:
     """Good images as a model scores them that has not seen them.
 
     Args:
         model: the final one.
         data: that it was trained on.
-        by_turns: see `cross_conformal`; otherwise `held_out`.
+        cross_fit: see `cross_conformal`; otherwise `held_out`.
         fine_tuned: whether training images shaped the features.
     """
-    if by_turns:
+    if cross_fit:
         try:
             return cross_conformal(model, data, fine_tuned)
         except SingularCovarianceError:  # all images were enough for the Gaussian, a part of them is not

@@ -57,12 +57,12 @@ class Gaussian(nn.Module):
     The covariance is shrunk as `shrinkage` says and then brought to a structure as `restrict` says.
 
     Buffers have a fixed shape, so that a state dict always loads: mean ``(*batch, D)``, whitener ``(*batch, D, D)``,
-    amount (of shrinkage) ``(*batch)`` and count ``()``, which is 0 until the first `fit`.
+    shrinkage_ (the amount estimated) ``(*batch)`` and count ``()``, which is 0 until the first `fit`.
     """
 
     mean: Tensor
     whitener: Tensor
-    amount: Tensor
+    shrinkage_: Tensor
     count: Tensor
 
     def __init__(
@@ -77,8 +77,13 @@ class Gaussian(nn.Module):
         self.covariance = covariance
         self.register_buffer("mean", torch.zeros(*batch, features))
         self.register_buffer("whitener", torch.eye(features).repeat(*batch, 1, 1))
-        self.register_buffer("amount", torch.zeros(batch))
+        self.register_buffer("shrinkage_", torch.zeros(batch))
         self.register_buffer("count", torch.zeros(()))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if f"{prefix}amount" in state_dict:  # its name in files of format 3 and older
+            state_dict[f"{prefix}shrinkage_"] = state_dict.pop(f"{prefix}amount")
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     @property
     def is_fitted(self) -> bool:
@@ -99,7 +104,7 @@ class Gaussian(nn.Module):
             )
         self.whitener.copy_(whitening(restrict(shrink(m.covariance, amount), self.covariance)))
         self.mean.copy_(m.mean)
-        self.amount.copy_(amount)
+        self.shrinkage_.copy_(amount)
         self.count.copy_(m.count)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -114,7 +119,7 @@ class RunningGaussian(Gaussian):
 
     def __init__(self, features: int, *settings: Any, **named_settings: Any) -> None:
         super().__init__(features, *settings, **named_settings)
-        wide, batch = tuple(self.mean.shape), tuple(self.amount.shape)
+        wide, batch = tuple(self.mean.shape), tuple(self.shrinkage_.shape)
         shapes = {"count": (), "pivot": wide, "sum": wide, "outer": (*wide, features), "cubic": wide, "quartic": batch}
         for field in fields(Moments):
             self.register_buffer(f"moment_{field.name}", torch.zeros(shapes[field.name], dtype=torch.float64))

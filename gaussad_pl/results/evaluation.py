@@ -134,7 +134,7 @@ def provenance(config: dict[str, Any], data: ImageDataModule, model: GaussianMod
             "image_size": backbone.image_size,
             "levels": [vars(level) for level in backbone.levels],
         },
-        "shrinkage_per_level": [float(gaussian.amount) for gaussian in model.gaussians],
+        "shrinkage_per_level": [float(gaussian.shrinkage_) for gaussian in model.gaussians],
         "command": shlex.join(sys.orig_argv),
         "git": checkout.commit(),
         "config": config,
