@@ -23,7 +23,10 @@ STARTED = {".hydra", ".lock", "config.yaml", "images.json"}  # what a run has le
 
 @contextmanager
 def starting(folder: Path) -> Iterator[None]:
-    """Remove the folder of a run that a user's mistake ends before its first result, and empty folders above it."""
+    """Remove the folder of a run that a user's mistake ends before its first result, and empty folders above it.
+
+    To be entered with the folder `locked`: it might be another process's.
+    """
     resumed = (folder / "config.yaml").exists()
     try:
         yield

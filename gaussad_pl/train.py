@@ -51,7 +51,7 @@ def run(config: DictConfig) -> float | None:
     """One run, from the configuration to a folder full of results; returns what a search maximises."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     check_settings(config)
-    with run_folder.starting(folder), run_folder.locked(folder):
+    with run_folder.locked(folder), run_folder.starting(folder):
         settings = run_folder.open_folder(folder, config)
         if (done := run_folder.finished(folder)) is not None:
             log.info("%s is finished: nothing to resume", folder)
