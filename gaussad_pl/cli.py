@@ -85,6 +85,10 @@ def entry_point(task: Callable[[DictConfig], float | None], resumes: bool = Fals
             if _VERBOSE or not _is_users(error):
                 raise
             sys.exit(f"error: {one_line(error)}")
+        except ValueError as error:
+            if "Config group override must be a string" not in str(error):
+                raise
+            sys.exit("error: a group such as data or logger takes a name, as in logger=csv; ~logger leaves it out")
         except Interrupted as stop:
             if getattr(rank_zero_only, "rank", 0) == 0:
                 print(f"interrupted by {stop}{continued(resumes)}", file=sys.stderr)
@@ -122,6 +126,10 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and not isinstance(error, HydraException):
         return str(unwritable(error.filename or "the results", error))
     text = str(error).partition("Config search path:")[0]
+    if text.startswith("Could not override") and isinstance(error.__cause__, OmegaConfBaseException):
+        from gaussad_pl.settings import unknown_override  # here: commands that only read files start without torch
+
+        return unknown_override(error.__cause__)
     unknown = re.search(r"Error in call to target '([\w.]+)'.*unexpected keyword argument '(\w+)'", text, re.DOTALL)
     if unknown:
         return f"{unknown[1]} has no setting {unknown[2]}: leave it out"

@@ -12,6 +12,7 @@ from gaussad_pl.gaussian import mahalanobis
 
 DIRECTIONS = 32  # principal ones, in which patches are assigned to clusters: all of them tell no better, for more work
 SAMPLE = 100_000  # patches that the clusters are found in, and the most that are ever held
+MAX_CLUSTERS = 2048  # of a partition: 50 patches of the sample for each, and 2 GB of Gaussians of 256 features
 
 
 class ClusterGaussians(CellGaussians):

@@ -42,8 +42,7 @@ from gaussad_pl.levels import all_levels
 from gaussad_pl.module import GaussianAD
 from gaussad_pl.precision import forbid_tf32
 from gaussad_pl.results import Evaluation, provenance, table
-
-PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
+from gaussad_pl.settings import check_settings
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +50,8 @@ log = logging.getLogger(__name__)
 def run(config: DictConfig) -> float | None:
     """One run, from the configuration to a folder full of results; returns what a search maximises."""
     folder = Path(HydraConfig.get().runtime.output_dir)
-    with run_folder.locked(folder):
+    check_settings(config)
+    with run_folder.locked(folder), run_folder.starting(folder):
         settings = run_folder.open_folder(folder, config)
         if (done := run_folder.finished(folder)) is not None:
             log.info("%s is finished: nothing to resume", folder)
@@ -65,7 +65,7 @@ def run(config: DictConfig) -> float | None:
         run_folder.same_images(folder, inventory(data.samples))
         module: GaussianAD = instantiate(config.model)
         callbacks = instantiate(config.callbacks)
-        loggers: list[Logger] = list(instantiate(config.logger or {}).values())
+        loggers: list[Logger] = list(instantiate(config.get("logger") or {}).values())
         trainer = make_trainer(config.trainer, list(callbacks.values()), loggers)
         data.group_images(partial(pooled_middle, module.model.backbone, trainer.strategy.root_device))
         completed = False
@@ -87,16 +87,12 @@ def make_trainer(config: DictConfig, callbacks: list[Callback], loggers: list[Lo
     """The trainer of the configuration, with checkpoints that a kill or a full disk cannot break.
 
     Raises:
-        UserError: a precision or an accelerator that the Gaussian cannot do with.
+        UserError: an accelerator that the Gaussian cannot do with.
     """
     plugins = [*instantiate(config.get("plugins") or []), AtomicCheckpointIO()]
     trainer: L.Trainer = instantiate(config, callbacks=callbacks, logger=loggers, plugins=plugins)
     if isinstance(trainer.accelerator, MPSAccelerator):
         raise UserError("the MPS accelerator has no float64, which the Gaussian needs: set trainer.accelerator=cpu")
-    if trainer.precision not in PRECISIONS:
-        raise UserError(
-            f"trainer.precision={trainer.precision}: expected {', '.join(PRECISIONS)}; the Gaussian needs weights of 32"
-        )
     return trainer
 
 
@@ -139,11 +135,6 @@ def experiment(
     fine_tune: bool,
 ) -> tuple[dict[str, Any], dict[str, Figure], dict[str, Evaluation]]:
     """Frozen baseline, fine-tuning, test: results, the pictures of them, and the test of each state in its order."""
-    if not data.folds and (fine_tune or level_rule(module) is not all_levels or module.model.segmenter is not None):
-        raise UserError(
-            "folds=0 holds no image out for the validation: set folds=5, or fine_tune=false levels=all "
-            "model.segmentation=null"
-        )
     results: dict[str, Any] = {}
     figures: dict[str, Figure] = {}
     if data.folds:
