@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
+
 TARGETS = {
     "gaussad_pl.module.GaussianAD": "gaussad_pl.training.module.GaussianAD",
     "gaussad_pl.forgetting.ForgettingStop": "gaussad_pl.training.forgetting.ForgettingStop",
     "gaussad_pl.averaging.AverageWeights": "gaussad_pl.training.averaging.AverageWeights",
     "gaussad_pl.dashboard.DashboardLogger": "gaussad_pl.results.dashboard.DashboardLogger",
     **{f"gaussad_pl.levels.{rule}": f"gaussad_pl.training.levels.{rule}" for rule in ("all_levels", "top_k", "excess")},
-    **{f"gaussad_pl.objectives.{name}": f"gaussad_pl.training.objectives.{name}" for name in ("mahalanobis", "squared")},
+    **{
+        f"gaussad_pl.objectives.{name}": f"gaussad_pl.training.objectives.{name}" for name in ("mahalanobis", "squared")
+    },
 }
 
 
@@ -26,3 +30,10 @@ def with_new_targets(settings: Any) -> Any:
             for key, value in settings.items()
         }
     return [with_new_targets(value) for value in settings] if isinstance(settings, list) else settings
+
+
+def migrated(config: DictConfig) -> DictConfig:
+    """The configuration with the new names, its interpolations untouched."""
+    settings = OmegaConf.to_container(config, resolve=False)
+    renamed = with_new_targets(settings)
+    return config if renamed == settings else OmegaConf.create(renamed)

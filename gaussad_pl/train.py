@@ -24,6 +24,7 @@ from rich.console import Console
 from gaussad_pl.calibration import false_alarms
 from gaussad_pl.calibration.cross_conformal import calibrate
 from gaussad_pl.cli.hydra_command import entry_point
+from gaussad_pl.cli.settings import check_settings
 from gaussad_pl.data.base import ImageDataModule
 from gaussad_pl.data.inventory import inventory
 from gaussad_pl.data.part_features import pooled_middle
@@ -41,15 +42,14 @@ from gaussad_pl.training.experiment import Outcome, experiment
 from gaussad_pl.training.forgetting import ForgettingStop
 from gaussad_pl.training.module import GaussianAD
 
-PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
-
 log = logging.getLogger(__name__)
 
 
 def run(config: DictConfig) -> float | None:
     """One run, from the configuration to a folder full of results; returns what a search maximises."""
     folder = Path(HydraConfig.get().runtime.output_dir)
-    with run_folder.locked(folder):
+    check_settings(config)
+    with run_folder.locked(folder), run_folder.starting(folder):
         settings = run_folder.open_folder(folder, config)
         if (done := run_folder.finished(folder)) is not None:
             log.info("%s is finished: nothing to resume", folder)
@@ -63,7 +63,7 @@ def run(config: DictConfig) -> float | None:
         run_folder.same_images(folder, inventory(data.samples))
         module: GaussianAD = instantiate(config.model)
         callbacks = instantiate(config.callbacks)
-        loggers: list[Logger] = list(instantiate(config.logger or {}).values())
+        loggers: list[Logger] = list(instantiate(config.get("logger") or {}).values())
         trainer = make_trainer(config.trainer, list(callbacks.values()), loggers)
         data.group_images(partial(pooled_middle, module.model.backbone, trainer.strategy.root_device))
         completed = False
@@ -85,16 +85,12 @@ def make_trainer(config: DictConfig, callbacks: list[Callback], loggers: list[Lo
     """The trainer of the configuration, with checkpoints that a kill or a full disk cannot break.
 
     Raises:
-        UserError: a precision or an accelerator that the Gaussian cannot do with.
+        UserError: an accelerator that the Gaussian cannot do with.
     """
     plugins = [*instantiate(config.get("plugins") or []), AtomicCheckpointIO()]
     trainer: L.Trainer = instantiate(config, callbacks=callbacks, logger=loggers, plugins=plugins)
     if isinstance(trainer.accelerator, MPSAccelerator):
         raise UserError("the MPS accelerator has no float64, which the Gaussian needs: set trainer.accelerator=cpu")
-    if trainer.precision not in PRECISIONS:
-        raise UserError(
-            f"trainer.precision={trainer.precision}: expected {', '.join(PRECISIONS)}; the Gaussian needs weights of 32"
-        )
     return trainer
 
 

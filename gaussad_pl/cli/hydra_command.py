@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from gaussad_pl.cli.interruption import Interrupted, raising_signals, resuming
 from gaussad_pl.errors import UserError
 from gaussad_pl.files import UNWRITABLE, UnwritableError, unwritable
+from gaussad_pl.renamed import migrated
 from gaussad_pl.sweeps import folders, share, sweep
 
 _PACKAGE = Path(__file__).parent.parent
@@ -58,6 +59,7 @@ def entry_point(task: Callable[[DictConfig], float | None], resumes: bool = Fals
     command, launch = sys.orig_argv, uuid.uuid4().hex
 
     def job(config: DictConfig) -> float | sweep.Failure | None:  # perhaps in another process
+        config = migrated(config)
         sys.orig_argv = command  # what metrics.json names is what the user typed
         _quiet()
         keep_freed_memory()
@@ -85,6 +87,10 @@ def entry_point(task: Callable[[DictConfig], float | None], resumes: bool = Fals
             if _VERBOSE or not _is_users(error):
                 raise
             sys.exit(f"error: {one_line(error)}")
+        except ValueError as error:
+            if "Config group override must be a string" not in str(error):
+                raise
+            sys.exit("error: a group such as data or logger takes a name, as in logger=csv; ~logger leaves it out")
         except Interrupted as stop:
             if getattr(rank_zero_only, "rank", 0) == 0:
                 print(f"interrupted by {stop}{continued(resumes)}", file=sys.stderr)
@@ -122,6 +128,10 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and not isinstance(error, HydraException):
         return str(unwritable(error.filename or "the results", error))
     text = str(error).partition("Config search path:")[0]
+    if text.startswith("Could not override") and isinstance(error.__cause__, OmegaConfBaseException):
+        from gaussad_pl.cli.settings import unknown_override  # here: commands that only read files start without torch
+
+        return unknown_override(error.__cause__)
     unknown = re.search(r"Error in call to target '([\w.]+)'.*unexpected keyword argument '(\w+)'", text, re.DOTALL)
     if unknown:
         return f"{unknown[1]} has no setting {unknown[2]}: leave it out"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields
 from typing import Any, TypeVar, get_type_hints
 
-from gaussad_pl.errors import UserError
+from gaussad_pl.errors import UserError, no_such_setting
 
 T = TypeVar("T")
 _BOOLEAN = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -29,9 +28,7 @@ def parse(arguments: Sequence[str], options: type[T]) -> T:
         if not equals:
             raise UserError(f"{argument}: expected key=value; the keys are {', '.join(known)}")
         if key not in known:
-            close = difflib.get_close_matches(key, known, 1)
-            hint = f"did you mean {close[0]}?" if close else f"the keys are {', '.join(known)}"
-            raise UserError(f"{key}: there is no such setting; {hint}")
+            raise UserError(no_such_setting(key, known))
         if key in given:
             raise UserError(f"{key} is given twice")
         given[key] = _converted(key, value, kinds[key])

@@ -16,6 +16,7 @@ from gaussad_pl.errors import NumericalError
 DIRECTIONS = 32  # principal ones, in which patches are assigned to clusters: all of them tell no better, for more work
 PARTITIONS = 2  # into clusters, from different random starts: the nearest Gaussian of all partitions counts
 SAMPLE = 100_000  # patches that the clusters are found in, and the most that are ever held
+MAX_CLUSTERS = 2048  # of a partition: 50 patches of the sample for each, and 2 GB of Gaussians of 256 features
 
 
 class ClusterGaussians(CellGaussians):

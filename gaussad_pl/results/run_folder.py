@@ -3,18 +3,43 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from hydra.errors import InstantiationException
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from gaussad_pl.data.inventory import difference
 from gaussad_pl.errors import UserError
 from gaussad_pl.files import write_json, write_text
+from gaussad_pl.renamed import migrated
+
+STARTED = {".hydra", ".lock", "config.yaml", "images.json"}  # what a run has left before its first result
+
+
+@contextmanager
+def starting(folder: Path) -> Iterator[None]:
+    """Remove the folder of a run that a user's mistake ends before its first result, and empty folders above it.
+
+    To be entered with the folder `locked`: it might be another process's.
+    """
+    resumed = (folder / "config.yaml").exists()
+    try:
+        yield
+    except (UserError, InstantiationException):
+        left = {path.name for path in folder.iterdir() if path.suffix != ".log"}
+        if not (resumed or rank_zero_only.rank) and left <= STARTED:  # type: ignore[attr-defined]
+            shutil.rmtree(folder, ignore_errors=True)
+            for parent in folder.absolute().parents:
+                if parent == Path.cwd() or Path.cwd() not in parent.parents or any(parent.iterdir()):
+                    break
+                parent.rmdir()
+        raise
 
 
 @contextmanager
@@ -101,7 +126,7 @@ def same_images(folder: Path, images: dict[str, int]) -> None:
 
 def _load(path: Path) -> Any:
     try:
-        return OmegaConf.load(path)
+        return migrated(OmegaConf.load(path))  # type: ignore[arg-type]
     except Exception as error:  # yaml, omegaconf and the file system have no common base
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path} is damaged ({reason}): choose another folder") from error

@@ -12,7 +12,7 @@ import lightning as L
 from torch import Tensor
 
 from gaussad_pl.data.base import ImageDataModule
-from gaussad_pl.errors import NumericalError, UserError
+from gaussad_pl.errors import NumericalError
 from gaussad_pl.results.evaluation import Evaluation
 from gaussad_pl.training.checkpoints import resumable
 from gaussad_pl.training.forgetting import ForgettingStop
@@ -50,16 +50,7 @@ def experiment(
     folder: Path,
     fine_tune: bool,
 ) -> Outcome:
-    """Run the experiment; the scores of the test images go into ``folder`` as soon as there are any.
-
-    Raises:
-        UserError: something is to be chosen by the validation, and there is none.
-    """
-    if not data.folds and (fine_tune or level_rule(module) is not all_levels or module.model.segmenter is not None):
-        raise UserError(
-            "folds=0 holds no image out for the validation: set folds=5, or fine_tune=false levels=all "
-            "model.segmentation=null"
-        )
+    """Run the experiment; the scores of the test images go into ``folder`` as soon as there are any."""
     outcome = Outcome()
     frozen_state(trainer, module, data, forgetting, outcome)
     outcome.final.write_scores(folder / ("frozen_scores.csv" if fine_tune else "scores.csv"), data.defect_areas)

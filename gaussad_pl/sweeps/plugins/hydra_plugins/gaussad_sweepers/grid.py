@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
@@ -27,6 +29,17 @@ class GridSweeper(BasicSweeper):
         self.launcher = launching.launcher(config, hydra_context, task_function)
 
     def sweep(self, arguments: list[str]) -> Any:
+        from gaussad_pl.cli.settings import check_sweep  # here: Hydra imports every plugin whenever it starts
+
+        assert self.hydra_context is not None and self.config is not None
+        loader = self.hydra_context.config_loader
+        overrides = OverridesParser.create(config_loader=loader).parse_overrides([*self._parse_config(), *arguments])
+        (jobs,) = self.split_arguments(overrides, None)
+        # a list: every job must compose before the folder of the sweep is made
+        check_sweep([loader.load_sweep_config(self.config, job) for job in jobs])
         batches = super().sweep(arguments)
         sweep.conclude(job.return_value for batch in batches for job in batch)
         return batches
+
+    def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
+        """All jobs have been composed before their folder was made."""

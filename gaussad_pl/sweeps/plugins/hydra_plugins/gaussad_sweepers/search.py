@@ -81,6 +81,8 @@ class OptunaSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> None:
         import optuna
 
+        from gaussad_pl.cli.settings import check_sweep  # here: Hydra imports every plugin whenever it starts
+
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         lines = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
         loader = self.hydra_context.config_loader
@@ -94,6 +96,8 @@ class OptunaSweeper(Sweeper):
             lambda varied: loader.load_sweep_config(self.config, [*fixed, *varied]),
             {key: [_line(overrides[key], value) for value in _corners(each)] for key, each in space.items()},
         )
+        ends = [[_line(overrides[key], _corners(each)[end]) for key, each in space.items()] for end in (0, -1)]
+        check_sweep(loader.load_sweep_config(self.config, [*fixed, *varied]) for varied in ends)
         folder = Path(self.config.hydra.sweep.dir)
         try:
             folder.mkdir(parents=True, exist_ok=True)
