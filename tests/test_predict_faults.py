@@ -42,6 +42,14 @@ def undisturbed(ckpt: Path, source: Path, tmp_path_factory: pytest.TempPathFacto
     return out
 
 
+@pytest.fixture(scope="module")
+def few(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A list of five of the images, one of them broken."""
+    listed = tmp_path_factory.mktemp("few") / "few.txt"
+    listed.write_text("\n".join(str(source / f"{name}.png") for name in ("00", "01", "02", "04", "05")))
+    return listed
+
+
 def line(ckpt: Path, source: Path, out: Path, *more: str) -> list[str]:  # noqa: F811
     return [f"ckpt={ckpt}", f"source={source}", f"out={out}", "batch_size=1", "fpr=0.05", *more]
 
