@@ -18,6 +18,7 @@ Ends with exit code 1 if an image cannot be read; it is a row with its error, an
 from __future__ import annotations
 
 import math
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
@@ -77,6 +79,7 @@ def predict(options: Options) -> int:
     """Score everything, write everything, and say how it went; the exit code."""
     if options.batch_size < 1:
         raise UserError(f"batch_size={options.batch_size}: expected 1 or more")
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # such images are decoded one by one
     ckpt = Path(options.ckpt)
     ckpt = ckpt / NAME if ckpt.is_dir() else ckpt
     detector = load_detector(ckpt, _device(options.device))

@@ -1,5 +1,7 @@
 """A prediction that is killed, stopped or runs out of disk ends cleanly, and resumes to what it would have been."""
 
+# ruff: noqa: F811  # a fixture of another file has the name of the arguments that it is
+
 from __future__ import annotations
 
 import json
@@ -35,7 +37,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(ckpt: Path, source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+def undisturbed(ckpt: Path, source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a prediction that nothing happened to."""
     out = tmp_path_factory.mktemp("undisturbed") / "out"
     assert run(*line(ckpt, source, out)) == 1
@@ -50,7 +52,7 @@ def few(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return listed
 
 
-def line(ckpt: Path, source: Path, out: Path, *more: str) -> list[str]:  # noqa: F811
+def line(ckpt: Path, source: Path, out: Path, *more: str) -> list[str]:
     return [f"ckpt={ckpt}", f"source={source}", f"out={out}", "batch_size=1", "fpr=0.05", *more]
 
 
@@ -85,7 +87,7 @@ def begun(undisturbed: Path, tmp_path: Path) -> Callable[[int, int], Path]:
     ("lines", "table"), [(0, 0), (0, 5), (5, 0), (1000, 1000), (3001, 800), (800, 2001), (2000, 10**6), (10**6, 2000)]
 )
 def test_a_killed_prediction_resumes_to_the_same_files_and_summary(
-    lines: int, table: int, begun: Callable[[int, int], Path], ckpt: Path, source: Path, undisturbed: Path,  # noqa: F811
+    lines: int, table: int, begun: Callable[[int, int], Path], ckpt: Path, source: Path, undisturbed: Path,
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     assert run(*line(ckpt, source, undisturbed, "resume=true")) == 1
@@ -104,7 +106,7 @@ def test_a_killed_prediction_resumes_to_the_same_files_and_summary(
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_it_with_one_line_that_says_how_to_continue(
-    number: int, code: int, ckpt: Path, source: Path, undisturbed: Path, tmp_path: Path,  # noqa: F811
+    number: int, code: int, ckpt: Path, source: Path, undisturbed: Path, tmp_path: Path,
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     record = predict.record
@@ -139,7 +141,7 @@ def full_disk(size: int) -> Iterator[None]:
 
 @pytest.mark.parametrize(("size", "overlays"), [(10, False), (1500, False), (3000, False), (500, True)])
 def test_a_full_disk_leaves_whole_rows_and_one_line(
-    size: int, overlays: bool, ckpt: Path, source: Path, undisturbed: Path, tmp_path: Path,  # noqa: F811
+    size: int, overlays: bool, ckpt: Path, source: Path, undisturbed: Path, tmp_path: Path,
 ) -> None:  # fmt: skip
     out, more = tmp_path / "out", ["overlays=true"] if overlays else []
     with full_disk(size):
@@ -154,7 +156,10 @@ def test_a_full_disk_leaves_whole_rows_and_one_line(
 
 
 def test_a_folder_that_cannot_be_written_to_is_one_line(
-    ckpt: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+    ckpt: Path,
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "file").write_text("")
     text = str(run(*line(ckpt, source, tmp_path / "file" / "out")))
@@ -171,11 +176,11 @@ def test_a_folder_that_cannot_be_written_to_is_one_line(
     assert text.startswith("error: cannot write ") and "Permission denied" in text and text.endswith("resume=true")
 
 
-def test_overlays_of_rows_that_are_there_stay(ckpt: Path, source: Path, tmp_path: Path) -> None:  # noqa: F811
-    arguments = line(ckpt, source, tmp_path / "out", "overlays=true")
+def test_overlays_of_rows_that_are_there_stay(ckpt: Path, few: Path, tmp_path: Path) -> None:
+    arguments = line(ckpt, few, tmp_path / "out", "overlays=true")
     assert run(*arguments) == 1
     for name in FILES:
-        os.truncate(tmp_path / "out" / name, 2000)
+        os.truncate(tmp_path / "out" / name, 700)
     overlays = sorted((tmp_path / "out" / "overlays").iterdir())
     overlays[0].write_text("mine")
     overlays[-1].unlink()
@@ -184,7 +189,10 @@ def test_overlays_of_rows_that_are_there_stay(ckpt: Path, source: Path, tmp_path
 
 
 def test_an_overlay_that_cannot_be_drawn_is_a_row(
-    ckpt: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+    ckpt: Path,
+    few: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     drawing = predict.overlay
 
@@ -194,13 +202,13 @@ def test_an_overlay_that_cannot_be_drawn_is_a_row(
         return drawing(pixels, finding, limit, name)
 
     monkeypatch.setattr(predict, "overlay", fragile)
-    assert run(*line(ckpt, source, tmp_path / "out", "overlays=true")) == 1
+    assert run(*line(ckpt, few, tmp_path / "out", "overlays=true")) == 1
     errors = [each["error"] for each in rows(tmp_path / "out")[0] if each["error"]]
-    assert len(errors) == 3 and errors[0] == "no overlay: no memory"
+    assert len(errors) == 2 and errors[0] == "no overlay: no memory"
 
 
 @pytest.fixture
-def other(ckpt: Path, tmp_path: Path) -> Path:  # noqa: F811
+def other(ckpt: Path, tmp_path: Path) -> Path:
     """Another detector in a folder of its own."""
     detector = Detector.load(ckpt)
     folder = tmp_path / "other"
@@ -210,7 +218,11 @@ def other(ckpt: Path, tmp_path: Path) -> Path:  # noqa: F811
 
 
 def test_rows_of_another_detector_rate_or_image_are_not_continued(
-    begun: Callable[[int, int], Path], ckpt: Path, other: Path, source: Path, tmp_path: Path  # noqa: F811
+    begun: Callable[[int, int], Path],
+    ckpt: Path,
+    other: Path,
+    source: Path,
+    tmp_path: Path,
 ) -> None:
     out = begun(2000, 2000)
     before = {path.name: path.read_bytes() for path in out.iterdir()}
@@ -232,7 +244,10 @@ def test_rows_of_another_detector_rate_or_image_are_not_continued(
 
 
 def test_fewer_images_than_rows_are_not_continued(
-    begun: Callable[[int, int], Path], ckpt: Path, source: Path, tmp_path: Path  # noqa: F811
+    begun: Callable[[int, int], Path],
+    ckpt: Path,
+    source: Path,
+    tmp_path: Path,
 ) -> None:
     listed = tmp_path / "list.txt"
     listed.write_text(f"{source / '00.png'}\n")
@@ -241,7 +256,10 @@ def test_fewer_images_than_rows_are_not_continued(
 
 
 def test_there_is_nothing_to_resume_in_an_empty_folder_so_it_begins(
-    ckpt: Path, source: Path, undisturbed: Path, tmp_path: Path  # noqa: F811
+    ckpt: Path,
+    source: Path,
+    undisturbed: Path,
+    tmp_path: Path,
 ) -> None:
     assert run(*line(ckpt, source, tmp_path / "out", "resume=true")) == 1
     same(tmp_path / "out", undisturbed)
@@ -249,7 +267,9 @@ def test_there_is_nothing_to_resume_in_an_empty_folder_so_it_begins(
 
 
 def test_rows_in_the_middle_that_are_damaged_are_one_line(
-    begun: Callable[[int, int], Path], ckpt: Path, source: Path  # noqa: F811
+    begun: Callable[[int, int], Path],
+    ckpt: Path,
+    source: Path,
 ) -> None:
     out = begun(3000, 2000)
     content = bytearray((out / FILES[1]).read_bytes())
