@@ -86,6 +86,10 @@ def predict(options: Options) -> int:
     threshold = detector.threshold(options.fpr)
     count = count_images(options.source)
     out = Path(options.out)
+    if options.overlays and Path(options.source).resolve() in (out / "overlays").resolve().parents:
+        raise UserError(
+            f"out={out} is inside of source={options.source}, which would have overlays for images: move it"
+        )
     origin = {"detector": file_sha256(ckpt), "fpr": options.fpr, "overlays": options.overlays, "source": options.source}
     open_out(out, origin, options.overwrite, options.resume)
     monitor = DriftMonitor(detector.calibration, detector.levels)

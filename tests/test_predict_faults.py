@@ -176,6 +176,26 @@ def test_a_folder_that_cannot_be_written_to_is_one_line(
     assert text.startswith("error: cannot write ") and "Permission denied" in text and text.endswith("resume=true")
 
 
+def test_overlays_do_not_become_images_of_the_source(ckpt: Path, source: Path) -> None:
+    text = str(run(*line(ckpt, source, source / "out", "overlays=true")))
+    assert text.startswith("error: out=") and "inside of source=" in text and not (source / "out").exists()
+
+
+def test_a_list_that_cannot_be_read_is_one_line(
+    ckpt: Path, few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Path.open
+
+    def forbidden(path: Path, *args: Any, **settings: Any) -> Any:
+        if path == few:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *args, **settings)
+
+    monkeypatch.setattr(Path, "open", forbidden)
+    text = str(run(*line(ckpt, few, tmp_path / "out")))
+    assert text.startswith(f"error: cannot use {few} (Permission denied)") and "\n" not in text
+
+
 def test_overlays_of_rows_that_are_there_stay(ckpt: Path, few: Path, tmp_path: Path) -> None:
     arguments = line(ckpt, few, tmp_path / "out", "overlays=true")
     assert run(*arguments) == 1
