@@ -33,6 +33,7 @@ from gaussad_pl.errors import UserError
 from gaussad_pl.exporting.exported import load_detector
 from gaussad_pl.inspection.options import command
 from gaussad_pl.inspection.overlay import CONTOUR, heat
+from gaussad_pl.interruption import Interrupted
 
 PAGE = Path(__file__).with_name("demo.html")
 LARGEST = 64 * 2**20  # bytes of an upload
@@ -210,7 +211,7 @@ def serve(options: Options) -> None:
     print(f"http://{options.host}:{server.server_port}  (Ctrl-C ends it)", flush=True)
     try:
         server.serve_forever()
-    except KeyboardInterrupt:
+    except Interrupted:
         pass
     finally:
         server.server_close()

@@ -17,6 +17,7 @@ from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LinearLR
 
 from gaussad_pl.backbone import pool
+from gaussad_pl.checkpoints import damage
 from gaussad_pl.dense import PatchGaussians
 from gaussad_pl.detection import Detection
 from gaussad_pl.distributed import add, add_moments, gather_rows, rank
@@ -326,10 +327,22 @@ class GaussianAD(L.LightningModule):
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """The module of a checkpoint on the CPU, ready to score; nothing is downloaded."""
+        """The module of a checkpoint on the CPU, ready to score; nothing is downloaded.
+
+        Raises:
+            UserError: the file is missing, damaged, or no checkpoint of this version.
+        """
+        if reason := damage(Path(path)):  # torch.load checks no checksums
+            raise UserError(f"{path} is damaged or no checkpoint ({reason}): train it again")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        settings = checkpoint[cls.CHECKPOINT_HYPER_PARAMS_KEY]
-        module = cls(**{**settings, "backbone": {**settings["backbone"], "weights": "random"}})
-        module.load_state_dict(checkpoint["state_dict"])
+        try:
+            settings = checkpoint[cls.CHECKPOINT_HYPER_PARAMS_KEY]
+            module = cls(**{**settings, "backbone": {**settings["backbone"], "weights": "random"}})
+            module.load_state_dict(checkpoint["state_dict"])
+        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+            reason = " ".join(repr(error).split())[:200]
+            raise UserError(
+                f"{path} is no checkpoint of this gaussad_pl ({reason}): give the model.ckpt of a run"
+            ) from error
         module.stale = False
         return module.eval()

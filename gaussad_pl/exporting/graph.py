@@ -15,7 +15,6 @@ from gaussad_pl.detector import Detector
 from gaussad_pl.exporting.tiles import Halves, TiledClusters
 from gaussad_pl.folding import folded
 
-INPUT = "images"
 OUTPUTS = ("score", "p_value", "distances", "map")
 
 
