@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from gaussad_pl.cli.interruption import Interrupted
 from gaussad_pl.cli.options import command
 from gaussad_pl.data.images import FORMATS, square
 from gaussad_pl.errors import UserError
@@ -210,7 +211,7 @@ def serve(options: Options) -> None:
     print(f"http://{options.host}:{server.server_port}  (Ctrl-C ends it)", flush=True)
     try:
         server.serve_forever()
-    except KeyboardInterrupt:
+    except Interrupted:
         pass
     finally:
         server.server_close()

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,9 +35,11 @@ import torch
 from gaussad_pl.cli.options import command
 from gaussad_pl.errors import UserError
 from gaussad_pl.exporting.agreement import check, check_images
-from gaussad_pl.exporting.graph import INPUT, OUTPUTS, Graph
+from gaussad_pl.exporting.graph import OUTPUTS, Graph
+from gaussad_pl.files import replacing, unwritable
 from gaussad_pl.inference.detector import Detector
-from gaussad_pl.inference.exported import FORMAT, KEYS, SUFFIX
+from gaussad_pl.inference.exported import FORMAT, INPUT, KEYS, SUFFIX
+from gaussad_pl.inference.seal import sealed
 from gaussad_pl.version import __version__
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -95,8 +96,7 @@ def onnx_model(detector: Detector) -> bytes:
         entry = proto.metadata_props.add()
         entry.key, entry.value = key, json.dumps(content)
     proto.producer_name, proto.producer_version = "gaussad_pl", __version__
-    file: bytes = proto.SerializeToString()
-    return file
+    return sealed(proto.SerializeToString())
 
 
 def to_onnx(graph: torch.nn.Module, size: int, outputs: Sequence[str]) -> Any:
@@ -148,14 +148,12 @@ def metadata(detector: Detector) -> tuple[dict[str, Any], dict[str, Any], dict[s
 
 
 def _write(model: bytes, out: Path) -> None:
-    partial = out.with_name(f"{out.name}.partial")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(model)
-        os.replace(partial, out)  # noqa: PTH105
     except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise UserError(f"cannot write {out} ({error.strerror}): free some space or use another folder") from error
+        raise unwritable(out, error) from error
+    with replacing(out) as partial:
+        partial.write_bytes(model)
 
 
 def show(options: Options) -> None:

@@ -8,6 +8,7 @@ python -m gaussad_pl.predict ckpt=<run folder, or a file of a detector> source=<
   fpr         false-alarm rate wished: what share of good parts may be lost   (0.01)
   overlays    true: a picture of each image with its anomaly map, in out/overlays  (false)
   overwrite   true: predictions that are there already are replaced           (false)
+  resume      true: a prediction that was interrupted goes on after its last row  (false)
   batch_size  images scored at once                                           (32)
   device      cpu, cuda or auto                                               (auto)
 
@@ -16,18 +17,17 @@ Ends with exit code 1 if an image cannot be read; it is a row with its error, an
 
 from __future__ import annotations
 
-import csv
-import json
 import math
+import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
+from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
@@ -37,10 +37,13 @@ from gaussad_pl.calibration.drift import DriftMonitor
 from gaussad_pl.cli.options import command
 from gaussad_pl.data.loading import decoded
 from gaussad_pl.errors import UserError
-from gaussad_pl.files import replacing
-from gaussad_pl.inference.detector import Finder, Finding
+from gaussad_pl.files import UNWRITABLE, UnwritableError, replacing
+from gaussad_pl.fingerprints import file_sha256
+from gaussad_pl.inference.artefact import NAME
+from gaussad_pl.inference.detector import BATCH, Finder, Finding
 from gaussad_pl.inference.exported import load_detector
 from gaussad_pl.inference.overlay import overlay
+from gaussad_pl.inference.records import TABLE, Records, open_out
 from gaussad_pl.inference.sources import count_images, image_paths
 
 NAME_LENGTH = 200  # bytes of an image's name in that of its overlay; file systems take 255
@@ -56,6 +59,7 @@ class Options:
     fpr: float = 0.01
     overlays: bool = False
     overwrite: bool = False
+    resume: bool = False
     batch_size: int = 32
     device: str = "auto"
 
@@ -75,34 +79,52 @@ def predict(options: Options) -> int:
     """Score everything, write everything, and say how it went; the exit code."""
     if options.batch_size < 1:
         raise UserError(f"batch_size={options.batch_size}: expected 1 or more")
-    detector = load_detector(options.ckpt, _device(options.device))
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # such images are decoded one by one
+    ckpt = Path(options.ckpt)
+    ckpt = ckpt / NAME if ckpt.is_dir() else ckpt
+    detector = load_detector(ckpt, _device(options.device))
     threshold = detector.threshold(options.fpr)
     count = count_images(options.source)
     out = Path(options.out)
-    open_out(out, options.overlays, options.overwrite)
+    if options.overlays and Path(options.source).resolve() in (out / "overlays").resolve().parents:
+        raise UserError(
+            f"out={out} is inside of source={options.source}, which would have overlays for images: move it"
+        )
+    origin = {"detector": file_sha256(ckpt), "fpr": options.fpr, "overlays": options.overlays, "source": options.source}
+    open_out(out, origin, options.overwrite, options.resume)
     monitor = DriftMonitor(detector.calibration, detector.levels)
-    tally: Counter[str] = Counter()
-    with ExitStack() as stack:
-        lines = stack.enter_context((out / "predictions.jsonl").open("w", encoding="utf-8", errors="replace"))
-        sheet = stack.enter_context((out / "predictions.csv").open("w", encoding="utf-8", errors="replace", newline=""))
-        show = stack.enter_context(_progress())
-        table = csv.DictWriter(sheet, list(record(Row(0, Path(), None, None), detector.levels)))
-        table.writeheader()
-        images = islice(image_paths(options.source), count)  # one that came since is left for the next time
-        for row in show.track(score(detector, images, threshold, monitor, options.batch_size), total=count):
+    images = islice(image_paths(options.source), count)  # one that came since is left for the next time
+    with Records(out, detector.levels) as records, _progress() as show:
+        tally = recall(records.kept(images), monitor, detector.levels)
+        done = tally.total()
+        rows = score(detector, images, threshold, monitor, options.batch_size, done)
+        for row in show.track(rows, total=count, completed=done):
             if options.overlays:
                 row = draw(row, detector.limit, out / "overlays")
-            write(row, detector.levels, lines, table)
-            tally["errors" if row.error else row.finding.verdict if row.finding is not None else ""] += 1
+            content = record(row, detector.levels)
+            records.append(content)
+            tally[outcome(content)] += 1
     print(summary(tally, threshold, detector, monitor, out))
     return 1 if tally["errors"] else 0
 
 
+def recall(kept: Iterator[Mapping[str, Any]], monitor: DriftMonitor, levels: Sequence[int]) -> Counter[str]:
+    """Count the outcomes of the rows that are there already, and show them to the monitor."""
+    tally: Counter[str] = Counter()
+    while batch := list(islice(kept, BATCH)):
+        tally.update(outcome(content) for content in batch)
+        scored = [content for content in batch if content["score"] is not None]
+        scores = torch.tensor([content["score"] for content in scored], dtype=torch.float64)
+        distances = torch.tensor([[content["distances"][str(level)] for level in levels] for content in scored])
+        monitor.observe(scores, distances.reshape(-1, len(levels)))
+    return tally
+
+
 def score(
-    detector: Finder, images: Iterator[Path], threshold: Threshold, monitor: DriftMonitor, batch_size: int
+    detector: Finder, images: Iterator[Path], threshold: Threshold, monitor: DriftMonitor, batch_size: int, start: int
 ) -> Iterator[Row]:
-    """One row an image, in their order; never more than some batches are in memory."""
-    numbered = enumerate(decoded(images, detector.size, ahead=2 * batch_size))
+    """One row an image, in their order, numbered from ``start``; never more than some batches are in memory."""
+    numbered = enumerate(decoded(images, detector.size, ahead=2 * batch_size), start)
     while batch := list(islice(numbered, batch_size)):
         readable = [pixels for _, (_, pixels) in batch if isinstance(pixels, Tensor)]
         found: Iterator[Finding] = iter(())
@@ -126,61 +148,42 @@ def draw(row: Row, limit: float, folder: Path) -> Row:
     try:
         with replacing(path) as partial:
             overlay(row.pixels, row.finding, limit, row.path.name).save(partial, "PNG")
-    except (UserError, ValueError) as error:
+    except Exception as error:  # whatever it is, it is about this one picture
+        cause = error.__cause__
+        if isinstance(error, UnwritableError) and isinstance(cause, OSError) and cause.errno in UNWRITABLE:
+            raise  # a full disk or a read-only folder is not
         return replace(row, error=f"no overlay: {error}")
     return row
 
 
 def record(row: Row, levels: Sequence[int]) -> dict[str, Any]:
-    """What is written about an image: the same keys in both files, and for every image."""
+    """What is written about an image: the same keys for every image."""
     finding = row.finding
-    distances = finding.distances if finding is not None else {}
     return {
         "path": row.path.as_posix(),
         "score": finding and finding.score,
         "p_value": finding and finding.p_value,
         "verdict": finding.verdict if finding is not None else "error",
         "threshold": finding and (finding.threshold if math.isfinite(finding.threshold) else None),
-        **{f"level_{level}": distances.get(level) for level in levels},
+        "distances": finding and {str(level): finding.distances.get(level) for level in levels},
         "error": row.error or None,
     }
 
 
-def write(row: Row, levels: Sequence[int], lines: TextIO, table: csv.DictWriter[str]) -> None:
-    """Add an image to both files."""
-    content = record(row, levels)
-    table.writerow(content)
-    distances = {str(level): content.pop(f"level_{level}") for level in levels}
-    lines.write(json.dumps({**content, "distances": distances if row.finding is not None else None}) + "\n")
+def outcome(content: Mapping[str, Any]) -> str:
+    """What a row counts as: good, bad or errors."""
+    return "errors" if content["error"] else content["verdict"]
 
 
 def summary(tally: Counter[str], threshold: Threshold, detector: Finder, monitor: DriftMonitor, out: Path) -> str:
     """What is printed at the end."""
     lines = [
-        f"{tally['good']} good, {tally['bad']} bad, {tally['errors']} unreadable: {out / 'predictions.csv'}",
+        f"{tally['good']} good, {tally['bad']} bad, {tally['errors']} unreadable: {out / TABLE}",
         f"calibration: {detector.calibration.scheme}",
         ("" if threshold.rule == "conformal" else "WARNING: ") + threshold.line,
     ]
     drift = monitor.drift().line
     return "\n".join([*lines, *([f"WARNING: {drift}"] if drift else [])])
-
-
-def open_out(out: Path, overlays: bool, overwrite: bool) -> None:
-    """Make the folder; what an earlier prediction left there goes, where that is wished.
-
-    Raises:
-        UserError: there are predictions already, or the folder cannot be made.
-    """
-    old = [path for path in (out / "predictions.jsonl", out / "predictions.csv") if path.exists()]
-    old += (out / "overlays").glob("[0-9][0-9][0-9][0-9][0-9][0-9]_*.png")
-    if old and not overwrite:
-        raise UserError(f"{old[0]} exists already: give another out=, or overwrite=true")
-    try:
-        for path in old:
-            path.unlink()
-        (out / "overlays" if overlays else out).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"out={out}: cannot write there ({error.strerror}): give another folder") from error
 
 
 def _device(name: str) -> torch.device:

@@ -188,10 +188,14 @@ print(found.score)
 def test_no_file_or_another_is_one_clear_line(file: Path, tmp_path: Path) -> None:
     text, other, ckpt = tmp_path / "text.safetensors", tmp_path / "other.safetensors", tmp_path / "model.ckpt"
     text.write_text("hello, this is no model")
+    empty, folder = tmp_path / "empty.safetensors", tmp_path / "folder"
+    empty.touch()
+    (folder / artefact.NAME).mkdir(parents=True)
     save_file({"a": torch.zeros(3)}, other, metadata={"format": "pt"})
     torch.save({}, ckpt)
     wanted = {
-        tmp_path / "missing": "does not exist", tmp_path / "..": "does not exist", text: "damaged or no detector",
+        tmp_path / "missing": "does not exist", tmp_path / "..": "does not exist", empty: "damaged or no detector",
+        folder: "does not exist", folder / artefact.NAME: "does not exist", text: "damaged or no detector",
         other: "but no detector", ckpt: "checkpoint of the training",
     }  # fmt: skip
     for path, expected in wanted.items():

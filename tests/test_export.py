@@ -27,6 +27,7 @@ from gaussad_pl.exporting.agreement import check, check_images, compare
 from gaussad_pl.exporting.graph import Graph
 from gaussad_pl.inference.detector import Detector
 from gaussad_pl.inference.exported import KEYS, ExportedDetector, load_detector, open_session
+from gaussad_pl.inference.seal import KEY, sealed
 from gaussad_pl.inference.sources import image_paths
 from gaussad_pl.model.detection import Detection
 from gaussad_pl.model.model import GaussianModel
@@ -308,8 +309,42 @@ def test_a_damaged_foreign_or_newer_file_is_one_clear_line(model: bytes, tmp_pat
     entry = next(entry for entry in newer.metadata_props if entry.key == KEYS[0])
     entry.value = json.dumps({**json.loads(entry.value), "format": 99})
     path.write_bytes(newer.SerializeToString())
+    with pytest.raises(UserError, match="was changed"):
+        load_detector(path)
+    del newer.metadata_props[-1]
+    path.write_bytes(sealed(newer.SerializeToString()))
     with pytest.raises(UserError, match="newer gaussad_pl"):
         load_detector(path)
+
+
+def test_a_file_of_before_without_a_checksum_still_loads(clusters: Detector, model: bytes, tmp_path: Path) -> None:
+    import onnx
+
+    older = onnx.load_model_from_string(model)
+    assert older.metadata_props[-1].key == KEY
+    del older.metadata_props[-1]
+    (tmp_path / "older.onnx").write_bytes(older.SerializeToString())
+    assert load_detector(tmp_path / "older.onnx").provenance == clusters.provenance
+
+
+@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("value", ["", "{", "[]", "{}", "null", '{"size": "a", "levels": 3}', '{"scores": [NaN]}'])
+def test_broken_empty_or_foreign_metadata_are_one_clear_line(
+    key: str, value: str, model: bytes, tmp_path: Path
+) -> None:
+    import onnx
+
+    foreign = onnx.load_model_from_string(model)
+    del foreign.metadata_props[-1]
+    next(entry for entry in foreign.metadata_props if entry.key == key).value = value
+    path = tmp_path / "foreign.onnx"
+    path.write_bytes(sealed(foreign.SerializeToString()))
+    if (key, value) in (("provenance", "{}"), ("provenance", "[]")) or (key == "provenance" and value[:2] == '{"'):
+        load_detector(path)  # nothing is computed from it
+        return
+    with pytest.raises(UserError, match="no detector that this gaussad_pl can read") as caught:
+        load_detector(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_without_onnx_runtime_the_way_out_is_named(model: bytes, tmp_path: Path) -> None:

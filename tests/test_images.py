@@ -2,8 +2,13 @@
 
 import multiprocessing
 import os
+import subprocess
+import sys
 import tempfile
+import threading
+import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from gaussad_pl.data import loading
+from gaussad_pl.data import images, loading
 from gaussad_pl.data.images import read_image, read_mask
 from gaussad_pl.data.loading import load_images
 from gaussad_pl.errors import UserError
@@ -143,6 +148,76 @@ def test_broken_file_is_named(tmp_path, content):
     with pytest.raises(UserError) as caught:
         read_image(path, 8)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_alpha_changes_no_pixel(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (50, 70, 4), dtype=np.uint8)
+    coloured = read_image(save(tmp_path / "a.png", noise[..., :3]), 16)
+    assert np.array_equal(read_image(save(tmp_path / "b.png", noise), 16), coloured)
+    grey = read_image(save(tmp_path / "c.png", noise[..., 0]), 16)
+    Image.merge("LA", [Image.fromarray(noise[..., 0]), Image.fromarray(noise[..., 3])]).save(tmp_path / "d.png")
+    assert np.array_equal(read_image(tmp_path / "d.png", 16), grey)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+def test_strips_of_a_deep_image_have_one_scale(tmp_path, dtype, monkeypatch):
+    values = np.linspace(0, 60000, 23 * 10).reshape(23, 10).astype(dtype)  # a strip alone would end below 255
+    path = save(tmp_path / "a.tif", values)
+    whole = read_image(path, 23)
+    monkeypatch.setattr(images, "STRIP", 40)
+    assert np.array_equal(read_image(path, 23), whole) and whole.max() == round(60000 / 257)
+    assert np.array_equal(images._shallow_image(Image.open(path)), images.shallow(values))
+
+
+def test_a_checksum_of_a_png_that_does_not_fit_is_named(tmp_path):
+    path = save(tmp_path / "a.png", np.zeros((8, 8), dtype=np.uint8))
+    content = bytearray(path.read_bytes())
+    content[content.index(b"IEND") - 6] ^= 1  # of the checksum of the pixels
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.png .*checksum"):
+        read_image(path, 8)
+
+
+def test_threads_never_decode_more_pixels_at_once_than_there_is_room_for():
+    decoding, lock, held, most, alone = images._Decoding(100), threading.Lock(), [], 0, []
+
+    def decode(pixels):
+        nonlocal most
+        with decoding.room(pixels):
+            with lock:
+                held.append(pixels)
+                most = max(most, sum(held) if pixels <= 100 else 0)
+                alone.append(len(held) == 1 or max(held) <= 100)
+            time.sleep(0.002)
+            with lock:
+                held.remove(pixels)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(decode, [40, 40, 40, 300, 70, 30, 300, 100, 10, 10] * 4))
+    assert 40 < most <= 100 and all(alone)
+
+
+@pytest.mark.parametrize("mode, most", [("RGB", 1.3), ("RGBA", 1.6), ("I;16", 1.3), ("P", 1.6)])
+def test_a_large_image_is_in_memory_once(tmp_path, mode, most):
+    """Relative to four bytes a pixel; a copy or a conversion of the whole image would be twice that."""
+    side = 6000
+    image = Image.new(mode.replace("I;16", "L").replace("RGBA", "RGB"), (side, side), 7)
+    image = image.convert("RGBA") if mode == "RGBA" else image
+    image = Image.fromarray(np.full((side, side), 9, np.uint16)) if mode == "I;16" else image
+    image.save(tmp_path / "a.png", compress_level=1)
+    code = f"""
+import resource, sys
+from pathlib import Path
+from gaussad_pl.data.images import read_image
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+read_image(Path({str(tmp_path / "small.png")!r}), 64)
+before = peak()
+read_image(Path({str(tmp_path / "a.png")!r}), 64)
+print((peak() - before) * 1024 / {4 * side**2})
+"""
+    image.resize((64, 64)).save(tmp_path / "small.png")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < most
 
 
 def test_file_of_another_format_is_not_opened(tmp_path):

@@ -119,7 +119,7 @@ def test_broken_files_are_rows_and_the_exit_code_is_one(
     lines, table = rows(out)
     errors = {Path(line["path"]).name: line["error"] for line in lines if line["verdict"] == "error"}
     assert set(errors) == {"1.png", "2.png"} | {"3.png"} and len(lines) == len(table) == 6
-    assert "truncated" in errors["1.png"] and "cannot identify" in errors["2.png"] and "0 bytes" in errors["3.png"]
+    assert "runcated" in errors["1.png"] and "cannot identify" in errors["2.png"] and "0 bytes" in errors["3.png"]
     for line, row in zip(lines, table, strict=True):
         assert (line["score"] is None) == (row["score"] == "") == (line["verdict"] == "error") == bool(row["error"])
     assert "3 unreadable" in capsys.readouterr().out

@@ -164,6 +164,7 @@ def _quiet() -> None:
     logging.raiseExceptions = False  # a full disk would print a traceback for each line of a log file
     # the names hydra/launcher=ray and so on are to be ours, on top of the plugins' own
     warnings.filterwarnings("ignore", message="(?s).*is validated against ConfigStore schema")
+    warnings.filterwarnings("ignore", message=".*decompression bomb.*")  # such images are decoded one by one
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # images are tensors in memory
     warnings.filterwarnings("ignore", message=".*Checkpoint directory.*exists and is not empty.*")  # a resumed run
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # on purpose, see module.py

@@ -52,5 +52,6 @@ def raising_signals() -> Iterator[None]:
 
 
 def resuming(command: Sequence[str]) -> str:
-    """The command line that continues ``command``."""
-    return shlex.join([*(word for word in command if not word.startswith("resume=")), "resume=true"])
+    """The command line that continues ``command``, without what would begin it anew."""
+    anew = ("resume=", "overwrite=")
+    return shlex.join([*(word for word in command if not word.lstrip("+-").startswith(anew)), "resume=true"])

@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields
 from typing import Any, TypeVar, get_type_hints
 
+from gaussad_pl.cli.interruption import Interrupted, raising_signals, resuming
 from gaussad_pl.errors import UserError, no_such_setting
+from gaussad_pl.files import UnwritableError
 
 T = TypeVar("T")
 _BOOLEAN = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -41,18 +43,30 @@ def parse(arguments: Sequence[str], options: type[T]) -> T:
 def command(task: Callable[[T], int | None], options: type[T], text: str | None) -> Callable[..., None]:
     """A command that runs ``task`` with its options and ends with the exit code it returns, if it returns one.
 
-    Without arguments, or asked for help, it prints ``text``; a user's mistake ends it with one line.
+    Without arguments, or asked for help, it prints ``text``. A user's mistake, a signal or a full disk ends it with one
+    line, which says how to continue if the options have ``resume``.
     """
+    resumes = any(field.name == "resume" for field in fields(options))  # type: ignore[arg-type]
 
     def main(arguments: Sequence[str] | None = None) -> None:
+        line = sys.orig_argv if arguments is None else arguments
         arguments = sys.argv[1:] if arguments is None else arguments
+        hint = f": continue with {resuming(line)}" if resumes else ""
         if not arguments or {"-h", "--help", "help"} & set(arguments):
             print(text)
             return
         try:
-            code = task(parse(arguments, options))
+            with raising_signals():
+                code = task(parse(arguments, options))
         except UserError as error:
-            sys.exit(f"error: {error}")
+            sys.exit(f"error: {error}{hint if isinstance(error, UnwritableError) else ''}")
+        except OSError as error:
+            if error.filename is None:  # not about a file that the user could name
+                raise
+            sys.exit(f"error: cannot use {error.filename} ({error.strerror}): restore it or give another one")
+        except Interrupted as stop:
+            print(f"interrupted by {stop}{hint}", file=sys.stderr)
+            sys.exit(stop.code)
         if code is not None:
             sys.exit(code)
 

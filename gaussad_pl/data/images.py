@@ -1,8 +1,10 @@
 """Image files and masks decoded to arrays of one size."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Condition
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
@@ -13,6 +15,8 @@ from gaussad_pl.errors import UserError
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 
 MASK_SIZE = 256  # side in pixels at which masks and anomaly maps are compared
+PIXELS = 2**27  # that all threads together decode at once, four bytes each; a larger image is decoded alone
+STRIP = 2**22  # pixels that are converted at once
 
 
 def read_image(path: Path, size: int) -> np.ndarray:
@@ -27,10 +31,14 @@ def read_image(path: Path, size: int) -> np.ndarray:
     Raises:
         UserError: the file cannot be read, or its values have no obvious scale.
     """
-    with _open(path) as file:
+    with _open(path, whole=True) as file:
         # Decodes JPEG at 1/2, 1/4 or 1/8 of its size; twice the target is kept so that the resize still antialiases.
         file.draft(None, (2 * size, 2 * size))
-        return square(file, size)
+        with _decoding.room(math.prod(file.size)):
+            try:
+                return square(file, size)
+            finally:
+                file.close()  # or its pixels would outlive the room
 
 
 def image_size(path: Path, whole: bool = False) -> tuple[int, int]:
@@ -55,16 +63,23 @@ def image_size(path: Path, whole: bool = False) -> tuple[int, int]:
 def square(image: Image.Image, size: int) -> np.ndarray:
     """An image as RGB, resized to a square: what `read_image` does with a file.
 
+    The image itself may be changed: a large one would not fit into memory twice.
+
     Returns:
         `(size, size, 3)` uint8.
 
     Raises:
         ValueError: its values have no obvious scale.
     """
-    image = ImageOps.exif_transpose(image)
+    ImageOps.exif_transpose(image, in_place=True)
     if _is_deep(image):
-        image = Image.fromarray(shallow(np.asarray(image)))
-    if image.mode != "L":  # greyscale is resized first: a third of the work
+        image = _shallow_image(image)
+    if image.mode == "RGBA":  # alpha is dropped; a conversion would need the memory of another whole image
+        bands = [image.getchannel(name).resize((size, size), Image.Resampling.BILINEAR) for name in "RGB"]
+        return np.asarray(Image.merge("RGB", bands))
+    if image.mode == "LA":
+        image = image.getchannel("L")
+    if image.mode not in ("L", "RGB"):  # greyscale is resized first: a third of the work
         image.info.pop("transparency", None)  # dropped like any alpha; Pillow would warn about it
         image = image.convert("RGB")
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR).convert("RGB"))
@@ -76,8 +91,27 @@ def shallow(values: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: values that are negative, too large or not numbers.
     """
-    scale = _full_scale(values, (1, 255, 65535) if values.dtype.kind == "f" else (65535,))
+    return _shallow(values, _full_scale(values.min(), values.max(), _scales(values)))
+
+
+def _shallow(values: np.ndarray, scale: int) -> np.ndarray:
     return np.rint(values * np.float32(255 / scale)).astype(np.uint8)
+
+
+def _shallow_image(image: Image.Image) -> Image.Image:
+    """`shallow` of a whole image, strip by strip: float32 copies of a large one would not fit into memory."""
+    rows = max(1, STRIP // image.width)
+    places = [(0, top, image.width, min(top + rows, image.height)) for top in range(0, image.height, rows)]
+    extremes = np.array([(part.min(), part.max()) for part in (np.asarray(image.crop(place)) for place in places)])
+    scale = _full_scale(extremes.min(), extremes.max(), _scales(extremes))
+    grey = Image.new("L", image.size)
+    for place in places:
+        grey.paste(Image.fromarray(_shallow(np.asarray(image.crop(place)), scale)), place)
+    return grey
+
+
+def _scales(values: np.ndarray) -> Sequence[int]:
+    return (1, 255, 65535) if values.dtype.kind == "f" else (65535,)
 
 
 def read_mask(path: Path, size: int) -> np.ndarray:
@@ -91,7 +125,7 @@ def read_mask(path: Path, size: int) -> np.ndarray:
     Raises:
         UserError: the file cannot be read, or all of its non-zero values are too small to be a mask's.
     """
-    with _open(path) as file:
+    with _open(path, whole=True) as file:
         image = ImageOps.exif_transpose(file)
         if not (image.mode == "L" or _is_deep(image)):
             image.info.pop("transparency", None)
@@ -99,19 +133,48 @@ def read_mask(path: Path, size: int) -> np.ndarray:
         values = np.asarray(image)
         if values.ndim == 3:
             values = values.max(axis=2)
-        mask = values > _full_scale(values, (1, 255, 65535)) / 2
+        mask = values > _full_scale(values.min(), values.max(), (1, 255, 65535)) / 2
         if values.any() and not mask.any():
             raise UserError(f"mask {path} has values up to {values.max()}: expected 0 and 1, or 0 and 255; convert it")
         return np.asarray(Image.fromarray(mask).resize((size, size), Image.Resampling.NEAREST))
 
 
+class _Decoding:
+    """Keeps threads from decoding more pixels at once than memory has room for."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._used, self._changed = most, 0, Condition()
+
+    @contextmanager
+    def room(self, pixels: int) -> Iterator[None]:
+        """Wait for room for ``pixels``; where they are more than there ever is, until there is nothing else."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._used or self._used + pixels <= self._most)
+            self._used += pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._used -= pixels
+                self._changed.notify_all()
+
+
+_decoding = _Decoding(PIXELS)
+
+
 @contextmanager
-def _open(path: Path) -> Iterator[Image.Image]:
-    """The image file, with whatever its decoder raises turned into a UserError that names it."""
+def _open(path: Path, whole: bool = False) -> Iterator[Image.Image]:
+    """The image file, with whatever its decoder raises turned into a UserError that names it.
+
+    With ``whole`` the checksums of a PNG file are verified first: Pillow decodes without a look at them.
+    """
     try:
         if path.stat().st_size == 0:
             raise UserError(f"{path} is empty (0 bytes): replace it or remove it")
         with Image.open(path, formats=FORMATS) as image:
+            if whole and image.format == "PNG":
+                with Image.open(path, formats=FORMATS) as twin:
+                    twin.verify()
             yield image
     except UserError:
         raise
@@ -125,9 +188,8 @@ def _is_deep(image: Image.Image) -> bool:
     return image.mode in ("I", "F") or image.mode.startswith("I;16")
 
 
-def _full_scale(values: np.ndarray, scales: Sequence[int]) -> int:
-    """The smallest of `scales` that no value exceeds."""
-    low, high = values.min(), values.max()
+def _full_scale(low: float, high: float, scales: Sequence[int]) -> int:
+    """The smallest of `scales` that no value from ``low`` to ``high`` exceeds."""
     for scale in scales:
         if low >= 0 and high <= scale:  # both false for NaN
             return scale

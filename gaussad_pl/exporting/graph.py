@@ -14,7 +14,6 @@ from gaussad_pl.inference.detector import Detector
 from gaussad_pl.model.anomaly_maps import MapHead, map_score, upsample_matrix
 from gaussad_pl.model.combination import combine
 
-INPUT = "images"
 OUTPUTS = ("score", "p_value", "distances", "map")
 
 

@@ -53,7 +53,7 @@ def _pixels(image: Any, size: int) -> np.ndarray:
         if isinstance(image, np.ndarray):
             image = _picture(image)
         if isinstance(image, Image.Image):
-            return square(image, size).copy()
+            return square(image.copy(), size).copy()  # the caller's stays as it is
     except (ValueError, OSError) as error:
         raise UserError(f"no image: {error}") from error
     raise UserError(f"no image: {type(image).__name__}; give a path, a PIL image, an array or a tensor")

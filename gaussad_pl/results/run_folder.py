@@ -114,8 +114,8 @@ def same_images(folder: Path, images: dict[str, int]) -> None:
         write_json(path, images)
         return
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        before = dict(json.loads(path.read_text(encoding="utf-8")).items())
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}): choose another folder") from error
     changed = difference(before, images)
     if changed:

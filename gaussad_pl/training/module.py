@@ -20,6 +20,7 @@ from gaussad_pl.errors import NumericalError, UserError
 from gaussad_pl.metrics.image import image_metrics
 from gaussad_pl.model.detection import Detection
 from gaussad_pl.model.model import GaussianModel, level_distances
+from gaussad_pl.training.checkpoints import damage
 from gaussad_pl.training.estimation import Batch, EstimatingModule
 from gaussad_pl.training.levels import all_levels
 from gaussad_pl.training.objectives import mahalanobis
@@ -170,10 +171,22 @@ class GaussianAD(EstimatingModule):
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """The module of a checkpoint on the CPU, ready to score; nothing is downloaded."""
+        """The module of a checkpoint on the CPU, ready to score; nothing is downloaded.
+
+        Raises:
+            UserError: the file is missing, damaged, or no checkpoint of this version.
+        """
+        if reason := damage(Path(path)):  # torch.load checks no checksums
+            raise UserError(f"{path} is damaged or no checkpoint ({reason}): train it again")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        settings = checkpoint[cls.CHECKPOINT_HYPER_PARAMS_KEY]
-        module = cls(**{**settings, "backbone": {**settings["backbone"], "weights": "random"}})
-        module.load_state_dict(checkpoint["state_dict"])
+        try:
+            settings = checkpoint[cls.CHECKPOINT_HYPER_PARAMS_KEY]
+            module = cls(**{**settings, "backbone": {**settings["backbone"], "weights": "random"}})
+            module.load_state_dict(checkpoint["state_dict"])
+        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+            reason = " ".join(repr(error).split())[:200]
+            raise UserError(
+                f"{path} is no checkpoint of this gaussad_pl ({reason}): give the model.ckpt of a run"
+            ) from error
         module.stale = False
         return module.eval()
