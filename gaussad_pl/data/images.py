@@ -13,6 +13,7 @@ from gaussad_pl.errors import UserError
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 
 MASK_SIZE = 256  # side in pixels at which masks and anomaly maps are compared
+ROWS = 256  # of an image that are converted at once
 
 
 def read_image(path: Path, size: int) -> np.ndarray:
@@ -61,13 +62,33 @@ def square(image: Image.Image, size: int) -> np.ndarray:
     Raises:
         ValueError: its values have no obvious scale.
     """
-    image = ImageOps.exif_transpose(image)
+    return np.asarray(resized(upright(image), (size, size)))
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """An image with its EXIF orientation applied, as RGB or greyscale of 8 bits; alpha is dropped.
+
+    An image that is that already is returned itself: a copy of 100 megapixels takes 400 MB.
+
+    Raises:
+        ValueError: its values have no obvious scale.
+    """
+    image.load()  # the orientation of a PNG file may be behind its pixels
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
     if _is_deep(image):
         image = Image.fromarray(shallow(np.asarray(image)))
-    if image.mode != "L":  # greyscale is resized first: a third of the work
-        image.info.pop("transparency", None)  # dropped like any alpha; Pillow would warn about it
-        image = image.convert("RGB")
-    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR).convert("RGB"))
+    if image.mode in ("L", "RGB"):  # greyscale is resized first: a third of the work
+        return image
+    if "transparency" in image.info:  # dropped like any alpha; Pillow would warn about it
+        image = image.copy()
+        del image.info["transparency"]
+    return image.convert("RGB")
+
+
+def resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """What `upright` returns, as RGB of a width and a height."""
+    return image.resize(size, Image.Resampling.BILINEAR).convert("RGB")
 
 
 def shallow(values: np.ndarray) -> np.ndarray:
@@ -77,7 +98,10 @@ def shallow(values: np.ndarray) -> np.ndarray:
         ValueError: values that are negative, too large or not numbers.
     """
     scale = _full_scale(values, (1, 255, 65535) if values.dtype.kind == "f" else (65535,))
-    return np.rint(values * np.float32(255 / scale)).astype(np.uint8)
+    scaled = np.empty(values.shape, np.uint8)
+    for start in range(0, len(values), ROWS):  # not all at once: as floating-point numbers they take four times as much
+        scaled[start : start + ROWS] = np.rint(values[start : start + ROWS] * np.float32(255 / scale))
+    return scaled
 
 
 def read_mask(path: Path, size: int) -> np.ndarray:
@@ -111,7 +135,8 @@ def _open(path: Path) -> Iterator[Image.Image]:
     try:
         if path.stat().st_size == 0:
             raise UserError(f"{path} is empty (0 bytes): replace it or remove it")
-        with Image.open(path, formats=FORMATS) as image:
+        # not by its path: Pillow would map an uncompressed TIFF and mix up the pixels of one that is turned
+        with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
             yield image
     except UserError:
         raise
