@@ -6,7 +6,6 @@ import ipaddress
 import socket
 from urllib.parse import urlsplit
 
-
 ANY_ADDRESS = "/"  # that no name of a host contains
 
 
