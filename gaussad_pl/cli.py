@@ -16,7 +16,7 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, InstantiationException
+from hydra.errors import HydraException, InstantiationException, OverrideParseException
 from hydra.types import RunMode
 from lightning_utilities.core.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
@@ -30,6 +30,8 @@ from gaussad_pl.sweeps import folders, share, sweep
 _PACKAGE = Path(__file__).parent
 # an installed wheel carries conf/ inside the package, a checkout beside it
 CONF = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir())
+
+_NO_NAME = "Config group override must be a string"  # Hydra's ValueError for backbone=50
 
 _VERBOSE = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
@@ -81,8 +83,9 @@ def entry_point(task: Callable[[DictConfig], float | None], resumes: bool = Fals
         keep_freed_memory()
         try:
             with raising_signals():
+                _check_place()
                 hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)()
-        except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
+        except (UserError, HydraException, OmegaConfBaseException, OSError, ValueError) as error:
             if _VERBOSE or not _is_users(error):
                 raise
             sys.exit(f"error: {one_line(error)}")
@@ -99,7 +102,17 @@ def entry_point(task: Callable[[DictConfig], float | None], resumes: bool = Fals
 
 def _is_users(error: BaseException) -> bool:
     """Tell errors that the user can mend; of the operating system's, full disks and missing permissions."""
-    return isinstance(error, HydraException) or not isinstance(error, OSError) or error.errno in UNWRITABLE
+    if isinstance(error, OSError) and not isinstance(error, HydraException):
+        return error.errno in UNWRITABLE
+    return isinstance(error, OmegaConfBaseException) or not isinstance(error, ValueError) or _NO_NAME in str(error)
+
+
+def _check_place() -> None:
+    """Hydra and relative paths need the current folder."""
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:
+        raise UserError("the current folder was removed: change to another one") from error
 
 
 def one_line(error: BaseException) -> str:
@@ -108,6 +121,14 @@ def one_line(error: BaseException) -> str:
         error = error.__cause__
     if isinstance(error, OSError) and not isinstance(error, HydraException):
         return str(unwritable(error.filename or "the results", error))
+    if isinstance(error, OverrideParseException):
+        key, _, value = error.override.partition("=")
+        reason = str(error).partition("\n")[0]
+        return (
+            f"{error.override}: not understood ({reason}): quote a value with special characters: '{key}=\"{value}\"'"
+        )
+    if _NO_NAME in str(error):
+        return f"{error}: give the name of a file in conf/, as backbone=resnet18"
     text = str(error).partition("Config search path:")[0]
     unknown = re.search(r"Error in call to target '([\w.]+)'.*unexpected keyword argument '(\w+)'", text, re.DOTALL)
     if unknown:

@@ -300,7 +300,7 @@ def show(folder: Path, results: dict[str, Any]) -> None:
     rows = [("frozen", results["frozen"])]
     if "finetuned" in results:
         rows.append(("fine-tuned", results["finetuned"]))
-    console = Console()
+    console = Console(markup=False, emoji=False)  # a folder may be called [a]
     console.print(table(results["dataset"], rows))
     forgetting = results.get("forgetting")
     if forgetting and "collapse" in forgetting:

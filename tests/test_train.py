@@ -280,6 +280,8 @@ def test_a_sweep_leaves_one_run_and_one_offline_wandb_run_a_job(parts: Path, tmp
         (["+category=screw", "no_such_key=1"], "no_such_key"),
         (["+category=screw", "trainer.precision=16-true"], "expected 32-true, 16-mixed, bf16-mixed"),
         (["+category=screw", "data=folder"], "Folder has no setting category"),
+        (["backbone=50"], "give the name of a file in conf/"),
+        (["data.root=/a=b"], """data.root=/a=b: not understood"""),
         (["data=demo", "data.category=cable", "data.root=unused"], "cable"),
     ],
 )
@@ -292,6 +294,25 @@ def test_mistakes_end_with_one_line(
     unsaid = [default for default in defaults if default.split("=")[0] not in keys]
     text = message(capsys, monkeypatch, *overrides, *unsaid, f"hydra.run.dir={tmp_path / 'run'}")
     assert expected in text
+
+
+def test_places_that_cannot_hold_a_run_are_one_line(
+    parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "run"):
+        assert f"cannot write {folder}" in message(capsys, monkeypatch, *arguments(parts, folder))
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert "the current folder was removed" in message(capsys, monkeypatch, *arguments(parts, tmp_path / "run"))
+
+
+def test_names_in_brackets_are_shown_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    compared = {"test_good": 0, "test_good_moved_away": []}
+    train.show(tmp_path / "[a]", {"dataset": "[b]", "frozen": {"image_auroc": None}, "calibration": compared})
+    said = capsys.readouterr().out
+    assert said.startswith("[b]") and f"results: {tmp_path / '[a]'}" in said
 
 
 def test_mixed_precision_is_for_training_and_leaves_gaussians_and_scores_alone(

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from gaussad_pl.errors import UserError
 
@@ -140,6 +140,8 @@ def _open(path: Path) -> Iterator[Image.Image]:
             yield image
     except UserError:
         raise
+    except UnidentifiedImageError as error:
+        raise UserError(f"cannot read {path} (no {', '.join(FORMATS)} file): replace it or remove it") from error
     except Exception as error:  # decoders fed with garbage raise nearly anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"cannot read {path} ({reason}): replace it or remove it") from error
