@@ -141,7 +141,8 @@ def _open(path: Path) -> Iterator[Image.Image]:
     except UserError:
         raise
     except UnidentifiedImageError as error:
-        raise UserError(f"cannot read {path} (no {', '.join(FORMATS)} file): replace it or remove it") from error
+        known = ", ".join(FORMATS)
+        raise UserError(f"cannot read {path} (cannot identify it as {known}): replace it or remove it") from error
     except Exception as error:  # decoders fed with garbage raise nearly anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"cannot read {path} ({reason}): replace it or remove it") from error

@@ -9,6 +9,7 @@ from dataclasses import MISSING, fields
 from typing import Any, TypeVar, get_type_hints
 
 from gaussad_pl.errors import UserError
+from gaussad_pl.files import UNWRITABLE
 
 T = TypeVar("T")
 _BOOLEAN = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -56,6 +57,10 @@ def command(task: Callable[[T], int | None], options: type[T], text: str | None)
             code = task(parse(arguments, options))
         except UserError as error:
             sys.exit(f"error: {error}")
+        except OSError as error:  # a file or folder that was given and is not to be touched
+            if error.errno not in UNWRITABLE:
+                raise
+            sys.exit(f"error: {error.filename}: {error.strerror}: give another one, or check its permissions")
         if code is not None:
             sys.exit(code)
 
