@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import wandb
 from conftest import TINY
 from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from gaussad_pl import train
+from gaussad_pl import dashboard, train
 from gaussad_pl.detector import Detector
 
 QUICK = [
@@ -306,6 +307,19 @@ def test_places_that_cannot_hold_a_run_are_one_line(
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
     assert "the current folder was removed" in message(capsys, monkeypatch, *arguments(parts, tmp_path / "run"))
+
+
+def test_wandb_without_a_key_and_a_sweep_without_jobs_are_one_line(
+    parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def without_key(*_: object) -> None:
+        raise wandb.errors.UsageError("No API key configured.\nUse `wandb login`")
+
+    monkeypatch.setattr(dashboard.DashboardLogger, "log_hyperparams", without_key)
+    text = message(capsys, monkeypatch, *arguments(parts, tmp_path / "run", "logger=default"))
+    assert "No API key" in text and "WANDB_MODE=offline" in text
+    nothing = ["-m", "+category=glob(no*such)", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    assert "matches nothing" in message(capsys, monkeypatch, *nothing)
 
 
 def test_names_in_brackets_are_shown_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

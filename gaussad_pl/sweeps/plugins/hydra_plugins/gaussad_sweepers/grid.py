@@ -8,6 +8,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from gaussad_pl.errors import UserError
 from gaussad_pl.sweeps import launching, sweep
 
 
@@ -28,5 +29,7 @@ class GridSweeper(BasicSweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         batches = super().sweep(arguments)
+        if not any(batches):
+            raise UserError("this sweep has no jobs: a glob(...) on the command line matches nothing")
         sweep.conclude(job.return_value for batch in batches for job in batch)
         return batches
