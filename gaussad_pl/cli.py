@@ -167,6 +167,7 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # on purpose, see module.py
     warnings.filterwarnings("ignore", message=".*broadcast_buffers. is deprecated.*")  # its heir needs a newer torch
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")  # lightning on a newer torch
+    warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a file's name in Chinese, in a picture
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_tip)
 
 
