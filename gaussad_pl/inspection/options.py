@@ -60,9 +60,7 @@ def command(task: Callable[[T], int | None], options: type[T], text: str | None)
         except OSError as error:  # a file or folder that was given and is not to be touched
             if error.errno not in UNWRITABLE:
                 raise
-            sys.exit(
-                f"error: {error.filename or 'the results'}: {error.strerror}: give another one, or check its permissions"
-            )
+            sys.exit(f"error: {error.filename or 'results'}: {error.strerror}: give another one, or check permissions")
         if code is not None:
             sys.exit(code)
 
