@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -144,6 +144,14 @@ def send(server: Server, *headers: str, body: bytes = b"", line: str = "POST /de
     return connection
 
 
+def wait_until(condition: Callable[[], bool]) -> None:
+    for _ in range(1000):
+        if condition():
+            return
+        time.sleep(0.01)
+    pytest.fail("it never came to that")
+
+
 def answer_to(connection: socket.socket) -> tuple[int, Any]:
     with connection, connection.makefile("rb") as stream:
         head, _, body = stream.read().partition(b"\r\n\r\n")
@@ -206,14 +214,12 @@ def test_uploads_under_way_are_bounded_and_others_go_on(
     file = bad_part(parts).read_bytes()
     monkeypatch.setattr(serving, "IN_FLIGHT", len(file) + 5000)
     slow = send(server, "Host: localhost", "Content-Length: 9000", body=bytes(4000))
-    while server._held < 4000:
-        time.sleep(0.01)
+    wait_until(lambda: not (server._held < 4000))
     assert ask(server, "/detect", file)[0] == 200
     status, content = answer_to(send(server, "Host: localhost", "Content-Length: 90000", body=bytes(90000)))
     assert status == 503 and "try again" in content["error"]
     slow.close()
-    while server._held:
-        time.sleep(0.01)
+    wait_until(lambda: not (server._held))
     assert ask(server, "/detect", file)[0] == 200
 
 
@@ -223,8 +229,7 @@ def test_connections_are_bounded(server: Server) -> None:
         assert b" 503 " in one_more.recv(1000)
     for connection in silent:
         connection.close()
-    while server._places._value < serving.CONNECTIONS:
-        time.sleep(0.01)
+    wait_until(lambda: not (server._places._value < serving.CONNECTIONS))
     assert ask(server, "/about")[0] == 200
 
 
@@ -240,12 +245,10 @@ def test_clients_that_drop_out_or_dawdle_print_nothing_and_are_not_scored(
         reset = send(server, "Host: localhost", "Content-Length: 4", body=b"gone")
         reset.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         left = send(server, "Host: localhost", "Content-Length: 4", body=b"gone")
-        while server._held < 8:
-            time.sleep(0.01)
+        wait_until(lambda: not (server._held < 8))
         reset.close()
         left.close()
-    while server._held or server._places._value < serving.CONNECTIONS:
-        time.sleep(0.01)
+    wait_until(lambda: not (server._held or server._places._value < serving.CONNECTIONS))
     assert capfd.readouterr() == ("", "")
 
 
