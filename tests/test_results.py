@@ -20,7 +20,7 @@ from conftest import TINY
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from gaussad_pl import checkout, pictures
+from gaussad_pl import checkout, gallery, pictures
 from gaussad_pl.cli import CONF
 from gaussad_pl.data.base import ImageDataModule
 from gaussad_pl.data.samples import Sample
@@ -208,3 +208,11 @@ def test_git_that_does_not_work_costs_a_reason_and_no_run(
 
 def test_an_installed_package_has_no_commit(tmp_path: Path) -> None:
     assert "not run from a git checkout" in commit_in(tmp_path)["reason"]
+
+
+@pytest.mark.parametrize("name", [os.fsdecode(b"a\xff.png"), "costs $_$ or $\\bad$.png", "[b] <i>.png"])
+def test_any_name_of_an_image_can_be_drawn(name: str, tmp_path: Path) -> None:
+    one = evaluation()
+    one.samples[0] = Sample(Path("/parts/good") / name)
+    figure = gallery.overlays(one, [{"image": torch.zeros(3, 8, 8)}] * 4, [0, 1], 0.5)  # type: ignore[arg-type]
+    figure.savefig(tmp_path / "misses.png", dpi=30)
