@@ -13,32 +13,27 @@ The page loads nothing from elsewhere, and images are kept nowhere.
 from __future__ import annotations
 
 import base64
-import json
-import threading
+import contextlib
+import ctypes
+import warnings
 from dataclasses import dataclass
-from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
-from pathlib import Path
-from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from gaussad_pl.cli.interruption import Interrupted
 from gaussad_pl.cli.options import command
-from gaussad_pl.data.images import FORMATS, square
+from gaussad_pl.data.images import FORMATS, resized, upright
 from gaussad_pl.errors import UserError
 from gaussad_pl.inference.detector import Finder, Finding
 from gaussad_pl.inference.exported import load_detector
 from gaussad_pl.inference.overlay import CONTOUR, heat
+from gaussad_pl.web.server import Server
 
-PAGE = Path(__file__).with_name("demo.html")
-LARGEST = 64 * 2**20  # bytes of an upload
 SIDE = 640  # of the picture on the page in pixels, the longer one
-POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; connect-src 'self'"
 
 
 @dataclass(frozen=True)
@@ -51,24 +46,17 @@ class Options:
     port: int = 7860
 
 
-class Demo(ThreadingHTTPServer):
-    """Serves the page for one detector.
+class Demo:
+    """Answers what the page asks about one detector.
 
     Raises:
-        UserError: the address cannot be had.
+        UserError: an impossible false-alarm rate.
     """
 
-    daemon_threads = True
-
-    def __init__(self, detector: Finder, fpr: float, host: str, port: int) -> None:
+    def __init__(self, detector: Finder, fpr: float) -> None:
         detector.threshold(fpr)  # an impossible one is told now
-        try:
-            super().__init__((host, port), _Handler)
-        except (OSError, OverflowError) as error:
-            raise UserError(f"host={host} port={port}: cannot listen there ({error}): give another port=") from error
         self.detector = detector
         self.fpr = fpr
-        self.turn = threading.Lock()  # one image at a time: each is scored on all cores
 
     def about(self) -> dict[str, Any]:
         """What the page shows before the first image."""
@@ -77,7 +65,6 @@ class Demo(ThreadingHTTPServer):
             "name": self.detector.provenance.get("dataset", "detector"),
             "scheme": kept.scheme,
             "scores": kept.scores.tolist(),
-            "largest": LARGEST,
             **self.threshold(self.fpr),
         }
 
@@ -87,46 +74,46 @@ class Demo(ThreadingHTTPServer):
         value = found.value if np.isfinite(found.value) else None
         return {"fpr": fpr, "threshold": value, "rule": found.rule, "line": found.line}
 
-    def detect(self, file: bytes, fpr: float) -> dict[str, Any]:
+    def detect(self, file: BinaryIO, fpr: float) -> dict[str, Any]:
         """What there is to say about the image of a file.
 
         Raises:
             UserError: it cannot be read.
         """
+        threshold = self.detector.threshold(fpr)
         pixels, photo = read(file, self.detector.size)
-        with self.turn:
-            (finding,) = self.detector.findings(self.detector.detect(pixels[None]), self.detector.threshold(fpr))
-        pictures = {"photo": _data(photo), "heat": _heat(finding, self.detector.limit, photo.size)}
+        (finding,) = self.detector.findings(self.detector.detect(pixels[None]), threshold)
         return {
             "score": finding.score if np.isfinite(finding.score) else None,
             "p_value": finding.p_value,
             "verdict": finding.verdict,
             **self.threshold(fpr),
-            **pictures,
+            "photo": _data(photo),
+            "heat": _heat(finding, self.detector.limit, photo.size),
         }
 
 
-def read(file: bytes, size: int) -> tuple[torch.Tensor, Image.Image]:
+def read(file: BinaryIO, size: int) -> tuple[torch.Tensor, Image.Image]:
     """The pixels that the detector takes ``(3, size, size)``, and a picture in the proportions of the original.
 
     Raises:
-        UserError: it is no image.
+        UserError: it is no image, or has too many pixels.
     """
     try:
-        with Image.open(BytesIO(file), formats=FORMATS) as image:
+        with Image.open(file, formats=FORMATS) as image:
             image.draft(None, (2 * size, 2 * size))  # as read_image does: predict gives the same score
-            pixels = torch.from_numpy(square(image, size).copy()).permute(2, 0, 1)
-            width, height = ImageOps.exif_transpose(image).size
-            scale = SIDE / max(width, height)
-            photo = Image.fromarray(square(image, SIDE)).resize(
-                (max(1, round(width * scale)), max(1, round(height * scale)))
-            )
+            whole = upright(image)
+            pixels = torch.from_numpy(np.array(resized(whole, (size, size)))).permute(2, 0, 1)
+            width, height = (max(1, round(side * SIDE / max(whole.size))) for side in whole.size)
+            return pixels, resized(whole, (width, height))
+    except Image.DecompressionBombError as error:
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
+        raise UserError(f"The image has too many pixels: at most {most:.0f} million are decoded.") from error
     except Exception as error:  # decoders fed with garbage raise nearly anything
         known = ", ".join(FORMATS)
         raise UserError(
             f"This file cannot be read as an image. Readable are {known}. ({type(error).__name__})"
         ) from error
-    return pixels, photo
 
 
 def _heat(finding: Finding, limit: float, size: tuple[int, int]) -> str | None:
@@ -145,76 +132,30 @@ def _data(image: Image.Image) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-class _Handler(BaseHTTPRequestHandler):
-    server: Demo
-    timeout = 30  # seconds, or a silent client would keep its thread for ever
-
-    def do_GET(self) -> None:
-        url = urlsplit(self.path)
-        if url.path == "/":
-            self._send(HTTPStatus.OK, "text/html; charset=utf-8", PAGE.read_bytes())
-        elif url.path == "/about":
-            self._json(HTTPStatus.OK, self.server.about())
-        elif url.path == "/threshold":
-            self._answer(lambda: self.server.threshold(self._fpr()))
-        else:
-            self._json(HTTPStatus.NOT_FOUND, {"error": "There is nothing here."})
-
-    def do_POST(self) -> None:
-        length = self.headers.get("Content-Length", "")
-        self.close_connection = True  # what is not read here is not to be taken for the next request
-        if urlsplit(self.path).path != "/detect":
-            self._json(HTTPStatus.NOT_FOUND, {"error": "There is nothing here."})
-        elif not length.isdecimal():
-            self._json(HTTPStatus.LENGTH_REQUIRED, {"error": "The length of the file is missing."})
-        elif int(length) > LARGEST:
-            message = f"The file is larger than {LARGEST // 2**20} MB."
-            self._json(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, {"error": message})
-        elif int(length) == 0:
-            self._json(HTTPStatus.BAD_REQUEST, {"error": "The file is empty."})
-        else:
-            self._answer(lambda: self.server.detect(self.rfile.read(int(length)), self._fpr()))
-
-    def _fpr(self) -> float:
-        given = parse_qs(urlsplit(self.path).query).get("fpr", [str(self.server.fpr)])[0]
-        try:
-            return float(given)
-        except ValueError as error:
-            raise UserError(f"fpr={given}: expected a number between 0 and 1") from error
-
-    def _answer(self, work: Any) -> None:
-        try:
-            content = work()
-        except UserError as error:
-            self._json(HTTPStatus.BAD_REQUEST, {"error": str(error)})
-        else:
-            self._json(HTTPStatus.OK, content)
-
-    def _json(self, status: HTTPStatus, content: dict[str, Any]) -> None:
-        self._send(status, "application/json", json.dumps(content).encode())
-
-    def _send(self, status: HTTPStatus, kind: str, body: bytes) -> None:
-        self.send_response(status)
-        headers = {"Content-Type": kind, "Content-Length": str(len(body)), "Cache-Control": "no-store"}
-        for name, value in {**headers, "Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff"}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: Any) -> None:
-        """Nothing: the terminal shows the address."""
-
-
 def serve(options: Options) -> None:
     """Answer until Ctrl-C."""
-    server = Demo(load_detector(options.ckpt), options.fpr, options.host, options.port)
-    print(f"http://{options.host}:{server.server_port}  (Ctrl-C ends it)", flush=True)
+    _return_freed_memory()
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # images are large, not bombs, up to twice as many
+    server = Server(Demo(load_detector(options.ckpt), options.fpr), options.host, options.port)
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    print(f"http://{host}:{server.server_port}  (Ctrl-C ends it)", flush=True)
     try:
         server.serve_forever()
     except Interrupted:
         pass
     finally:
         server.server_close()
+
+
+def _return_freed_memory() -> None:
+    """Give large blocks back to the kernel once they are free.
+
+    glibc keeps those that a thread has used, and each request has its own: with every large image the process would
+    grow. Without glibc this does nothing.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        m_mmap_threshold = -3  # from malloc.h
+        ctypes.CDLL(None).mallopt(m_mmap_threshold, 2**23)  # Pillow takes 16 MB at once
 
 
 main = command(serve, Options, __doc__)

@@ -13,9 +13,11 @@ from typing import Any
 
 from gaussad_pl.errors import UserError
 
-# reasons of the operating system that the user can mend: a full or broken disk, missing permissions
+# reasons of the operating system that the user can mend: a full or broken disk, missing permissions, a file where a
+# folder should be
 UNWRITABLE = frozenset({
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
+    errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP,
 })  # fmt: skip
 
 

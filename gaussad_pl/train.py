@@ -68,8 +68,7 @@ def run(config: DictConfig) -> float | None:
         data.group_images(partial(pooled_middle, module.model.backbone, trainer.strategy.root_device))
         completed = False
         try:
-            for logger in loggers:
-                logger.log_hyperparams(settings)
+            begin(loggers, settings)
             results = conduct(trainer, module, data, callbacks["forgetting"], loggers, folder, settings)
             completed = True
         finally:
@@ -79,6 +78,22 @@ def run(config: DictConfig) -> float | None:
         show(folder, results)
     best: float | None = results["validation_signal"]
     return best
+
+
+def begin(loggers: list[Logger], settings: dict[str, Any]) -> None:
+    """Log the settings; with this W&B begins its run.
+
+    Raises:
+        UserError: W&B has no key, cannot be reached, or has a setting that it does not know.
+    """
+    for logger in loggers:
+        try:
+            logger.log_hyperparams(settings)
+        except (wandb.Error, ValueError) as error:
+            if not isinstance(logger, WandbLogger):
+                raise
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(f"logger=wandb: {reason}: log in with wandb login, or set WANDB_MODE=offline") from error
 
 
 def make_trainer(config: DictConfig, callbacks: list[Callback], loggers: list[Logger]) -> L.Trainer:
@@ -164,7 +179,7 @@ def show(folder: Path, results: dict[str, Any]) -> None:
     rows = [("frozen", results["frozen"])]
     if "finetuned" in results:
         rows.append(("fine-tuned", results["finetuned"]))
-    console = Console()
+    console = Console(markup=False, emoji=False)  # a folder may be called [a]
     console.print(table(results["dataset"], rows))
     forgetting = results.get("forgetting")
     if forgetting and "collapse" in forgetting:

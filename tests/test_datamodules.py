@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import shutil
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +42,28 @@ NO_DOWNLOAD: dict[str, Any] = {"download": False, "url": "", "sha256": ""}
 
 def mvtec(root: Path, **changes: Any) -> MVTec:
     return MVTec(str(root), "screw", **NO_DOWNLOAD, **{**SETTINGS, **changes})
+
+
+@pytest.mark.parametrize("folder", ["good", "spot", "masks"])
+def test_a_folder_that_cannot_be_read_is_not_left_out(
+    folder: str, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, source in (("good", "train/good"), ("spot", "test/spot"), ("masks/spot", "ground_truth/spot")):
+        shutil.copytree(parts / "screw" / source, tmp_path / name)
+
+    def denying(plain: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def listing(path: Any) -> Any:
+            if Path(path) == tmp_path / folder:
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return plain(path)
+
+        return listing
+
+    monkeypatch.setattr(os, "listdir", denying(os.listdir))
+    monkeypatch.setattr(os, "scandir", denying(os.scandir))
+    data = Folder(str(tmp_path), None, None, 0.2, **SETTINGS)
+    with pytest.raises(UserError, match=f"cannot read .*{folder} .Permission denied"):
+        _ = data.samples
 
 
 def test_folds_are_disjoint_and_cover_all_training_images(parts: Path) -> None:

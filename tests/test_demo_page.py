@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -21,12 +24,17 @@ from PIL import Image
 
 from gaussad_pl import demo
 from gaussad_pl.calibration.conformal import Calibration
+from gaussad_pl.data.images import read_image
 from gaussad_pl.data.loading import load_images
 from gaussad_pl.demo import Demo
 from gaussad_pl.density.moments import moments
 from gaussad_pl.errors import UserError
 from gaussad_pl.inference.detector import Detector
 from gaussad_pl.model.model import GaussianModel
+from gaussad_pl.web import handler
+from gaussad_pl.web import server as serving
+from gaussad_pl.web.senders import is_same_site, is_served, names_of
+from gaussad_pl.web.server import Server
 
 FLAGS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -59,15 +67,15 @@ def detector(parts: Path) -> Detector:
 
 
 @pytest.fixture
-def server(detector: Detector) -> Iterator[Demo]:
-    served = Demo(detector, 0.1, "127.0.0.1", 0)
+def server(detector: Detector) -> Iterator[Server]:
+    served = Server(Demo(detector, 0.1), "127.0.0.1", 0)
     threading.Thread(target=served.serve_forever, args=(0.05,), daemon=True).start()
     yield served
     served.shutdown()
     served.server_close()
 
 
-def ask(server: Demo, path: str, body: bytes | None = None) -> tuple[int, Any]:
+def ask(server: Server, path: str, body: bytes | None = None) -> tuple[int, Any]:
     request = Request(f"http://127.0.0.1:{server.server_port}{path}", data=body)
     try:
         with urlopen(request) as answer:
@@ -80,7 +88,7 @@ def bad_part(parts: Path) -> Path:
     return sorted((parts / "screw" / "test" / "spot").iterdir())[0]
 
 
-def test_the_answer_is_what_the_detector_says(server: Demo, detector: Detector, parts: Path) -> None:
+def test_the_answer_is_what_the_detector_says(server: Server, detector: Detector, parts: Path) -> None:
     path = bad_part(parts)
     (finding,) = detector(path, fpr=0.2)
     status, content = ask(server, "/detect?fpr=0.2", path.read_bytes())
@@ -96,7 +104,7 @@ def test_pictures_keep_the_proportions_of_the_image(detector: Detector, tmp_path
     tall = Image.new("RGB", (300, 100))
     tall.getexif()[0x0112] = 6  # the camera was turned
     tall.save(tmp_path / "tall.jpg", exif=tall.getexif())
-    pixels, photo = demo.read((tmp_path / "tall.jpg").read_bytes(), detector.size)
+    pixels, photo = demo.read((tmp_path / "tall.jpg").open("rb"), detector.size)
     assert pixels.shape == (3, 64, 64) and photo.size[1] == 3 * photo.size[0] + 1 == demo.SIDE
 
 
@@ -115,26 +123,173 @@ def test_pictures_keep_the_proportions_of_the_image(detector: Detector, tmp_path
     ],
 )
 def test_mistakes_get_a_clear_answer(
-    path: str, body: bytes | None, status: int, message: str, server: Demo, monkeypatch: pytest.MonkeyPatch
+    path: str, body: bytes | None, status: int, message: str, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(demo, "LARGEST", 1000)
+    monkeypatch.setattr(handler, "LARGEST", 1000)
     found, content = ask(server, path, body)
     assert found == status and message in content["error"] and "\n" not in content["error"]
     assert ask(server, "/about")[0] == 200  # and the server goes on
 
 
-def test_a_truncated_image_and_a_request_without_length_are_answered(server: Demo, parts: Path) -> None:
+def test_a_truncated_image_and_a_request_without_length_are_answered(server: Server, parts: Path) -> None:
     assert ask(server, "/detect", bad_part(parts).read_bytes()[:200])[0] == 400
     with socket.create_connection(("127.0.0.1", server.server_port)) as connection:
-        connection.sendall(b"POST /detect HTTP/1.1\r\nHost: x\r\n\r\n")
+        connection.sendall(b"POST /detect HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert b" 411 " in connection.recv(1000)
 
 
-def test_an_address_or_rate_that_cannot_be_had_is_one_clear_line(server: Demo, detector: Detector) -> None:
+def send(server: Server, *headers: str, body: bytes = b"", line: str = "POST /detect") -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", server.server_port), timeout=20)
+    connection.sendall("\r\n".join([f"{line} HTTP/1.1", *headers, "", ""]).encode() + body)
+    return connection
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    for _ in range(1000):
+        if condition():
+            return
+        time.sleep(0.01)
+    pytest.fail("it never came to that")
+
+
+def answer_to(connection: socket.socket) -> tuple[int, Any]:
+    with connection, connection.makefile("rb") as stream:
+        head, _, body = stream.read().partition(b"\r\n\r\n")
+    return int(head.split()[1]), json.loads(body)
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix", "side", "options"),
+    [
+        ("RGB", "jpg", 700, {"quality": 90}),  # decoded at a smaller size
+        ("CMYK", "jpg", 300, {}),
+        ("L", "png", 90, {}),
+        ("RGBA", "png", 90, {}),
+        ("P", "png", 90, {"transparency": bytes(9)}),
+        ("I;16", "tif", 600, {}),
+    ],
+)
+def test_a_detector_gets_the_same_pixels_from_the_page_as_from_a_file(
+    mode: str, suffix: str, side: int, options: dict[str, Any], tmp_path: Path
+) -> None:
+    ramp = torch.arange(side * side // 2).reshape(side, side // 2).numpy()
+    deep = Image.fromarray((ramp % 65536).astype("uint16"))
+    image = deep if mode == "I;16" else Image.fromarray((ramp % 251).astype("uint8")).convert(mode)
+    image.getexif()[0x0112] = 8
+    path = tmp_path / f"a.{suffix}"
+    image.save(path, exif=image.getexif(), **options)
+    with path.open("rb") as file:
+        pixels, _ = demo.read(file, 32)
+    assert torch.equal(pixels.permute(1, 2, 0), torch.from_numpy(read_image(path, 32).copy()))
+
+
+def test_too_many_pixels_are_a_clear_answer(server: Server, parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    status, content = ask(server, "/detect", bad_part(parts).read_bytes())
+    assert status == 400 and "too many pixels" in content["error"]
+
+
+def test_images_are_decoded_one_at_a_time(server: Server, parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    most, now, counting, read = 0, 0, threading.Lock(), demo.read
+
+    def counted(file: Any, size: int) -> Any:
+        nonlocal most, now
+        with counting:
+            now += 1
+            most = max(most, now)
+        time.sleep(0.05)
+        with counting:
+            now -= 1
+        return read(file, size)
+
+    monkeypatch.setattr(demo, "read", counted)
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(lambda _: ask(server, "/detect", bad_part(parts).read_bytes()), range(6)))
+    assert [status for status, _ in answers] == [200] * 6 and most == 1
+
+
+def test_uploads_under_way_are_bounded_and_others_go_on(
+    server: Server, parts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = bad_part(parts).read_bytes()
+    monkeypatch.setattr(serving, "IN_FLIGHT", len(file) + 5000)
+    slow = send(server, "Host: localhost", "Content-Length: 9000", body=bytes(4000))
+    wait_until(lambda: not (server._held < 4000))
+    assert ask(server, "/detect", file)[0] == 200
+    status, content = answer_to(send(server, "Host: localhost", "Content-Length: 90000", body=bytes(90000)))
+    assert status == 503 and "try again" in content["error"]
+    slow.close()
+    wait_until(lambda: not (server._held))
+    assert ask(server, "/detect", file)[0] == 200
+
+
+def test_connections_are_bounded(server: Server) -> None:
+    silent = [socket.create_connection(("127.0.0.1", server.server_port)) for _ in range(serving.CONNECTIONS)]
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=20) as one_more:
+        assert b" 503 " in one_more.recv(1000)
+    for connection in silent:
+        connection.close()
+    wait_until(lambda: not (server._places._value < serving.CONNECTIONS))
+    assert ask(server, "/about")[0] == 200
+
+
+def test_clients_that_drop_out_or_dawdle_print_nothing_and_are_not_scored(
+    server: Server, parts: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(server.demo, "detect", lambda *_: pytest.fail("scored for nobody"))
+    monkeypatch.setattr(handler, "IDLE", 0.2)
+    send(server, "Host: localhost", "Content-Length: 9000", body=b"half").close()
+    with send(server, "Host: localhost", "Content-Length: 9000", body=b"silence") as dawdling:
+        assert dawdling.recv(100) == b""
+    with server.turn:
+        reset = send(server, "Host: localhost", "Content-Length: 4", body=b"gone")
+        reset.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        left = send(server, "Host: localhost", "Content-Length: 4", body=b"gone")
+        wait_until(lambda: not (server._held < 8))
+        reset.close()
+        left.close()
+    wait_until(lambda: not (server._held or server._places._value < serving.CONNECTIONS))
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        (["Host: localhost:1"], 200),
+        (["Host: attacker.example"], 403),
+        ([], 403),
+        (["Host: localhost:1", "Origin: http://localhost:1"], 200),
+        (["Host: localhost:1", "Origin: http://attacker.example"], 403),
+        (["Host: localhost:1", "Origin: null"], 403),
+        (["Host: localhost", "Content-Length: " + "9" * 5000], 413),
+    ],
+)
+def test_other_sites_and_odd_headers_are_refused(headers: list[str], status: int, server: Server, parts: Path) -> None:
+    file = bad_part(parts).read_bytes()
+    if not any(each.startswith("Content-Length") for each in headers):
+        headers = [*headers, f"Content-Length: {len(file)}"]
+    assert answer_to(send(server, *headers, body=file))[0] == status
+    assert answer_to(send(server, *headers, line="GET /about"))[0] == (status if status != 413 else 200)
+
+
+def test_names_of_the_server() -> None:
+    local, everywhere = names_of("127.0.0.1", "box.example"), names_of("0.0.0.0", "box.example")
+    for header in ("localhost", "LOCALHOST:80", "127.0.0.1:7860", "[::1]:7860"):
+        assert is_served(header, local) and is_served(header, everywhere)
+    for header in ("10.1.2.3:7860", "[fe80::1]", "box.example:1", socket.gethostname()):
+        assert is_served(header, everywhere) and (header == "localhost" or not is_served(header, local))
+    for header in ("", "attacker.example", "localhost.attacker.example", "127.0.0.1.attacker.example", "[", "/"):
+        assert not is_served(header, local) and not is_served(header, everywhere)
+    assert is_served("parts.example:7860", names_of("Parts.example", ""))
+    assert is_served("10.1.2.3", names_of("10.1.2.3", ""))
+    assert is_same_site(None, "a") and is_same_site("http://a:1", "a:1") and not is_same_site("http://a:1", "a:2")
+
+
+def test_an_address_or_rate_that_cannot_be_had_is_one_clear_line(server: Server, detector: Detector) -> None:
     with pytest.raises(UserError, match="give another port"):
-        Demo(detector, 0.1, "127.0.0.1", server.server_port)
+        Server(Demo(detector, 0.1), "127.0.0.1", server.server_port)
     with pytest.raises(UserError, match="between 0 and 1"):
-        Demo(detector, 5, "127.0.0.1", 0)
+        Demo(detector, 5)
 
 
 def test_the_command_listens_on_this_machine_alone_and_ends(detector: Detector, tmp_path: Path) -> None:
@@ -152,7 +307,7 @@ def test_the_command_listens_on_this_machine_alone_and_ends(detector: Detector, 
             process.terminate()
 
 
-def test_the_page_in_a_real_browser(server: Demo, detector: Detector, parts: Path, tmp_path: Path) -> None:
+def test_the_page_in_a_real_browser(server: Server, detector: Detector, parts: Path, tmp_path: Path) -> None:
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if path is None:

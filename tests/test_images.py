@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from gaussad_pl.data import images, loading
-from gaussad_pl.data.images import read_image, read_mask
+from gaussad_pl.data.images import read_image, read_mask, upright
 from gaussad_pl.data.loading import load_images
 from gaussad_pl.errors import UserError
 
@@ -113,15 +113,24 @@ def test_values_without_an_obvious_scale_are_refused(tmp_path, value):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_applied(tmp_path, orientation):
-    values = np.zeros((16, 32, 3), dtype=np.uint8)
+@pytest.mark.parametrize(("name", "channels"), [("a.jpg", (3,)), ("a.tif", ()), ("a.png", ())])
+def test_exif_orientation_is_applied(tmp_path, orientation, name, channels):
+    values = np.zeros((16, 32, *channels), dtype=np.uint8)
     values[:8, :16] = 255  # one bright corner
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
-    path = save(tmp_path / "a.jpg", values, exif=exif, quality=95)
+    path = save(tmp_path / name, values, exif=exif, quality=95)
     corners = read_image(path, 8)[[0, 0, -1, -1], [0, -1, 0, -1], 0] > 128
     bright = {1: 0, 2: 1, 3: 3, 4: 2, 5: 0, 6: 1, 7: 3, 8: 2}[orientation]
     assert corners.tolist() == [corner == bright for corner in range(4)]
+
+
+def test_an_upright_image_is_not_copied_nor_changed(tmp_path):
+    image = Image.new("RGB", (8, 4))
+    assert upright(image) is image  # of 100 megapixels each copy would take 400 MB
+    palette = Image.new("P", (8, 4))
+    palette.info["transparency"] = b"\0"
+    assert upright(palette).mode == "RGB" and palette.info == {"transparency": b"\0"}
 
 
 def test_large_jpeg_is_antialiased_like_a_png(tmp_path):

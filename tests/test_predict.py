@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import shutil
@@ -201,6 +202,27 @@ def test_sources(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for source, paths in expected.items():
         assert [path.as_posix() for path in image_paths(source)] == paths
         assert count_images(source) == len(paths)
+
+
+def test_a_list_from_a_windows_editor_is_read(images: Path) -> None:
+    (images / "list.txt").write_bytes("\ufeffin/3.png\r\n\r\nin/0.png\r\n".encode())
+    assert [path.as_posix() for path in image_paths(str(images / "list.txt"))] == ["in/3.png", "in/0.png"]
+
+
+def test_a_folder_that_cannot_be_read_is_not_left_out(
+    images: Path, ckpt: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(path: str) -> Any:
+        if Path(path).name == "below":
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", denied)
+    with pytest.raises(UserError, match="cannot read .*below .Permission denied"):
+        count_images(str(images))
+    with pytest.raises(SystemExit, match="^error: .*File name too long"):
+        predict.main([f"ckpt={ckpt}", f"source={images / '0.png'}", f"out={images / ('x' * 300)}"])
 
 
 def test_a_folder_named_like_a_pattern_is_a_folder(tmp_path: Path) -> None:

@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import wandb
 from conftest import TINY
 from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from gaussad_pl import train
 from gaussad_pl.inference.detector import Detector
+from gaussad_pl.results import dashboard
 
 QUICK = [
     f"backbone.name={TINY['name']}",
@@ -280,6 +282,8 @@ def test_a_sweep_leaves_one_run_and_one_offline_wandb_run_a_job(parts: Path, tmp
         (["+category=screw", "no_such_key=1"], "no_such_key"),
         (["+category=screw", "trainer.precision=16-true"], "expected 32-true, 16-mixed or bf16-mixed"),
         (["+category=screw", "data=folder"], "data.category: there is no such setting; leave it out"),
+        (["backbone=50"], "takes a name, as in logger=csv"),
+        (["data.root=/a=b"], """data.root=/a=b: not understood"""),
         (["data=demo", "data.category=cable", "data.root=unused"], "cable"),
     ],
 )
@@ -292,6 +296,38 @@ def test_mistakes_end_with_one_line(
     unsaid = [default for default in defaults if default.split("=")[0] not in keys]
     text = message(capsys, monkeypatch, *overrides, *unsaid, f"hydra.run.dir={tmp_path / 'run'}")
     assert expected in text
+
+
+def test_places_that_cannot_hold_a_run_are_one_line(
+    parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "run"):
+        assert f"cannot write {folder}" in message(capsys, monkeypatch, *arguments(parts, folder))
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert "the current folder was removed" in message(capsys, monkeypatch, *arguments(parts, tmp_path / "run"))
+
+
+def test_wandb_without_a_key_and_a_sweep_without_jobs_are_one_line(
+    parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def without_key(*_: object) -> None:
+        raise wandb.errors.UsageError("No API key configured.\nUse `wandb login`")
+
+    monkeypatch.setattr(dashboard.DashboardLogger, "log_hyperparams", without_key)
+    text = message(capsys, monkeypatch, *arguments(parts, tmp_path / "run", "logger=default"))
+    assert "No API key" in text and "WANDB_MODE=offline" in text
+    nothing = ["-m", "+category=glob(no*such)", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    assert "matches nothing" in message(capsys, monkeypatch, *nothing)
+
+
+def test_names_in_brackets_are_shown_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    compared = {"test_good": 0, "test_good_moved_away": []}
+    train.show(tmp_path / "[a]", {"dataset": "[b]", "frozen": {"image_auroc": None}, "calibration": compared})
+    said = capsys.readouterr().out
+    assert said.startswith("[b]") and f"results: {tmp_path / '[a]'}" in said
 
 
 def test_mixed_precision_is_for_training_and_leaves_gaussians_and_scores_alone(

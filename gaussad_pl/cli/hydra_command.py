@@ -16,7 +16,7 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, InstantiationException
+from hydra.errors import HydraException, InstantiationException, OverrideParseException
 from hydra.types import RunMode
 from lightning_utilities.core.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
@@ -31,6 +31,8 @@ from gaussad_pl.sweeps import folders, share, sweep
 _PACKAGE = Path(__file__).parent.parent
 # an installed wheel carries conf/ inside the package, a checkout beside it
 CONF = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir())
+
+_NO_NAME = "Config group override must be a string"  # Hydra's ValueError for backbone=50
 
 _VERBOSE = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
@@ -82,15 +84,12 @@ def entry_point(task: Callable[[DictConfig], float | None], resumes: bool = Fals
         keep_freed_memory()
         try:
             with raising_signals(), _hydra_raises():
+                _check_place()
                 hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)()
-        except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
+        except (UserError, HydraException, OmegaConfBaseException, OSError, ValueError) as error:
             if _VERBOSE or not _is_users(error):
                 raise
             sys.exit(f"error: {one_line(error)}")
-        except ValueError as error:
-            if "Config group override must be a string" not in str(error):
-                raise
-            sys.exit("error: a group such as data or logger takes a name, as in logger=csv; ~logger leaves it out")
         except Interrupted as stop:
             if getattr(rank_zero_only, "rank", 0) == 0:
                 print(f"interrupted by {stop}{continued(resumes)}", file=sys.stderr)
@@ -118,7 +117,17 @@ def _hydra_raises() -> Iterator[None]:
 
 def _is_users(error: BaseException) -> bool:
     """Tell errors that the user can mend; of the operating system's, full disks and missing permissions."""
-    return isinstance(error, HydraException) or not isinstance(error, OSError) or error.errno in UNWRITABLE
+    if isinstance(error, OSError) and not isinstance(error, HydraException):
+        return error.errno in UNWRITABLE
+    return isinstance(error, OmegaConfBaseException) or not isinstance(error, ValueError) or _NO_NAME in str(error)
+
+
+def _check_place() -> None:
+    """Hydra and relative paths need the current folder."""
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:
+        raise UserError("the current folder was removed: change to another one") from error
 
 
 def one_line(error: BaseException) -> str:
@@ -127,6 +136,14 @@ def one_line(error: BaseException) -> str:
         error = error.__cause__
     if isinstance(error, OSError) and not isinstance(error, HydraException):
         return str(unwritable(error.filename or "the results", error))
+    if isinstance(error, OverrideParseException):
+        key, _, value = error.override.partition("=")
+        reason = str(error).partition("\n")[0]
+        return (
+            f"{error.override}: not understood ({reason}): quote a value with special characters: '{key}=\"{value}\"'"
+        )
+    if _NO_NAME in str(error):
+        return "a group such as data or logger takes a name, as in logger=csv; ~logger leaves it out"
     text = str(error).partition("Config search path:")[0]
     if text.startswith("Could not override") and isinstance(error.__cause__, OmegaConfBaseException):
         from gaussad_pl.cli.settings import unknown_override  # here: commands that only read files start without torch
@@ -170,6 +187,7 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # on purpose, see module.py
     warnings.filterwarnings("ignore", message=".*broadcast_buffers. is deprecated.*")  # its heir needs a newer torch
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")  # lightning on a newer torch
+    warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a file's name in Chinese, in a picture
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_tip)
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, get_type_hints
 
 from gaussad_pl.cli.interruption import Interrupted, raising_signals, resuming
 from gaussad_pl.errors import UserError, no_such_setting
-from gaussad_pl.files import UnwritableError
+from gaussad_pl.files import UNWRITABLE, UnwritableError
 
 T = TypeVar("T")
 _BOOLEAN = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -61,9 +61,10 @@ def command(task: Callable[[T], int | None], options: type[T], text: str | None)
         except UserError as error:
             sys.exit(f"error: {error}{hint if isinstance(error, UnwritableError) else ''}")
         except OSError as error:
-            if error.filename is None:  # not about a file that the user could name
+            if error.filename is None and error.errno not in UNWRITABLE:  # not about anything the user could name
                 raise
-            sys.exit(f"error: cannot use {error.filename} ({error.strerror}): restore it or give another one")
+            what = error.filename or "the results"
+            sys.exit(f"error: cannot use {what} ({error.strerror}): restore it, or give another one")
         except Interrupted as stop:
             print(f"interrupted by {stop}{hint}", file=sys.stderr)
             sys.exit(stop.code)

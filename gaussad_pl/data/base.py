@@ -112,7 +112,10 @@ class ImageDataModule(L.LightningDataModule, ABC):
 
     @cached_property
     def samples(self) -> Samples:
-        samples = self.scan()
+        try:
+            samples = self.scan()
+        except OSError as error:
+            raise UserError(f"cannot read {error.filename} ({error.strerror}): check its permissions") from error
         n = len(samples.train)
         for_test = hold_out_count(n, self.holdout) if self.holdout and _only_bad(samples.test) else 0
         checks.enough_images(self.name, n, for_test, self.folds)

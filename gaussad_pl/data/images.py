@@ -7,7 +7,7 @@ from pathlib import Path
 from threading import Condition
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from gaussad_pl.errors import UserError
 
@@ -63,26 +63,44 @@ def image_size(path: Path, whole: bool = False) -> tuple[int, int]:
 def square(image: Image.Image, size: int) -> np.ndarray:
     """An image as RGB, resized to a square: what `read_image` does with a file.
 
-    The image itself may be changed: a large one would not fit into memory twice.
-
     Returns:
         `(size, size, 3)` uint8.
 
     Raises:
         ValueError: its values have no obvious scale.
     """
-    ImageOps.exif_transpose(image, in_place=True)
+    return np.asarray(resized(upright(image), (size, size)))
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """An image with its EXIF orientation applied, as RGB, RGBA or greyscale of 8 bits.
+
+    An image that is that already is returned itself: a copy of 100 megapixels takes 400 MB.
+
+    Raises:
+        ValueError: its values have no obvious scale.
+    """
+    image.load()  # the orientation of a PNG file may be behind its pixels
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
     if _is_deep(image):
         image = _shallow_image(image)
-    if image.mode == "RGBA":  # alpha is dropped; a conversion would need the memory of another whole image
-        bands = [image.getchannel(name).resize((size, size), Image.Resampling.BILINEAR) for name in "RGB"]
-        return np.asarray(Image.merge("RGB", bands))
     if image.mode == "LA":
-        image = image.getchannel("L")
-    if image.mode not in ("L", "RGB"):  # greyscale is resized first: a third of the work
-        image.info.pop("transparency", None)  # dropped like any alpha; Pillow would warn about it
-        image = image.convert("RGB")
-    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR).convert("RGB"))
+        return image.getchannel("L")
+    if image.mode in ("L", "RGB", "RGBA"):
+        return image
+    if "transparency" in image.info:  # dropped like any alpha; Pillow would warn about it
+        image = image.copy()
+        del image.info["transparency"]
+    return image.convert("RGB")
+
+
+def resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """What `upright` returns, as RGB of a width and a height; alpha is dropped."""
+    if image.mode == "RGBA":  # by bands: a conversion would need the memory of another whole image
+        bands = [image.getchannel(name).resize(size, Image.Resampling.BILINEAR) for name in "RGB"]
+        return Image.merge("RGB", bands)
+    return image.resize(size, Image.Resampling.BILINEAR).convert("RGB")  # greyscale last: a third of the work
 
 
 def shallow(values: np.ndarray) -> np.ndarray:
@@ -171,13 +189,17 @@ def _open(path: Path, whole: bool = False) -> Iterator[Image.Image]:
     try:
         if path.stat().st_size == 0:
             raise UserError(f"{path} is empty (0 bytes): replace it or remove it")
-        with Image.open(path, formats=FORMATS) as image:
+        # not by its path: Pillow would map an uncompressed TIFF and mix up the pixels of one that is turned
+        with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
             if whole and image.format == "PNG":
                 with Image.open(path, formats=FORMATS) as twin:
                     twin.verify()
             yield image
     except UserError:
         raise
+    except UnidentifiedImageError as error:
+        known = ", ".join(FORMATS)
+        raise UserError(f"cannot read {path} (cannot identify it as {known}): replace it or remove it") from error
     except Exception as error:  # decoders fed with garbage raise nearly anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"cannot read {path} ({reason}): replace it or remove it") from error

@@ -24,7 +24,7 @@ from gaussad_pl.data.images import read_image
 from gaussad_pl.distributed import rank
 from gaussad_pl.errors import UserError
 
-CACHE_VERSION = 2  # raise it whenever the pixels that `read_image` returns change, or the form of the file
+CACHE_VERSION = 3  # raise it whenever the pixels that `read_image` returns change, or the form of the file
 CHECKSUM = 4  # bytes behind the array in a cache file: the CRC-32 of all before them
 CHUNK = 1 << 24  # bytes that are checked at once
 MEMORY = 4 * 2**30  # bytes of decoded images that are kept in memory, at most

@@ -4,6 +4,7 @@ Every list is sorted by path, so that the same folder gives the same samples on 
 system. Hidden files and files that are no images (Thumbs.db, text files) are passed over.
 """
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -146,8 +147,14 @@ def _expected_mask(folder: Path, samples: list[Sample]) -> str:
 
 def _mask_index(folder: Path) -> dict[tuple[str, str], Path]:
     """Masks anywhere below `folder`, by (relative folder, stem): one listing instead of many look-ups per image."""
-    paths = sorted((path for path in folder.rglob("*") if _is_image(path)), key=Path.as_posix)
+    entries = (Path(where, name) for where, _, names in os.walk(folder, onerror=_stop) for name in names)
+    paths = sorted(filter(_is_image, entries), key=Path.as_posix)
     return {(path.parent.relative_to(folder).as_posix(), path.stem): path for path in paths}
+
+
+def _stop(error: OSError) -> None:
+    """Without it, what is below a folder that cannot be read would be left out without a word."""
+    raise error
 
 
 def _find_mask(sample: Sample, index: dict[tuple[str, str], Path]) -> Path | None:

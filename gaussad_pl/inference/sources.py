@@ -31,7 +31,7 @@ def image_paths(source: str) -> Iterator[Path]:
     if path.is_dir():
         yield from _walk(path)
     elif path.suffix.lower() == LIST_SUFFIX and path.is_file():
-        with path.open(encoding="utf-8", errors="surrogateescape") as lines:
+        with path.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
             yield from (Path(text) for line in lines if (text := line.strip()))
     elif path.exists():
         yield path
@@ -57,9 +57,14 @@ def count_images(source: str) -> int:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    for where, folders, files in os.walk(folder):
+    for where, folders, files in os.walk(folder, onerror=_stop):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (path for name in sorted(files) if _is_image(path := Path(where, name)))
+
+
+def _stop(error: OSError) -> None:
+    """Without it, the images below a folder that cannot be read would be left out without a word."""
+    raise UserError(f"cannot read {error.filename} ({error.strerror}): check its permissions") from error
 
 
 def _is_image(path: Path) -> bool:

@@ -60,7 +60,9 @@ def overlays(
         true = evaluation.masks[index].numpy()
         if true.any():
             line[2].imshow(np.where(true, 1.0, np.nan), cmap="autumn", vmin=0, vmax=1, alpha=0.6, extent=extent)
-        line[0].set_title(f"{sample.kind}/{sample.path.name}", fontsize=8)
+        # a name may have bytes that are no UTF-8, and dollars that are no formula
+        name = f"{sample.kind}/{sample.path.name}".encode("utf-8", "replace").decode()
+        line[0].set_title(name, fontsize=8, parse_math=False)
         line[1].set_title(f"score {evaluation.scores[index]:.2f}", fontsize=8)
         line[2].set_title("true mask" if true.any() else "no mask", fontsize=8)
     return figure

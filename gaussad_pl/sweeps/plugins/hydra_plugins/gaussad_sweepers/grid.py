@@ -10,6 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from gaussad_pl.errors import UserError
 from gaussad_pl.sweeps import launching, sweep
 
 
@@ -38,6 +39,8 @@ class GridSweeper(BasicSweeper):
         # a list: every job must compose before the folder of the sweep is made
         check_sweep([loader.load_sweep_config(self.config, job) for job in jobs])
         batches = super().sweep(arguments)
+        if not any(batches):
+            raise UserError("this sweep has no jobs: a glob(...) on the command line matches nothing")
         sweep.conclude(job.return_value for batch in batches for job in batch)
         return batches
 

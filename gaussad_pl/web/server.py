@@ -1,0 +1,81 @@
+"""The server: bounds on connections, on the bytes of uploads, and on the images that are decoded at once."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+import threading
+from http import HTTPStatus
+from http.server import ThreadingHTTPServer
+from typing import TYPE_CHECKING, Any
+
+from gaussad_pl.errors import UserError
+from gaussad_pl.web.handler import LARGEST, Handler, RefusedError
+from gaussad_pl.web.senders import names_of
+
+if TYPE_CHECKING:
+    from gaussad_pl.demo import Demo
+
+IN_FLIGHT = 4 * LARGEST  # bytes of all uploads that are under way or wait for their turn
+CONNECTIONS = 32  # at once, each with its thread
+BUSY = b"HTTP/1.0 503 Service Unavailable\r\nContent-Type: application/json\r\n\r\n" + json.dumps(
+    {"error": "Too many connections: try again in a moment."}
+).encode("ascii")
+
+
+class Server(ThreadingHTTPServer):
+    """Serves the page of a demo.
+
+    Raises:
+        UserError: the address cannot be had.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, demo: Demo, host: str, port: int) -> None:
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        try:
+            super().__init__((host, port), Handler)
+        except (OSError, OverflowError, UnicodeError) as error:
+            raise UserError(f"host={host} port={port}: cannot listen there ({error}): give another port=") from error
+        self.demo = demo
+        self.names = names_of(host, self.server_name)
+        self.turn = threading.Lock()  # one image at a time: each is decoded and scored on all cores
+        self._places = threading.BoundedSemaphore(CONNECTIONS)
+        self._counting = threading.Lock()
+        self._held = 0
+
+    def hold(self, count: int) -> None:
+        """Account for bytes of uploads; they are given back as a negative number.
+
+        Raises:
+            RefusedError: there is no room for them.
+        """
+        with self._counting:
+            if self._held + count > IN_FLIGHT:
+                raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "Too many uploads: try again in a moment.")
+            self._held += count
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if not self._places.acquire(blocking=False):
+            request.setblocking(False)
+            request.send(BUSY)
+            self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except BaseException:  # no thread could be started
+            self._places.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._places.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        error = sys.exception()
+        if not isinstance(error, OSError) or error.filename is not None:  # clients that drop out are nothing to tell
+            super().handle_error(request, client_address)
