@@ -28,9 +28,9 @@ from gaussad_pl.cli.interruption import Interrupted
 from gaussad_pl.cli.options import command
 from gaussad_pl.data.images import FORMATS, resized, upright
 from gaussad_pl.errors import UserError
-from gaussad_pl.inference.detector import Finder, Finding
 from gaussad_pl.inference.exported import load_detector
 from gaussad_pl.inference.overlay import CONTOUR, heat
+from gaussad_pl.inference.prediction import BaseDetector, Prediction
 from gaussad_pl.web.server import Server
 
 SIDE = 640  # of the picture on the page in pixels, the longer one
@@ -53,7 +53,7 @@ class Demo:
         UserError: an impossible false-alarm rate.
     """
 
-    def __init__(self, detector: Finder, fpr: float) -> None:
+    def __init__(self, detector: BaseDetector, fpr: float) -> None:
         detector.threshold(fpr)  # an impossible one is told now
         self.detector = detector
         self.fpr = fpr
@@ -82,14 +82,14 @@ class Demo:
         """
         threshold = self.detector.threshold(fpr)
         pixels, photo = read(file, self.detector.size)
-        (finding,) = self.detector.findings(self.detector.detect(pixels[None]), threshold)
+        (prediction,) = self.detector.predictions(self.detector.detect(pixels[None]), threshold)
         return {
-            "score": finding.score if np.isfinite(finding.score) else None,
-            "p_value": finding.p_value,
-            "verdict": finding.verdict,
+            "score": prediction.score if np.isfinite(prediction.score) else None,
+            "p_value": prediction.p_value,
+            "verdict": prediction.verdict,
             **self.threshold(fpr),
             "photo": _data(photo),
-            "heat": _heat(finding, self.detector.limit, photo.size),
+            "heat": _heat(prediction, self.detector.limit, photo.size),
         }
 
 
@@ -116,11 +116,11 @@ def read(file: BinaryIO, size: int) -> tuple[torch.Tensor, Image.Image]:
         ) from error
 
 
-def _heat(finding: Finding, limit: float, size: tuple[int, int]) -> str | None:
+def _heat(prediction: Prediction, limit: float, size: tuple[int, int]) -> str | None:
     """The map to lay over the picture: the more of an anomaly, the less of the picture is seen."""
-    if finding.map is None:
+    if prediction.map is None:
         return None
-    colours, strength, outline = heat(finding.map, limit, size)
+    colours, strength, outline = heat(prediction.map, limit, size)
     layer = np.dstack([colours, 255 * (2.4 * strength**2).clip(0, 1)])  # a veil of 0.6 at the limit
     layer[outline] = (*CONTOUR, 255)
     return _data(Image.fromarray(layer.round().astype(np.uint8)))

@@ -40,9 +40,9 @@ from gaussad_pl.errors import UserError
 from gaussad_pl.files import UNWRITABLE, UnwritableError, replacing
 from gaussad_pl.fingerprints import file_sha256
 from gaussad_pl.inference.artefact import NAME
-from gaussad_pl.inference.detector import BATCH, Finder, Finding
 from gaussad_pl.inference.exported import load_detector
 from gaussad_pl.inference.overlay import overlay
+from gaussad_pl.inference.prediction import BATCH, BaseDetector, Prediction
 from gaussad_pl.inference.records import TABLE, Records, open_out
 from gaussad_pl.inference.sources import count_images, image_paths
 
@@ -71,7 +71,7 @@ class Row:
     index: int
     path: Path
     pixels: Tensor | None
-    finding: Finding | None
+    prediction: Prediction | None
     error: str = ""
 
 
@@ -121,17 +121,22 @@ def recall(kept: Iterator[Mapping[str, Any]], monitor: DriftMonitor, levels: Seq
 
 
 def score(
-    detector: Finder, images: Iterator[Path], threshold: Threshold, monitor: DriftMonitor, batch_size: int, start: int
+    detector: BaseDetector,
+    images: Iterator[Path],
+    threshold: Threshold,
+    monitor: DriftMonitor,
+    batch_size: int,
+    start: int,
 ) -> Iterator[Row]:
     """One row an image, in their order, numbered from ``start``; never more than some batches are in memory."""
     numbered = enumerate(decoded(images, detector.size, ahead=2 * batch_size), start)
     while batch := list(islice(numbered, batch_size)):
         readable = [pixels for _, (_, pixels) in batch if isinstance(pixels, Tensor)]
-        found: Iterator[Finding] = iter(())
+        found: Iterator[Prediction] = iter(())
         if readable:
             detection = detector.detect(torch.stack(readable))
             monitor.observe(detection.scores, detection.distances)
-            found = detector.findings(detection, threshold)
+            found = detector.predictions(detection, threshold)
         for index, (path, pixels) in batch:
             if isinstance(pixels, Tensor):
                 yield Row(index, path, pixels, next(found))
@@ -141,13 +146,13 @@ def score(
 
 def draw(row: Row, limit: float, folder: Path) -> Row:
     """Save the overlay of an image; the row, with the reason where that fails: all other images go on."""
-    if row.finding is None or row.pixels is None:
+    if row.prediction is None or row.pixels is None:
         return row
     stem = row.path.stem.encode("utf-8", "replace")[:NAME_LENGTH].decode("utf-8", "ignore")
     path = folder / f"{row.index:06}_{stem}.png"
     try:
         with replacing(path) as partial:
-            overlay(row.pixels, row.finding, limit, row.path.name).save(partial, "PNG")
+            overlay(row.pixels, row.prediction, limit, row.path.name).save(partial, "PNG")
     except Exception as error:  # whatever it is, it is about this one picture
         cause = error.__cause__
         if isinstance(error, UnwritableError) and isinstance(cause, OSError) and cause.errno in UNWRITABLE:
@@ -158,14 +163,14 @@ def draw(row: Row, limit: float, folder: Path) -> Row:
 
 def record(row: Row, levels: Sequence[int]) -> dict[str, Any]:
     """What is written about an image: the same keys for every image."""
-    finding = row.finding
+    prediction = row.prediction
     return {
         "path": row.path.as_posix(),
-        "score": finding and finding.score,
-        "p_value": finding and finding.p_value,
-        "verdict": finding.verdict if finding is not None else "error",
-        "threshold": finding and (finding.threshold if math.isfinite(finding.threshold) else None),
-        "distances": finding and {str(level): finding.distances.get(level) for level in levels},
+        "score": prediction and prediction.score,
+        "p_value": prediction and prediction.p_value,
+        "verdict": prediction.verdict if prediction is not None else "error",
+        "threshold": prediction and (prediction.threshold if math.isfinite(prediction.threshold) else None),
+        "distances": prediction and {str(level): prediction.distances.get(level) for level in levels},
         "error": row.error or None,
     }
 
@@ -175,7 +180,7 @@ def outcome(content: Mapping[str, Any]) -> str:
     return "errors" if content["error"] else content["verdict"]
 
 
-def summary(tally: Counter[str], threshold: Threshold, detector: Finder, monitor: DriftMonitor, out: Path) -> str:
+def summary(tally: Counter[str], threshold: Threshold, detector: BaseDetector, monitor: DriftMonitor, out: Path) -> str:
     """What is printed at the end."""
     lines = [
         f"{tally['good']} good, {tally['bad']} bad, {tally['errors']} unreadable: {out / TABLE}",

@@ -90,11 +90,13 @@ def bad_part(parts: Path) -> Path:
 
 def test_the_answer_is_what_the_detector_says(server: Server, detector: Detector, parts: Path) -> None:
     path = bad_part(parts)
-    (finding,) = detector(path, fpr=0.2)
+    (prediction,) = detector(path, fpr=0.2)
     status, content = ask(server, "/detect?fpr=0.2", path.read_bytes())
     assert status == 200
-    assert content["score"] == pytest.approx(finding.score) and content["p_value"] == pytest.approx(finding.p_value)
-    assert (content["verdict"], content["threshold"]) == (finding.verdict, finding.threshold)
+    assert content["score"] == pytest.approx(prediction.score) and content["p_value"] == pytest.approx(
+        prediction.p_value
+    )
+    assert (content["verdict"], content["threshold"]) == (prediction.verdict, prediction.threshold)
     assert content["heat"].startswith("data:image/png") and content["photo"].startswith("data:image/png")
     _, content = ask(server, "/threshold?fpr=0.3")
     assert content["threshold"] == detector.threshold(0.3).value

@@ -357,7 +357,7 @@ def test_findings_hold_score_p_value_verdict_distances_and_map(detector: Detecto
 def test_a_score_that_is_no_number_is_bad(detector: Detector) -> None:
     seen = detector.detect(IMAGES[:1])
     broken = Detection(seen.distances, torch.full((1,), torch.nan), seen.maps)
-    (found,) = detector.findings(broken, detector.threshold(0.1))
+    (found,) = detector.predictions(broken, detector.threshold(0.1))
     assert found.verdict == "bad"
 
 

@@ -292,7 +292,7 @@ def test_without_refit_the_calibration_is_of_the_detector_that_is_saved(parts: P
     detector = Detector.load(folder)
     module = instantiate_data(folder)
     paths = [module.samples.train[i].path for i in module.split[1]]
-    scores = sorted(finding.score for finding in detector(paths))
+    scores = sorted(prediction.score for prediction in detector(paths))
     assert scores == pytest.approx(detector.calibration.scores.tolist(), rel=1e-4)
 
 

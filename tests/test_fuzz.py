@@ -25,8 +25,9 @@ from gaussad_pl.data.images import read_image
 from gaussad_pl.data.loading import load_images
 from gaussad_pl.errors import UserError
 from gaussad_pl.inference.artefact import NAME
-from gaussad_pl.inference.detector import Detector, Finder
+from gaussad_pl.inference.detector import Detector
 from gaussad_pl.inference.exported import load_detector
+from gaussad_pl.inference.prediction import BaseDetector
 from gaussad_pl.reporting.content import compose
 from gaussad_pl.reporting.runs import gather
 from gaussad_pl.reporting.study import arrange
@@ -78,7 +79,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def everything(detector: Finder) -> list[Any]:
+def everything(detector: BaseDetector) -> list[Any]:
     pixels = torch.zeros(1, 3, detector.size, detector.size, dtype=torch.uint8)
     found, kept = detector.detect(pixels), detector.calibration
     return [

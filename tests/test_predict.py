@@ -30,8 +30,9 @@ from gaussad_pl.data.images import read_image
 from gaussad_pl.data.loading import decoded
 from gaussad_pl.errors import UserError
 from gaussad_pl.inference.artefact import NAME
-from gaussad_pl.inference.detector import Detector, Finding
+from gaussad_pl.inference.detector import Detector
 from gaussad_pl.inference.overlay import LINE, SIDE, overlay
+from gaussad_pl.inference.prediction import Prediction
 from gaussad_pl.inference.sources import count_images, image_paths
 from gaussad_pl.training.module import GaussianAD
 
@@ -302,14 +303,14 @@ def test_a_name_as_long_as_names_can_be_is_a_row_like_any_other(ckpt: Path, imag
 def test_an_overlay_shows_image_and_map_with_a_contour(limit: float) -> None:
     values = np.zeros((256, 256), np.float32)
     values[64:128, 64:128] = 1
-    finding = Finding(1.5, 0.01, "bad", 1.0, {0: 1.0}, values)
-    picture = overlay(torch.zeros(3, 64, 64, dtype=torch.uint8), finding, limit, "Teil ä.png")
+    prediction = Prediction(1.5, 0.01, "bad", 1.0, {0: 1.0}, values)
+    picture = overlay(torch.zeros(3, 64, 64, dtype=torch.uint8), prediction, limit, "Teil ä.png")
     assert picture.size == (2 * SIDE, SIDE + LINE)
     drawn = np.asarray(picture)[LINE:, SIDE:].astype(int)
     contour = (drawn == (79, 227, 255)).all(2)
     assert contour.any() == (limit == 0.5)
     assert drawn[SIDE * 3 // 8, SIDE * 3 // 8].sum() > drawn[5, 5].sum()  # bright where the map is high
-    alone = overlay(torch.zeros(3, 64, 64, dtype=torch.uint8), Finding(0, 1, "good", 1, {}, None), limit, "a")
+    alone = overlay(torch.zeros(3, 64, 64, dtype=torch.uint8), Prediction(0, 1, "good", 1, {}, None), limit, "a")
     assert alone.size == (SIDE, SIDE + LINE)
 
 

@@ -125,14 +125,16 @@ def test_a_run_leaves_a_calibrated_detector_that_scores_as_it_did(finished: Path
     detector, found = Detector.load(finished), metrics(finished)
     with (finished / "scores.csv").open() as handle:
         rows = list(csv.DictReader(handle))
-    findings = detector([row["path"] for row in rows], fpr=0.2)
-    assert [each.score for each in findings] == pytest.approx([float(row["score"]) for row in rows], rel=1e-4, abs=1e-4)
+    predictions = detector([row["path"] for row in rows], fpr=0.2)
+    assert [each.score for each in predictions] == pytest.approx(
+        [float(row["score"]) for row in rows], rel=1e-4, abs=1e-4
+    )
     calibration = found["calibration"]
     assert detector.calibration.scheme == calibration["scheme"]
     tuned = found["forgetting"]["fine_tuning_used"]
     assert calibration["images"] == len(detector.calibration) == (5 if tuned else 19)
     assert ("chose the epoch" if tuned else "cross-conformal") in calibration["scheme"]
-    good = [each.score for each, row in zip(findings, rows, strict=True) if row["label"] == "0"]
+    good = [each.score for each, row in zip(predictions, rows, strict=True) if row["label"] == "0"]
     for wished, entry in calibration["thresholds"].items():
         threshold = detector.threshold(float(wished))
         assert entry["rule"] == threshold.rule and (entry["value"] or np.inf) == pytest.approx(threshold.value)

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from gaussad_pl.data.loading import decoded
 from gaussad_pl.errors import UserError
-from gaussad_pl.inference.detector import BATCH, Detector
+from gaussad_pl.inference.detector import Detector
 from gaussad_pl.inference.exported import open_session
+from gaussad_pl.inference.prediction import BATCH
 from gaussad_pl.inference.sources import image_paths
 from gaussad_pl.model.detection import Detection
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from gaussad_pl.errors import UserError
 from gaussad_pl.files import finite, replacing
 
-FORMAT = 3  # raise it when files of one version cannot be read by another; 2 had no checksum of the header
+FORMAT = 4  # raise it when older versions cannot read the files; 2 had no checksum of the header, 3 other names
 OLDEST = 2
 NAME = "detector.safetensors"
 _KEY = "gaussad_pl"  # of the header among the metadata: it tells our files from others

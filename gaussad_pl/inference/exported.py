@@ -1,4 +1,4 @@
-"""A detector that `gaussad_pl.export` wrote, in ONNX Runtime: the same findings, without PyTorch's model or timm."""
+"""A detector that `gaussad_pl.export` wrote, in ONNX Runtime: the same predictions, without PyTorch's model or timm."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from torch import Tensor
 from gaussad_pl.calibration.conformal import Calibration
 from gaussad_pl.errors import UserError
 from gaussad_pl.inference import seal
-from gaussad_pl.inference.detector import Detector, Finder
+from gaussad_pl.inference.detector import Detector
+from gaussad_pl.inference.prediction import BaseDetector
 from gaussad_pl.inference.seal import is_sealed
 from gaussad_pl.model.detection import Detection
 
@@ -24,12 +25,12 @@ KEYS = ("gaussad_pl", "calibration", "provenance")  # of the metadata: JSON each
 INPUT = "images"
 
 
-def load_detector(path: str | Path, device: str | torch.device = "cpu") -> Finder:
+def load_detector(path: str | Path, device: str | torch.device = "cpu") -> BaseDetector:
     """A detector from the file of a run, its folder, or an exported file, which ends in .onnx."""
     return (ExportedDetector if Path(path).suffix == SUFFIX else Detector).load(path, device)
 
 
-class ExportedDetector(Finder):
+class ExportedDetector(BaseDetector):
     """Scores images by an exported file; `gaussad_pl.inference.detector.Detector` says what it offers."""
 
     def __init__(self, session: Any, metadata: Mapping[str, str]) -> None:

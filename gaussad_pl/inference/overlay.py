@@ -7,7 +7,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from gaussad_pl.inference.detector import Finding
+from gaussad_pl.inference.prediction import Prediction
 
 SIDE = 384  # of each of the two panels in pixels
 LINE = 16  # height of the caption
@@ -19,24 +19,24 @@ COLOURS = np.array(
 )
 
 
-def overlay(pixels: Tensor, finding: Finding, limit: float, name: str) -> Image.Image:
+def overlay(pixels: Tensor, prediction: Prediction, limit: float, name: str) -> Image.Image:
     """The image and, beside it, the same under its anomaly map, with a contour around what is above ``limit``.
 
     Args:
         pixels: ``(3, H, W)`` uint8.
-        finding: what was found, with a map or without.
+        prediction: what was found, with a map or without.
         limit: that hardly any pixel of a good image exceeds; colours end at twice of it, the same in all pictures.
         name: for the caption.
     """
     image = Image.fromarray(pixels.permute(1, 2, 0).numpy()).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-    panels = [image] if finding.map is None else [image, _under_map(image, finding.map, limit)]
+    panels = [image] if prediction.map is None else [image, _under_map(image, prediction.map, limit)]
     picture = Image.new("RGB", (SIDE * len(panels), SIDE + LINE), "white")
     for place, panel in enumerate(panels):
         picture.paste(panel, (place * SIDE, LINE))
-    limits = f"score {finding.score:.2f} (threshold {finding.threshold:.2f})  p = {finding.p_value:.3g}"
-    caption = f"{finding.verdict}  {limits}  {name}"
+    limits = f"score {prediction.score:.2f} (threshold {prediction.threshold:.2f})  p = {prediction.p_value:.3g}"
+    caption = f"{prediction.verdict}  {limits}  {name}"
     caption = caption.encode("ascii", "replace").decode()  # Pillow's own font has no other letters
-    ImageDraw.Draw(picture).text((4, 2), caption, fill="#c8443c" if finding.verdict == "bad" else "#2a7f9e")
+    ImageDraw.Draw(picture).text((4, 2), caption, fill="#c8443c" if prediction.verdict == "bad" else "#2a7f9e")
     return picture
 
 
