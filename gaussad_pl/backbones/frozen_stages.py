@@ -17,13 +17,15 @@ class FrozenStages:
     """A backbone cut behind the last level before which nothing trains, and a memory of what comes before the cut.
 
     Attributes:
+        rest: the backbone without the modules before the cut, of shared parameters.
         cut: number of levels before the cut; 0, and images are remembered, where the backbone cannot be cut because its
             first level trains or because its stages are no mere chain (transformers add the positions in between).
     """
 
     def __init__(self, backbone: Backbone) -> None:
         self.backbone = backbone
-        self.cut, self._rest = 0, backbone
+        self.cut, self.rest = 0, backbone
+        self._front = backbone
         self._memory: dict[Hashable, tuple[Tensor, list[Tensor]]] = {}
         self._free = LIMIT
         probe = torch.zeros(1, 3, backbone.image_size, backbone.image_size, device=backbone.scale.device)
@@ -34,8 +36,18 @@ class FrozenStages:
                 before = next((calls[: i + 1] for i, (_, out) in enumerate(calls) if out is maps[cut - 1]), [])
                 rest = _without(backbone, [module for module, _ in before])
                 if before and _continues(rest, maps, cut):
-                    self.cut, self._rest = cut, rest
+                    self.cut, self.rest = cut, rest
+                    self._front = copy.copy(backbone)
+                    self._front.indices = backbone.indices[:cut]
                     return
+
+    def before(self, images: Tensor) -> list[Tensor]:
+        """The maps before the cut of ``images`` ``(N, 3, H, W)``, uint8; none without a cut."""
+        return self._front(images) if self.cut else []
+
+    def behind(self, rest: Backbone, images: Tensor, before: Sequence[Tensor]) -> list[Tensor]:
+        """All maps of ``images`` whose maps ``before`` the cut are known; ``rest`` is `rest` or a copy of it."""
+        return [*before, *rest.maps(before[-1])[self.cut :]] if self.cut else rest(images)
 
     def __contains__(self, key: Hashable) -> bool:
         return key in self._memory
@@ -53,7 +65,7 @@ class FrozenStages:
     def features(self, key: Hashable) -> list[Tensor]:
         """Pooled features of all levels of a remembered batch, for the present weights: a list of ``(N, C)``."""
         stem, features = self._memory[key]
-        maps = self._rest.maps(stem)[self.cut :] if self.cut else self.backbone(stem)
+        maps = self.rest.maps(stem)[self.cut :] if self.cut else self.backbone(stem)
         return [*features, *pool(maps)]
 
 

@@ -20,8 +20,8 @@ from gaussad_pl.data.base import ImageDataModule
 from gaussad_pl.data.near_duplicates import in_order, near_duplicates
 from gaussad_pl.data.part_features import middle, whitened
 from gaussad_pl.data.splitting import partition
-from gaussad_pl.density.gaussian import SingularCovarianceError
 from gaussad_pl.density.moments import Moments, merge, moments, update_moments
+from gaussad_pl.density.whitening import SingularCovarianceError
 from gaussad_pl.model.anomaly_maps import smooth
 from gaussad_pl.model.detection import Detection
 from gaussad_pl.model.model import GaussianModel, level_distances
@@ -30,7 +30,9 @@ PARTS = 4
 CACHE = 2 * 2**30  # bytes of patches that are kept at most; beyond, the backbone runs anew for each part
 
 
-def calibrate(model: GaussianModel, data: ImageDataModule, cross_fit: bool, fine_tuned: bool) -> Calibration:
+def calibrate(
+    model: GaussianModel, data: ImageDataModule, cross_fit: bool, fine_tuned: bool, every_image: bool = False
+) -> Calibration:
     """Good images as a model scores them that has not seen them.
 
     Args:
@@ -38,10 +40,11 @@ def calibrate(model: GaussianModel, data: ImageDataModule, cross_fit: bool, fine
         data: that it was trained on.
         cross_fit: see `cross_conformal`; otherwise `held_out`.
         fine_tuned: whether training images shaped the features.
+        every_image: the Gaussians were estimated from the held-out images, too.
     """
     if cross_fit:
         try:
-            return cross_conformal(model, data, fine_tuned)
+            return cross_conformal(model, data, fine_tuned, every_image)
         except SingularCovarianceError:  # all images were enough for the Gaussian, a part of them is not
             pass
     return held_out(model, data)
@@ -64,7 +67,9 @@ def held_out(model: GaussianModel, data: ImageDataModule) -> Calibration:
 
 
 @torch.no_grad()
-def cross_conformal(model: GaussianModel, data: ImageDataModule, fine_tuned: bool) -> Calibration:
+def cross_conformal(
+    model: GaussianModel, data: ImageDataModule, fine_tuned: bool, every_image: bool = False
+) -> Calibration:
     """Good images, each scored by Gaussians estimated without the part of the training images it belongs to.
 
     Images that show the same part are in one part of the images: near-duplicates, or what `data.group` says. Where the
@@ -81,7 +86,7 @@ def cross_conformal(model: GaussianModel, data: ImageDataModule, fine_tuned: boo
         SingularCovarianceError: three quarters of the images are too few for a covariance without shrinkage.
     """
     used, unused = data.split
-    images = used + (unused if fine_tuned else [])  # the training images come first
+    images = used + (unused if fine_tuned or every_image else [])  # the training images come first
     plain = _Patches(model, data)
     pooled = [torch.cat(level) for level in zip(*plain.features(images), strict=True)]
     if data.groups_are_given:
@@ -92,7 +97,7 @@ def cross_conformal(model: GaussianModel, data: ImageDataModule, fine_tuned: boo
         groups = np.arange(len(images))
     count = min(PARTS, int(groups.max()) + 1)
     parts = partition(groups, count, data.seed)
-    trained = [[i for i in part if i < len(used)] for part in parts]
+    trained = parts if every_image else [[i for i in part if i < len(used)] for part in parts]
     scored = [[i for i in part if i >= len(used)] for part in parts] if fine_tuned else trained
     sums: list[list[Moments]] = [
         _moments(model, data, [images[i] for i in part], [level[part] for level in pooled]) for part in trained

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,17 @@ from gaussad_pl.data.batches import DrawSampler, Views, view_seed
 from gaussad_pl.data.grouping import AUTO, Grouping, Split, split_images
 from gaussad_pl.data.images import MASK_SIZE
 from gaussad_pl.data.loading import load_images
+from gaussad_pl.data.near_duplicates import in_order
+from gaussad_pl.data.pairs import PairDraw, Pairs, PairSampler, fixed_batches
 from gaussad_pl.data.part_features import Features
 from gaussad_pl.data.samples import Sample, Samples
-from gaussad_pl.data.splitting import Groups, hold_out_count
+from gaussad_pl.data.splitting import Groups, hold_out_count, partition
 from gaussad_pl.distributed import shard, world
 from gaussad_pl.errors import UserError
 
+COPIED = 60  # held-out images of each group of the validation, at least: of fewer, each is copied several times
+MOST_COPIES = 10
+DAMAGED = 64  # images whose damaged copies tell the directions of damage, at most
 HELD_OUT = 500  # images for the validation, at most: they and all copies of them are in memory, and scored each epoch
 
 
@@ -45,6 +50,8 @@ class ImageDataModule(L.LightningDataModule, ABC):
         fold: which part is held out.
         seed: of the folds, the batches and the augmented copies.
         augmentations: name -> strength of the copies in the validation; see `gaussad_pl.augment`.
+        damages: name -> strength of the copies that the loss and the damage weight learn from.
+        pairs: train on pairs of a good image and a damaged copy of it, instead of on views of good images.
         nuisance: arguments of `gaussad_pl.augment.Nuisance`, the changes that keep a good part good.
         light_copies: copies of each image in other light that the Gaussian is estimated from, too. The loss sees the
             same mixture: images pulled towards a Gaussian that has never seen their like teach the wrong thing.
@@ -71,6 +78,8 @@ class ImageDataModule(L.LightningDataModule, ABC):
         fold: int,
         seed: int,
         augmentations: Mapping[str, float],
+        damages: Mapping[str, float],
+        pairs: bool,
         nuisance: Mapping[str, Any],
         light_copies: int,
         moved_copies: int,
@@ -83,6 +92,11 @@ class ImageDataModule(L.LightningDataModule, ABC):
         super().__init__()
         if folds == 1 or folds < 0 or not 0 <= fold < max(folds, 1):
             raise UserError(f"fold={fold} of folds={folds}: expected folds=0 or at least 2, and fold from 0 to folds-1")
+        if pairs and not set(augmentations) - set(damages):
+            raise UserError(
+                f"data.augmentations={', '.join(augmentations)}: all of them are in data.damages, which the loss learns "
+                "from: add one to the validation that is not"
+            )
         if light_copies < 0 or moved_copies < 0:
             raise UserError(f"data.light_copies={light_copies}, data.moved_copies={moved_copies}: expected 0 or more")
         if not 0 <= seed < 2**32:
@@ -93,6 +107,8 @@ class ImageDataModule(L.LightningDataModule, ABC):
         self.fold = fold
         self.seed = seed
         self.augmentations = dict(augmentations)
+        self.damages = dict(damages)
+        self.pairs = pairs
         light, moved = Nuisance(**{**nuisance, "shift": 0, "scale": 0, "rotate": 0}), Nuisance(**nuisance)
         self.views: list[Nuisance | None] = [None, *[light] * light_copies, *[moved] * moved_copies]
         self.batch_size = batch_size
@@ -109,6 +125,11 @@ class ImageDataModule(L.LightningDataModule, ABC):
     def augmentation_names(self) -> list[str]:
         """Names of the groups 1, 2, ... of the validation; group 0 are the good images themselves."""
         return list(self.augmentations)
+
+    @property
+    def unseen_augmentations(self) -> list[str]:
+        """Names of the augmentations of the validation that the loss has not used."""
+        return [name for name in self.augmentations if not (self.pairs and name in self.damages)]
 
     @cached_property
     def samples(self) -> Samples:
@@ -209,18 +230,48 @@ class ImageDataModule(L.LightningDataModule, ABC):
     def validation(self) -> Dataset[dict[str, Tensor]]:
         """Held-out good images (group 0) and a copy of each by each augmentation (groups 1, 2, ...), made once.
 
-        ``mask`` says which pixels of a copy the augmentation changed.
+        ``mask`` says which pixels of a copy the augmentation changed, ``source`` which held-out image it shows.
         """
         if not self.folds:
             raise UserError("no image is held out for validation: set folds=5 (or another number of at least 2)")
         if not self.augmentations:
             raise UserError("the augmented validation has no augmentation: choose augmentation=subtle")
-        normal = self.good_images[self.split[1]]
+        normal = self.good_images[self._validated]
         made = [vicinal_copies(normal, name, strength, self.seed) for name, strength in self.augmentations.items()]
         copies, masks = zip(*made, strict=True)
         groups = torch.arange(len(copies) + 1).repeat_interleave(len(normal))
         unchanged = torch.zeros_like(masks[0])
-        return _stacked(image=torch.cat([normal, *copies]), group=groups, mask=torch.cat([unchanged, *masks]))
+        sources = torch.arange(len(normal)) % len(self.split[1])
+        return _stacked(
+            image=torch.cat([normal, *copies]),
+            group=groups,
+            mask=torch.cat([unchanged, *masks]),
+            source=sources.repeat(len(copies) + 1),
+        )
+
+    @property
+    def _validated(self) -> list[int]:
+        """The held-out images, again and again where they are few: the copies of each are then different ones."""
+        held_out = self.split[1]
+        return held_out * min(MOST_COPIES, -(-COPIED // len(held_out)))
+
+    @cached_property
+    def halves(self) -> list[list[int]]:
+        """Indices of the images of both halves of the training images; images of one group are in one half."""
+        used = self.split[0]
+        groups = in_order(self.groups[used])
+        parts = partition(groups, min(2, int(groups.max()) + 1), self.seed)
+        return [[used[i] for i in part] for part in parts]
+
+    def damage_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        """Pairs of training images and damaged copies, always the same ones: from which the damage is estimated."""
+        drawn = np.random.default_rng([self.seed, 3]).permutation(self.split[0])[:DAMAGED]
+        batches = fixed_batches(drawn.tolist(), len(self.damages), max(1, self.eval_batch_size // 2), self.seed)
+        return self._pair_loader(batches)
+
+    def _pair_loader(self, batches: Iterable[list[PairDraw]]) -> DataLoader[dict[str, Tensor]]:
+        half = {index: number for number, part in enumerate(self.halves) for index in part}
+        return DataLoader(Pairs(self.good_images, self.damages, half), batch_size=None, sampler=batches)
 
     @property
     def _tested_good(self) -> list[int]:
@@ -291,6 +342,9 @@ class ImageDataModule(L.LightningDataModule, ABC):
                 f"{batch_size - batch_size % world() or world()}"
             )
         steps = self.steps_per_epoch or len(used) // batch_size
+        if self.pairs:
+            sampler_of_pairs = PairSampler(self.halves, len(self.damages), batch_size // 2, steps, self.seed)
+            return self._pair_loader(sampler_of_pairs)
         sampler = DrawSampler(used, len(self.views), steps * batch_size, self.seed)
         return DataLoader(Views(self.good_images, self.views), batch_size // world(), sampler=sampler)
 

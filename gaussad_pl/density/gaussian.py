@@ -11,36 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gaussad_pl.density.damage import Damage, damage_whitening
 from gaussad_pl.density.moments import Moments, decay, merge
 from gaussad_pl.density.shrinkage import Covariance, Shrinkage, restrict, shrink, shrinkage
-from gaussad_pl.errors import NumericalError
-
-
-class SingularCovarianceError(NumericalError):
-    """The covariance has no inverse: too few observations for its width, or features that never change."""
-
-
-def whitening(covariance: Tensor) -> Tensor:
-    """W, lower triangular, ``(..., D, D)``, with W^T W the inverse of the covariance.
-
-    Raises:
-        SingularCovarianceError: the covariance is singular to working precision, or not finite.
-    """
-    if not torch.isfinite(covariance).all():
-        raise SingularCovarianceError(
-            f"the covariance of {covariance.shape[-1]} features is not finite: the features have overflowed"
-        )
-    factor, info = torch.linalg.cholesky_ex(covariance)
-    pivots = factor.diagonal(dim1=-2, dim2=-1).square()
-    scale = covariance.diagonal(dim1=-2, dim2=-1).amax(-1, keepdim=True)
-    tolerance = covariance.shape[-1] * torch.finfo(covariance.dtype).eps * scale
-    if info.any() or not (pivots > tolerance).all():
-        raise SingularCovarianceError(
-            f"the covariance of {covariance.shape[-1]} features is singular: give more images than features or "
-            "set model.shrinkage=ledoit_wolf; if that is set already, the images are all the same"
-        )
-    identity = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
-    return torch.linalg.solve_triangular(factor, identity.expand_as(covariance), upper=False)
+from gaussad_pl.density.whitening import SingularCovarianceError, whitening
 
 
 def mahalanobis(x: Tensor, mean: Tensor, whitener: Tensor) -> Tensor:
@@ -55,6 +29,8 @@ class Gaussian(nn.Module):
     """One Gaussian of ``features`` dimensions, or a batch of them; estimated in float64, applied in float32.
 
     The covariance is shrunk as `shrinkage` says and then brought to a structure as `restrict` says.
+
+    With `damage` set before `fit`, distances are damage-weighted, see `gaussad_pl.density.damage`.
 
     Buffers have a fixed shape, so that a state dict always loads: mean ``(*batch, D)``, whitener ``(*batch, D, D)``,
     shrinkage_ (the amount estimated) ``(*batch)`` and count ``()``, which is 0 until the first `fit`.
@@ -75,6 +51,7 @@ class Gaussian(nn.Module):
         super().__init__()
         self.shrinkage = shrinkage
         self.covariance = covariance
+        self.damage: Damage | None = None
         self.register_buffer("mean", torch.zeros(*batch, features))
         self.register_buffer("whitener", torch.eye(features).repeat(*batch, 1, 1))
         self.register_buffer("shrinkage_", torch.zeros(batch))
@@ -102,7 +79,8 @@ class Gaussian(nn.Module):
                 f"a covariance of {m.pivot.shape[-1]} features from {int(m.count)} images is singular without "
                 "shrinkage: set model.shrinkage=ledoit_wolf or give more images"
             )
-        self.whitener.copy_(whitening(restrict(shrink(m.covariance, amount), self.covariance)))
+        covariance = restrict(shrink(m.covariance, amount), self.covariance)
+        self.whitener.copy_(whitening(covariance) if self.damage is None else damage_whitening(covariance, self.damage))
         self.mean.copy_(m.mean)
         self.shrinkage_.copy_(amount)
         self.count.copy_(m.count)

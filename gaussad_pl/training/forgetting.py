@@ -78,7 +78,8 @@ class ForgettingStop(Callback):
             self.level_signals = level_signals(distances, groups, len(names))
             module.choose_levels(self.level_signals)
         scores = found.get("patches", module.model.scores(distances))  # of what is trained
-        record = signal_record(scores, groups, names)
+        unseen: list[str] = trainer.datamodule.unseen_augmentations  # type: ignore[attr-defined]
+        record = signal_record(scores, groups, names, unseen)
         if self._losses:
             record["loss"] = float(all_reduce_sum(torch.stack(self._losses).mean()) / world())
         self._outputs, self._losses = [], []

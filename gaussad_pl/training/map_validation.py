@@ -32,21 +32,26 @@ class MapValidationCollector:
 
     def add(self, batch: Mapping[str, Tensor], maps: Sequence[Tensor], distances: Tensor) -> None:
         """Take in a batch with ``group`` and ``mask``, its feature maps and the pooled distances ``(N, levels)``."""
-        for name, column in (("groups", batch["group"]), ("masks", batch["mask"]), ("distances", distances)):
+        for name, column in (
+            ("groups", batch["group"]),
+            ("masks", batch["mask"]),
+            ("sources", batch["source"]),
+            ("distances", distances),
+        ):
             self._columns[name].append(column.cpu())
-        assert self.model.segmenter is not None
-        for name, head in self.model.segmenter.candidates.items():
+        heads = {} if self.model.segmenter is None else self.model.segmenter.candidates
+        for name, head in heads.items():
             self._grids[name].append(head.grid(maps).cpu())
 
     def validation(self) -> MapValidation:
         """All that was seen, scored with the present weights of the levels."""
-        groups, masks, distances = (gather_rows(torch.cat(parts)) for parts in self._columns.values())
+        groups, masks, sources, distances = (gather_rows(torch.cat(parts)) for parts in self._columns.values())
         count = int((groups == 0).sum())
         drawn = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:IMAGES].sort().values
         rows = torch.cat([(groups == group).nonzero().squeeze(1)[drawn] for group in groups.unique()])
         grids = {name: gather_rows(torch.cat(parts))[rows] for name, parts in self._grids.items()}
         pooled = self.model.scores(distances[rows].to(self.model.level_weights.device).double()).cpu()
-        return MapValidation(groups[rows], masks[rows], pooled, UpsampledMaps(grids))
+        return MapValidation(groups[rows], masks[rows], pooled, UpsampledMaps(grids), sources[drawn])
 
 
 class UpsampledMaps(Mapping[str, Tensor]):
@@ -76,13 +81,23 @@ class MapValidation:
         masks: what the augmentations changed, ``(V, H, W)`` bool.
         pooled: pooled scores, ``(V,)``.
         maps: anomaly maps by each candidate, ``(V, 256, 256)``.
+        sources: number of the held-out image that each of the n images of a group shows, ``(n,)``; None where each shows
+            another one.
     """
 
-    def __init__(self, groups: Tensor, masks: Tensor, pooled: Tensor, maps: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self,
+        groups: Tensor,
+        masks: Tensor,
+        pooled: Tensor,
+        maps: Mapping[str, Tensor],
+        sources: Tensor | None = None,
+    ) -> None:
         self.groups = groups
         self.masks = F.interpolate(masks[:, None].byte(), size=(SIZE, SIZE))[:, 0].bool()
         self.pooled = pooled
         self.maps = maps
+        self.sources = torch.arange(int((groups == 0).sum())) if sources is None else sources
 
     def image_auroc(self, scores: Tensor) -> float:
         """AUROC of good images against copies, mean over augmentations."""
