@@ -161,7 +161,9 @@ def draw(outcome: Outcome, forgetting: ForgettingStop, data: ImageDataModule, mo
     if "levels" in outcome.results:
         found["levels"] = figures.level_bars(outcome.results["levels"])
     if "forgetting" in outcome.results:
-        found["forgetting"] = figures.forgetting_curve(forgetting.history, forgetting.signal, forgetting.best_epoch)
+        found["forgetting"] = figures.forgetting_curve(
+            forgetting.history, forgetting.signal, outcome.results["forgetting"]["epoch_chosen"]
+        )
     if final.has_both_classes:
         scores = {state: each.scores for state, each in outcome.evaluations.items()}
         found["roc"] = figures.roc_curves(scores, final.labels)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 
 import numpy as np
@@ -13,8 +12,7 @@ from scipy.stats import multivariate_normal
 from gaussad_pl.density import damage as damage_module
 from gaussad_pl.density.cluster import ClusterGaussians
 from gaussad_pl.density.damage import Damage, DamageMoment, covered, damage_whitening
-from gaussad_pl.density.gaussian import Gaussian, mahalanobis
-from gaussad_pl.density.moments import moments
+from gaussad_pl.density.gaussian import mahalanobis
 from gaussad_pl.density.union import UnionGaussians, soft_minimum
 from gaussad_pl.density.whitening import whitening
 
@@ -53,17 +51,6 @@ def test_the_whitener_is_lower_triangular_for_a_batch_and_for_damage_of_rank_one
     distances = torch.linalg.vector_norm(whiteners[0], dim=0)  # of a unit step along each feature
     assert float(distances[0]) == pytest.approx(0.5**0.5, rel=1e-3)  # k l / (1 + k l) = 1 / 2
     assert distances[1:].max() < 0.05  # no damage shows there
-
-
-def test_a_gaussian_with_damage_weighs_its_distances() -> None:
-    gaussian = Gaussian(D, "none").double()
-    gaussian.damage = Damage(MOMENT, 0.3)
-    gaussian.fit(moments(X))
-    expected = damage_whitening(moments(X).covariance, Damage(MOMENT, 0.3))
-    torch.testing.assert_close(gaussian.whitener, expected)
-    twin = copy.deepcopy(gaussian)
-    twin.fit(moments(X[:100]))
-    assert twin.damage is not None and not torch.equal(twin.whitener, gaussian.whitener)
 
 
 def test_the_moment_of_damage_is_that_of_all_batches_together() -> None:

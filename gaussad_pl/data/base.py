@@ -94,8 +94,8 @@ class ImageDataModule(L.LightningDataModule, ABC):
             raise UserError(f"fold={fold} of folds={folds}: expected folds=0 or at least 2, and fold from 0 to folds-1")
         if pairs and not set(augmentations) - set(damages):
             raise UserError(
-                f"data.augmentations={', '.join(augmentations)}: all of them are in data.damages, which the loss learns "
-                "from: add one to the validation that is not"
+                f"data.augmentations={', '.join(augmentations)}: all of them are in data.damages, which the loss uses: "
+                "add one that is not"
             )
         if light_copies < 0 or moved_copies < 0:
             raise UserError(f"data.light_copies={light_copies}, data.moved_copies={moved_copies}: expected 0 or more")

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gaussad_pl.density.damage import Damage, damage_whitening
 from gaussad_pl.density.moments import Moments, decay, merge
 from gaussad_pl.density.shrinkage import Covariance, Shrinkage, restrict, shrink, shrinkage
 from gaussad_pl.density.whitening import SingularCovarianceError, whitening
@@ -29,8 +28,6 @@ class Gaussian(nn.Module):
     """One Gaussian of ``features`` dimensions, or a batch of them; estimated in float64, applied in float32.
 
     The covariance is shrunk as `shrinkage` says and then brought to a structure as `restrict` says.
-
-    With `damage` set before `fit`, distances are damage-weighted, see `gaussad_pl.density.damage`.
 
     Buffers have a fixed shape, so that a state dict always loads: mean ``(*batch, D)``, whitener ``(*batch, D, D)``,
     shrinkage_ (the amount estimated) ``(*batch)`` and count ``()``, which is 0 until the first `fit`.
@@ -51,7 +48,6 @@ class Gaussian(nn.Module):
         super().__init__()
         self.shrinkage = shrinkage
         self.covariance = covariance
-        self.damage: Damage | None = None
         self.register_buffer("mean", torch.zeros(*batch, features))
         self.register_buffer("whitener", torch.eye(features).repeat(*batch, 1, 1))
         self.register_buffer("shrinkage_", torch.zeros(batch))
@@ -79,8 +75,7 @@ class Gaussian(nn.Module):
                 f"a covariance of {m.pivot.shape[-1]} features from {int(m.count)} images is singular without "
                 "shrinkage: set model.shrinkage=ledoit_wolf or give more images"
             )
-        covariance = restrict(shrink(m.covariance, amount), self.covariance)
-        self.whitener.copy_(whitening(covariance) if self.damage is None else damage_whitening(covariance, self.damage))
+        self.whitener.copy_(whitening(restrict(shrink(m.covariance, amount), self.covariance)))
         self.mean.copy_(m.mean)
         self.shrinkage_.copy_(amount)
         self.count.copy_(m.count)

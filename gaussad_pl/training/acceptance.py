@@ -42,11 +42,13 @@ class Gain:
     """The gain of a network over the frozen one, image AUROC plus pixel AUROC within copies.
 
     Attributes:
-        share: of the tuned weights.
+        epoch: of the tuned weights.
+        share: of the tuned weights in the network.
         mean: in units of AUROC.
         probability: that it is above 0, over draws of held-out images.
     """
 
+    epoch: int
     share: float
     mean: float
     probability: float
@@ -75,13 +77,13 @@ def judge_network(model: GaussianModel, validation: MapValidation, unseen: Seque
     return Judgement(torch.stack(order), torch.stack(pixels).double())
 
 
-def gain(frozen: Judgement, tuned: Judgement, sources: Tensor, share: float, seed: int = 0) -> Gain:
+def gain(frozen: Judgement, tuned: Judgement, sources: Tensor, epoch: int, share: float, seed: int = 0) -> Gain:
     """Compare two networks on the same images, with a bootstrap over held-out images.
 
     Args:
         frozen, tuned: judgements of n images in the same order.
         sources: number of the held-out image that each of the n shows, ``(n,)``: copies of one are drawn together.
-        share: see `Gain`.
+        epoch, share: see `Gain`.
         seed: of the draws.
     """
     _, sources = sources.unique(return_inverse=True)
@@ -97,7 +99,7 @@ def gain(frozen: Judgement, tuned: Judgement, sources: Tensor, share: float, see
     groups = [(row[k], weights[:, k]) for row, k in zip(pixels, known, strict=True) if k.any()]
     means = [w @ values / w.sum(1).clamp(min=1e-12) for values, w in groups]
     total = images + (torch.stack(means).mean(0) if means else 0)
-    return Gain(share, float(total[0]), float((total[1:] > 0).double().mean()))
+    return Gain(epoch, share, float(total[0]), float((total[1:] > 0).double().mean()))
 
 
 def _pixel_auroc(maps: Tensor | None, masks: Tensor, row: int) -> float:

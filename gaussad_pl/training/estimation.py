@@ -185,29 +185,22 @@ class EstimatingModule(L.LightningModule):
 
     @torch.no_grad()
     def estimate_damage(self, pairs: Iterable[Batch]) -> None:
-        """Estimate the damage that the next estimates weigh their distances by, from batches of pairs.
+        """Estimate the damage that the next estimate of patches weighs their distances by, from batches of pairs.
 
         Args:
             pairs: see `gaussad_pl.data.pairs.Pairs`.
         """
-        if self.damage_weight is None:
+        if self.damage_weight is None or self.model.segmenter is None:
             return
-        pooled = [DamageMoment(len(gaussian.mean)) for gaussian in self.model.gaussians]
-        heads = {} if self.model.segmenter is None else self.model.segmenter.candidates
-        patches = {name: DamageMoment(head.features) for name, head in heads.items()}
+        heads = self.model.segmenter.candidates
+        moments_of = {name: DamageMoment(head.features) for name, head in heads.items()}
         for pair in pairs:
             maps = self.model.backbone(torch.cat([pair["image"], pair["copy"]]).to(self.device))
-            for moment, level in zip(pooled, pool(maps), strict=True):
-                good, damaged = level.chunk(2)
-                moment.update(damaged - good)
             for name, head in heads.items():
                 good, damaged = head.patches(maps).chunk(2)
-                inside = covered(pair["mask"].to(self.device), head.side)
-                patches[name].update((damaged - good)[inside])
-        for gaussian, moment in zip(self.model.gaussians, pooled, strict=True):
-            gaussian.damage = Damage(moment.moment(), self.damage_weight)
+                moments_of[name].update((damaged - good)[covered(pair["mask"].to(self.device), head.side)])
         for name, head in heads.items():
-            head.gaussians.damage = Damage(patches[name].moment(), self.damage_weight)
+            head.gaussians.damage = Damage(moments_of[name].moment(), self.damage_weight)
 
     def estimate_everything(self, data: ImageDataModule, images: Sequence[int] | None = None) -> None:
         """Estimate damage and Gaussians, pooled ones and those of patches, for the current weights.
@@ -247,7 +240,7 @@ class EstimatingModule(L.LightningModule):
         patches = self.model.segmenter is not None and (first or (self.patch_target is not None and self.refit))
         if self.refit or first:
             data: ImageDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
-            if first:
+            if patches:
                 self.estimate_damage(data.damage_dataloader())
             self.estimate(data.reference_dataloader(), patches)
             if first and self.patch_target is not None:

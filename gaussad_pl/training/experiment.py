@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from gaussad_pl.data.base import ImageDataModule
 from gaussad_pl.errors import NumericalError
 from gaussad_pl.results.evaluation import Evaluation
-from gaussad_pl.training.acceptance import CONFIDENCE, SHARES, Judgement, gain, judge_network
+from gaussad_pl.training.acceptance import CONFIDENCE, SHARES, Gain, Judgement, gain, judge_network
 from gaussad_pl.training.checkpoints import resumable
 from gaussad_pl.training.forgetting import ForgettingStop
 from gaussad_pl.training.levels import all_levels
@@ -32,11 +33,13 @@ class Outcome:
         results: what metrics.json says of it.
         evaluations: the test set as each state scores it, by the name of the state; the last one is final.
         fine_tuned: the final state is the fine-tuned one.
+        chosen: the epoch and the share of its weights that were accepted; None without an acceptance.
     """
 
     results: dict[str, Any] = field(default_factory=dict)
     evaluations: dict[str, Evaluation] = field(default_factory=dict)
     fine_tuned: bool = False
+    chosen: Gain | None = None
 
     @property
     def final(self) -> Evaluation:
@@ -131,7 +134,7 @@ def fine_tune_module(
 
 
 def judge(module: GaussianAD, data: ImageDataModule) -> Judgement:
-    """Judge the network as the augmented validation was last scored, by the augmentations that the loss has not used."""
+    """Judge the network by the last validation, on the augmentations that the loss has not used."""
     assert module.validation is not None
     groups = [i for i, name in enumerate(data.augmentation_names, start=1) if name in data.unseen_augmentations]
     return judge_network(module.model, module.validation, groups)
@@ -153,31 +156,34 @@ def accept(
         frozen: `GaussianAD.snapshot` of the frozen state.
         reference: of the frozen state.
     """
-    if forgetting.best_epoch == 0 or not module.refit:
+    if not module.refit:
         return forgetting.best_epoch > 0
-    tuned = module.trained_weights()
-    start = {name: frozen[f"backbone.{name}"] for name in tuned}
-    gains, best, state, segmentation = [], None, frozen, None
-    for share in SHARES:
+    candidates = {forgetting.best_epoch: module.trained_weights(), len(forgetting.history) - 1: forgetting.last}
+    start = {name: frozen[f"backbone.{name}"] for name in module.trained_weights()}
+    gains, best, state, segmentation, failure = [], None, frozen, None, ""
+    for (epoch, tuned), share in product(candidates.items(), SHARES):
+        if epoch == 0 or not tuned:
+            continue
         module.load_weights({name: torch.lerp(start[name], tuned[name], share) for name in tuned})
         try:
             module.estimate_everything(data)
             chosen = module.validate_choices(data)
         except NumericalError as error:
-            log.warning("%d %% of the tuned weights: %s", 100 * share, error)
+            log.warning("epoch %d, %d %% of its weights: %s", epoch, 100 * share, error)
+            failure = f"the fine-tuned network has no Gaussians: {error}"
             continue
         assert module.validation is not None
-        found = gain(reference, judge(module, data), module.validation.sources, share)
+        found = gain(reference, judge(module, data), module.validation.sources, epoch, share)
         gains.append(found)
         if best is None or found.mean > best.mean:
             best, state, segmentation = found, module.snapshot(everything=True), chosen
     outcome.results["acceptance"] = [asdict(found) for found in gains]
     if best is None:
-        forgetting.collapse = "the fine-tuned network has no Gaussians"
-        return False
-    if best.mean <= 0 or best.probability < CONFIDENCE:
+        forgetting.collapse = forgetting.collapse or failure
+    if best is None or best.mean <= 0 or best.probability < CONFIDENCE:
         return False
     module.restore(state)
+    outcome.chosen = best
     if segmentation is not None:
         outcome.results["segmentation"]["worth_finetuned"] = segmentation["worth"]
     return True
@@ -218,10 +224,13 @@ def level_rule(module: GaussianAD) -> Callable[..., Tensor]:
 
 def fine_tuning_results(forgetting: ForgettingStop, outcome: Outcome) -> dict[str, Any]:
     """The metrics after fine-tuning, and how its epoch was chosen."""
-    used = outcome.fine_tuned
+    used, chosen = outcome.fine_tuned, outcome.chosen
+    epoch, how = forgetting.best_epoch, f"by the signal {forgetting.signal}"
+    if chosen is not None:
+        epoch = chosen.epoch
+        how = f"with {chosen.share:.0%} of its weights, by a gain with probability {chosen.probability:.2f}"
     selection = (
-        f"epoch {forgetting.best_epoch} of {forgetting.history[-1]['epoch']} by the signal {forgetting.signal} "
-        "on held-out good images and augmented copies of them"
+        f"epoch {epoch} of {forgetting.history[-1]['epoch']} {how} on held-out good images and augmented copies of them"
     )
     return {
         "finetuned": {
@@ -230,7 +239,7 @@ def fine_tuning_results(forgetting: ForgettingStop, outcome: Outcome) -> dict[st
         },
         "forgetting": {
             "signal": forgetting.signal,
-            "epoch_chosen": forgetting.best_epoch,
+            "epoch_chosen": epoch,
             "fine_tuning_used": used,
             **({"collapse": forgetting.collapse} if forgetting.collapse else {}),
             "history": forgetting.history,

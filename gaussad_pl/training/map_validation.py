@@ -81,8 +81,7 @@ class MapValidation:
         masks: what the augmentations changed, ``(V, H, W)`` bool.
         pooled: pooled scores, ``(V,)``.
         maps: anomaly maps by each candidate, ``(V, 256, 256)``.
-        sources: number of the held-out image that each of the n images of a group shows, ``(n,)``; None where each shows
-            another one.
+        sources: number of the held-out image that each of the n images of a group shows, ``(n,)``; None if all differ.
     """
 
     def __init__(
