@@ -235,7 +235,7 @@ def weights(path: Path, kind: str) -> None:
         path.write_text("no weights at all\n")
 
 
-@pytest.mark.parametrize(("kind", "expected"), [("nan", "not finite"), ("text", "holds something else than tensors")])
+@pytest.mark.parametrize(("kind", "expected"), [("nan", "not finite"), ("text", "does not contain a dict of tensors")])
 def test_a_file_that_holds_no_weights_is_one_line_and_leaves_no_folder(
     kind: str, expected: str, parts: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
