@@ -119,9 +119,9 @@ def test_pictures_keep_the_proportions_of_the_image(detector: Detector, tmp_path
         ("/detect", bytes(2000), 413, "larger than"),
         ("/threshold?fpr=2", None, 400, "between 0 and 1"),
         ("/threshold?fpr=x", None, 400, "a number"),
-        ("/nowhere", None, 404, "nothing here"),
-        ("/nowhere", b"x", 404, "nothing here"),
-        ("/../demo.py", None, 404, "nothing here"),
+        ("/nowhere", None, 404, "does not exist"),
+        ("/nowhere", b"x", 404, "does not exist"),
+        ("/../demo.py", None, 404, "does not exist"),
     ],
 )
 def test_mistakes_get_a_clear_answer(

@@ -194,9 +194,9 @@ def test_no_file_or_another_is_one_clear_line(file: Path, tmp_path: Path) -> Non
     save_file({"a": torch.zeros(3)}, other, metadata={"format": "pt"})
     torch.save({}, ckpt)
     wanted = {
-        tmp_path / "missing": "does not exist", tmp_path / "..": "does not exist", empty: "damaged or no detector",
-        folder: "does not exist", folder / artefact.NAME: "does not exist", text: "damaged or no detector",
-        other: "but no detector", ckpt: "checkpoint of the training",
+        tmp_path / "missing": "does not exist", tmp_path / "..": "does not exist", empty: "damaged or not a detector",
+        folder: "does not exist", folder / artefact.NAME: "does not exist", text: "damaged or not a detector",
+        other: "but not a detector", ckpt: "is a training checkpoint",
     }  # fmt: skip
     for path, expected in wanted.items():
         with pytest.raises(UserError, match=expected) as error:
@@ -215,7 +215,7 @@ def test_a_flipped_bit_is_one_clear_line(file: Path) -> None:
     content = bytearray(file.read_bytes())
     content[-100] ^= 1
     file.write_bytes(content)
-    with pytest.raises(UserError, match="is damaged .its checksum"):
+    with pytest.raises(UserError, match="is damaged .checksum"):
         Detector.load(file)
 
 
@@ -244,7 +244,7 @@ def test_a_file_of_the_format_before_still_loads(file: Path) -> None:
 @pytest.mark.parametrize("changes", [{"provenance": None}, {"calibration": 3}, {"calibration": {}}, {"model": []}])
 def test_a_header_of_the_wrong_form_is_one_clear_line(changes: dict[str, Any], file: Path) -> None:
     altered(file, format=2, **changes)
-    with pytest.raises(UserError, match="does not fit this gaussad_pl"):
+    with pytest.raises(UserError, match="is incompatible with this version"):
         Detector.load(file)
 
 
@@ -252,7 +252,7 @@ def test_weights_that_are_no_numbers_are_one_clear_line(detector: Detector, tmp_
     spoilt = copy.deepcopy(detector)
     next(spoilt.model.parameters()).data.fill_(math.nan)
     spoilt.save(tmp_path / "nan.safetensors")
-    with pytest.raises(UserError, match="holds NaN; train it again"):
+    with pytest.raises(UserError, match="contains NaN.: train it again"):
         Detector.load(tmp_path / "nan.safetensors")
 
 
@@ -264,16 +264,16 @@ def altered(file: Path, **changes: Any) -> None:
 
 def test_a_newer_older_or_unfitting_file_is_one_clear_line(file: Path) -> None:
     altered(file, format=1, version="0.0.1")
-    with pytest.raises(UserError, match="older gaussad_pl, 0.0.1: train it again"):
+    with pytest.raises(UserError, match=r"older gaussad_pl \(0.0.1, .*train it again"):
         Detector.load(file)
     altered(file, format=99, version="7.0")
     with pytest.raises(UserError, match=r"newer gaussad_pl \(7.0, format 99"):
         Detector.load(file)
     altered(file, format=2, model={"backbone": {"name": "no_such_net", "image_size": 64}, "segmentation": None})
-    with pytest.raises(UserError, match="does not fit this gaussad_pl .*no_such_net"):
+    with pytest.raises(UserError, match="is incompatible with this version .*no_such_net"):
         Detector.load(file)
     altered(file, model={})
-    with pytest.raises(UserError, match="does not fit this gaussad_pl"):
+    with pytest.raises(UserError, match="is incompatible with this version"):
         Detector.load(file)
 
 
@@ -326,8 +326,8 @@ def test_grey_arrays_are_what_the_file_of_them_is(mode: str, detector: Detector,
     ("thing", "message"),
     [
         (np.zeros((2, 3, 4, 5, 6), np.uint8), "shape"), (np.zeros((9, 9, 7), np.uint8), "shape"),
-        (np.zeros((9, 9), bool), "type bool"), (np.full((9, 9), -1), "values from -1"), (42, "no image: int"),
-        ([None], "no image: NoneType"), ("missing.png", "cannot read missing.png"),
+        (np.zeros((9, 9), bool), "type bool"), (np.full((9, 9), -1), "values from -1"), (42, "not an image: int"),
+        ([None], "not an image: NoneType"), ("missing.png", "cannot read missing.png"),
         (np.zeros((0, 4), np.uint8), "shape"),
     ],
 )  # fmt: skip
@@ -423,7 +423,7 @@ def test_at_wish_and_where_parts_are_too_few_the_held_out_images_calibrate(
         expected = module(data.good_images[data.split[1]]).scores.sort().values
     tuned = calibrate(module.model, data, cross_fit=False, fine_tuned=True)
     torch.testing.assert_close(tuned.scores, expected, rtol=1e-6, atol=1e-6)
-    assert "held-out images" in tuned.scheme and "chose the epoch" in tuned.scheme
+    assert "held-out images" in tuned.scheme and "choose the epoch" in tuned.scheme
 
     def singular(*_: object) -> None:
         raise SingularCovarianceError("too few")

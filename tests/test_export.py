@@ -236,7 +236,7 @@ def test_every_output_is_compared(place: int, name: str, value: float, clusters:
     expected, found = found_by(clusters)
     assert "72 of 72 verdicts" in compare(clusters, expected, found)
     found[place][5] *= value
-    with pytest.raises(UserError, match=f"disagrees with PyTorch: (other )?{name}"):
+    with pytest.raises(UserError, match=f"disagrees with PyTorch: {name}"):
         compare(clusters, expected, found)
 
 
@@ -303,13 +303,13 @@ def test_a_damaged_foreign_or_newer_file_is_one_clear_line(model: bytes, tmp_pat
     foreign = onnx.load_model_from_string(model)
     del foreign.metadata_props[:]
     path.write_bytes(foreign.SerializeToString())
-    with pytest.raises(UserError, match="no detector"):
+    with pytest.raises(UserError, match="not a detector"):
         load_detector(path)
     newer = onnx.load_model_from_string(model)
     entry = next(entry for entry in newer.metadata_props if entry.key == KEYS[0])
     entry.value = json.dumps({**json.loads(entry.value), "format": 99})
     path.write_bytes(newer.SerializeToString())
-    with pytest.raises(UserError, match="was changed"):
+    with pytest.raises(UserError, match="was modified"):
         load_detector(path)
     del newer.metadata_props[-1]
     path.write_bytes(sealed(newer.SerializeToString()))
@@ -342,7 +342,7 @@ def test_broken_empty_or_foreign_metadata_are_one_clear_line(
     if (key, value) in (("provenance", "{}"), ("provenance", "[]")) or (key == "provenance" and value[:2] == '{"'):
         load_detector(path)  # nothing is computed from it
         return
-    with pytest.raises(UserError, match="no detector that this gaussad_pl can read") as caught:
+    with pytest.raises(UserError, match="not a detector that this gaussad_pl can read") as caught:
         load_detector(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 

@@ -138,7 +138,7 @@ def test_predictions_are_not_overwritten_without_being_told(ckpt: Path, images: 
     assert run(*arguments) == 0
     before = (images.parent / "out/predictions.csv").read_bytes()
     text = str(run(*arguments, "fpr=0.5"))
-    assert "exists already" in text and "overwrite=true" in text and "\n" not in text
+    assert "already exists" in text and "overwrite=true" in text and "\n" not in text
     assert (images.parent / "out/predictions.csv").read_bytes() == before
     (images / "0.png").unlink()
     assert run(*arguments, "overwrite=true") == 0
@@ -159,7 +159,7 @@ def test_images_unlike_the_calibration_ones_are_warned_of(
 
 def test_too_few_calibration_images_are_warned_of(ckpt: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(f"ckpt={ckpt}", f"source={images}", f"out={images.parent / 'out'}") == 0
-    assert "WARNING: fpr=0.01 needs 99 calibration images for a guarantee and there are 60" in capsys.readouterr().out
+    assert "WARNING: fpr=0.01 needs 99 calibration images for a guarantee, but there are 60" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_too_few_calibration_images_are_warned_of(ckpt: Path, images: Path, caps
     [
         (["fpr=0"], "fpr=0.0: expected a false-alarm rate"), (["batch_size=0"], "batch_size=0"),
         (["device=tpu"], "device=tpu: expected cpu, cuda or auto"), (["ckpt=/nowhere"], "/nowhere does not exist"),
-        (["source=/nowhere"], "source=/nowhere does not exist"), (["source=/nowhere/*.png"], "no images there"),
+        (["source=/nowhere"], "source=/nowhere does not exist"), (["source=/nowhere/*.png"], "has no images"),
         (["sorce=a"], "sorce: there is no such setting; did you mean source?"), (["a.png"], "expected key=value"),
     ],
 )  # fmt: skip

@@ -133,10 +133,10 @@ def test_a_run_leaves_a_calibrated_detector_that_scores_as_it_did(finished: Path
     assert detector.calibration.scheme == calibration["scheme"]
     tuned = found["forgetting"]["fine_tuning_used"]
     assert calibration["images"] == len(detector.calibration) == (5 if tuned else 19)
-    assert ("chose the epoch" if tuned else "cross-conformal") in calibration["scheme"]
+    assert ("choose the epoch" if tuned else "cross-conformal") in calibration["scheme"]
     good = [each.score for each, row in zip(predictions, rows, strict=True) if row["label"] == "0"]
-    for wished, entry in calibration["thresholds"].items():
-        threshold = detector.threshold(float(wished))
+    for target, entry in calibration["thresholds"].items():
+        threshold = detector.threshold(float(target))
         assert entry["rule"] == threshold.rule and (entry["value"] or np.inf) == pytest.approx(threshold.value)
         assert entry["observed"] == pytest.approx(np.mean(np.array(good) > threshold.value))
     assert detector.provenance["seed"] == 0 and detector.provenance["config"]["data"]["name"] == "screw"
@@ -272,7 +272,7 @@ def test_a_sweep_leaves_one_run_and_one_offline_wandb_run_a_job(parts: Path, tmp
     [
         (["+category=srew"], "Could not find 'category/srew'"),
         (["backbone=resnet1"], "Could not find 'backbone/resnet1'"),
-        ([], "no category chosen: add for example +category=screw"),
+        ([], "no category chosen: add one, for example +category=screw"),
         (["+category=screw", "data.root=/nowhere"], "/nowhere"),
         (["+category=screw", "backbone.levels=[12]"], "levels=[12]"),
         (["+category=screw", "backbone.weights=missing.pth"], "missing.pth"),
@@ -285,7 +285,7 @@ def test_a_sweep_leaves_one_run_and_one_offline_wandb_run_a_job(parts: Path, tmp
         (["+category=screw", "trainer.precision=16-true"], "expected 32-true, 16-mixed or bf16-mixed"),
         (["+category=screw", "data=folder"], "data.category: there is no such setting; leave it out"),
         (["backbone=50"], "takes a name, as in logger=csv"),
-        (["data.root=/a=b"], """data.root=/a=b: not understood"""),
+        (["data.root=/a=b"], """data.root=/a=b: cannot be parsed"""),
         (["data=demo", "data.category=cable", "data.root=unused"], "cable"),
     ],
 )
