@@ -21,8 +21,9 @@ kind, count, width = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 torch.set_num_threads(1)
 from gaussad_pl.cli.hydra_command import keep_freed_memory
 from gaussad_pl.density.cluster import ClusterGaussians
-from gaussad_pl.density.patches import PositionGaussians
-from gaussad_pl.density.gaussian import Gaussian, moments, update_moments
+from gaussad_pl.density.position import PositionGaussians
+from gaussad_pl.density.gaussian import Gaussian
+from gaussad_pl.density.moments import moments, update_moments
 keep_freed_memory()
 batch = 32
 x = torch.randn(batch, 196, width) if kind != "pooled" else torch.randn(batch, width)
