@@ -173,7 +173,7 @@ def test_the_paired_test_says_when_it_can_say_nothing() -> None:
     assert paired_test([0.0, 0.0, 1e-12]).verdict == "all differences are zero"
     few = paired_test([0.01, 0.02, 0.03, 0.04, 0.05])
     assert few.p == pytest.approx(2 / 2**5) == pytest.approx(few.smallest_p)  # the least that five pairs can give
-    assert "n = 5 categories: too few for any significance (p ≥ 0.062" in few.verdict
+    assert "n = 5 categories: too few for significance (p ≥ 0.062" in few.verdict
     assert "n = 3 categories, of which 1 differ: too few" in paired_test([0.01, 0.0, 0.0]).verdict
     assert paired_test([0.01 * i for i in range(1, 7)]).smallest_p < 0.05
 
@@ -400,7 +400,7 @@ def test_page_and_markdown_say_where_numbers_come_from(sweep: Path, monkeypatch:
         text = (sweep / name).read_text().replace("\\", "")
         for expected in (
             "python -m gaussad_pl.train +category=tile seed=1", "2.14.1", "tf_efficientnet_lite0.in1k", "bundled",
-            "fine-tuning not used", "levels weighted by top_k", "tile-resnet18-1", "too few for any significance",
+            "fine-tuning not used", "levels weighted by top_k", "tile-resnet18-1", "too few for significance",
         ):  # fmt: skip
             assert expected in text, (name, expected)
 

@@ -106,7 +106,7 @@ def test_resuming_finds_the_newest_folder_of_the_same_line(tmp_path: Path, caplo
     os.utime(tmp_path / "same", (10, 10))
     assert folder_of(new, False, ["seed=0,1"]) == new
     assert folder_of(new, True, ["resume=true", "seed=0,1"]) == str(tmp_path / "same")
-    assert folder_of(new, True, ["resume=true", "seed=7"]) == new and "a new start" in caplog.text
+    assert folder_of(new, True, ["resume=true", "seed=7"]) == new and "starting afresh" in caplog.text
     (tmp_path / "run" / ".hydra").mkdir(parents=True)
     OmegaConf.save(["seed=7"], tmp_path / "run" / ".hydra" / "overrides.yaml")  # as a single run leaves them
     assert folder_of(new, True, ["resume=true", "seed=7"]) == str(tmp_path / "run")
@@ -274,7 +274,7 @@ def test_a_missing_extra_is_named(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(launching, "_missing", lambda package: True)
     text = message(capsys, monkeypatch, *line(parts, "seed=0,1", f"hydra/launcher={choice}"))
-    assert text == f"error: hydra/launcher={choice} is an extra: pip install 'gaussad_pl[{extra}]'"
+    assert text == f"error: hydra/launcher={choice} is an optional extra: pip install 'gaussad_pl[{extra}]'"
 
 
 def test_a_killed_sweep_resumes_without_being_told_where(parts: Path, tmp_path: Path) -> None:
