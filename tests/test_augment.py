@@ -60,7 +60,7 @@ def test_is_pure(name: str) -> None:
 
 
 @everyone
-@pytest.mark.parametrize("size", [(32, 32), (33, 47), (300, 40), (512, 512)])
+@pytest.mark.parametrize("size", [(32, 32), (33, 47), (300, 40), pytest.param((512, 512), marks=pytest.mark.slow)])
 @pytest.mark.parametrize("strength", [0.001, 0.3, 1.0])
 def test_any_size(name: str, size: tuple[int, int], strength: float) -> None:
     for seed in range(3):

@@ -52,6 +52,7 @@ def test_the_report_names_what_forgetting_would_have_cost(tmp_path: Path) -> Non
     assert len(list(tmp_path.glob("*.png"))) == 3
 
 
+@pytest.mark.slow
 def test_a_job_runs_on_through_forgetting(parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Regret can only be measured against epochs that were trained, however bad the signals were."""
     values = iter(range(100))
@@ -68,6 +69,7 @@ def test_a_job_runs_on_through_forgetting(parts: Path, monkeypatch: pytest.Monke
     assert judge(found["history"], "paired/elastic", patience=3)[1]  # the default would have stopped it
 
 
+@pytest.mark.slow
 def test_the_benchmark_runs_and_goes_on_where_it_was_interrupted(
     parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,6 +96,7 @@ def test_the_benchmark_runs_and_goes_on_where_it_was_interrupted(
     assert files[0].is_file() and [file.stat().st_mtime_ns for file in files[1:]] == before
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_the_maps_tells_each_form_and_the_peers(
     parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
