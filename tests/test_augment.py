@@ -109,6 +109,7 @@ def test_area_grows_with_strength(name: str) -> None:
     assert subtle < 0.5 * strong
 
 
+@pytest.mark.slow
 def test_size_of_defects_scales_with_the_image() -> None:
     for name in LOCAL:
         small, large = (np.mean([call(name, 1.0, s, (n, n))[2].mean() for s in range(30)]) for n in (64, 192))

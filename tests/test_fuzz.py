@@ -190,6 +190,7 @@ def test_rows_of_a_prediction_that_is_resumed(name: str, ckpt: Path, tmp_path: P
     assert refused > COUNT / 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["metrics.json", "config.yaml", "scores.csv", ".hydra/hydra.yaml"])
 def test_files_that_the_report_reads(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """No number in them has a checksum, so the demand is a report without an error."""

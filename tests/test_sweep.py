@@ -244,6 +244,7 @@ def test_a_failed_job_is_named_and_resuming_runs_only_that_one(
     assert not error.exists() and screw.stat().st_mtime_ns == written
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "expected"),
     [
@@ -392,6 +393,7 @@ def test_a_search_may_not_vary_what_it_is_judged_by(lines: list[str], changed: s
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "lines",
     [
