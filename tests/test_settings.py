@@ -130,6 +130,7 @@ GROUPS = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", [(group, name) for group in GROUPS for name in names(group) if name != "base"])
 def test_every_file_of_conf_passes(choice: tuple[str, str]) -> None:
     group, name = choice
