@@ -82,6 +82,7 @@ def test_bundled_weights_are_those_of_the_wheel_in_timm_s_model() -> None:
     assert all(torch.equal(a, b) for a, b in zip(tensors, ours, strict=False))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("i", [0, 1, 2])
 def test_bundled_weights_know_what_a_screw_is(i: int, real_data: Path) -> None:
     """A wrong order of tensors or a wrong normalisation would not classify anything."""

@@ -64,6 +64,7 @@ def test_scripts_for_other_processes_import_names_that_exist(script: str) -> Non
             assert not [alias.name for alias in node.names if not hasattr(module, alias.name)], node.module
 
 
+@pytest.mark.slow
 def test_a_job_runs_on_through_forgetting(parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Regret can only be measured against epochs that were trained, however bad the signals were."""
     values = iter(range(100))
@@ -80,6 +81,7 @@ def test_a_job_runs_on_through_forgetting(parts: Path, monkeypatch: pytest.Monke
     assert judge(found["history"], "paired/elastic", patience=3)[1]  # the default would have stopped it
 
 
+@pytest.mark.slow
 def test_the_benchmark_runs_and_goes_on_where_it_was_interrupted(
     parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -106,6 +108,7 @@ def test_the_benchmark_runs_and_goes_on_where_it_was_interrupted(
     assert files[0].is_file() and [file.stat().st_mtime_ns for file in files[1:]] == before
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_the_maps_tells_each_form_and_the_peers(
     parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

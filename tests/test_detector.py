@@ -7,6 +7,7 @@ import json
 import math
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,18 @@ TRAINING = (
 )  # fmt: skip
 
 
-def trained(weights: list[float] | None = None, combine: str = "both", form: str | None = "clusters") -> GaussianAD:
-    """A model as it is at the end of a run."""
+@cache
+def estimated(combine: str, form: str | None) -> GaussianAD:
     torch.manual_seed(0)
     settings = {"form": form, "map_levels": [1, 2], "combine": combine, "clusters": 3}
     module = GaussianAD(TINY, segmentation=settings if form else None).eval()
     module.estimate([{"image": IMAGES, "view": torch.zeros(24)}], patches=form is not None)  # type: ignore[arg-type]
+    return module
+
+
+def trained(weights: list[float] | None = None, combine: str = "both", form: str | None = "clusters") -> GaussianAD:
+    """A model as it is at the end of a run."""
+    module = copy.deepcopy(estimated(combine, form))
     if form:
         module.segmenter.centre.copy_(torch.tensor([5.0, 7.0]))
         module.segmenter.spread.copy_(torch.tensor([2.0, 3.0]))
@@ -81,7 +88,7 @@ def file(detector: Detector, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("combine", ["both", "map", "pooled"])
 @pytest.mark.parametrize("form", ["clusters", "position", "shared", None])
-@pytest.mark.parametrize("deepest", [1, 3, -1])
+@pytest.mark.parametrize("deepest", [3, *(pytest.param(each, marks=pytest.mark.slow) for each in (1, -1))])
 def test_a_pruned_saved_and_loaded_detector_scores_as_the_training_does(
     combine: str, form: str | None, deepest: int, tmp_path: Path
 ) -> None:
@@ -152,6 +159,7 @@ def test_loading_leaves_the_random_numbers_of_the_caller_alone(file: Path) -> No
     assert torch.equal(torch.rand(1), expected)
 
 
+@pytest.mark.slow
 def test_a_detector_needs_nothing_that_trains(file: Path, tmp_path: Path) -> None:
     Image.fromarray(IMAGES[0].permute(1, 2, 0).numpy()).save(tmp_path / "a.png")
     code = f"""
@@ -383,6 +391,7 @@ def fitted(data: Folder, images: list[int], segmentation: bool) -> GaussianAD:
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fine_tuned", [False, True])
 @pytest.mark.parametrize("cache", [0, 2**30])
 @pytest.mark.parametrize("segmentation", [False, True])

@@ -225,6 +225,7 @@ def test_the_calibration_keeps_the_same_groups(group: str | None, shots: Path, m
     assert (sum(map(len, sides)) == len(parts_of(data, used))) == (group is not None)
 
 
+@pytest.mark.slow
 def test_a_run_checks_and_groups_its_images(shots: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[Any] = []
     check, group_images = base.ImageDataModule.check, base.ImageDataModule.group_images
@@ -239,6 +240,7 @@ def test_a_run_checks_and_groups_its_images(shots: Path, tmp_path: Path, monkeyp
     assert not parts_of(data, data.split[0]) & parts_of(data, data.split[1])
 
 
+@pytest.mark.slow
 def test_real_tiles_are_not_on_two_sides(real_data: Path) -> None:
     """Exposures of one tile look alike: with single images most of the held-out ones have a twin in training."""
     torch.manual_seed(0)

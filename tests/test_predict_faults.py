@@ -139,7 +139,9 @@ def full_disk(size: int) -> Iterator[None]:
         signal.signal(signal.SIGXFSZ, handler)
 
 
-@pytest.mark.parametrize(("size", "overlays"), [(10, False), (1500, False), (3000, False), (500, True)])
+@pytest.mark.parametrize(
+    ("size", "overlays"), [(10, False), (1500, False), (3000, False), pytest.param(500, True, marks=pytest.mark.slow)]
+)
 def test_a_full_disk_leaves_whole_rows_and_one_line(
     size: int, overlays: bool, ckpt: Path, source: Path, undisturbed: Path, tmp_path: Path,
 ) -> None:  # fmt: skip

@@ -29,6 +29,7 @@ EPOCHS = "expected 1 or more, or -1 for no limit; fine_tune=false skips training
 PLUS = "is not in the configuration yet: prefix it with +"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
@@ -129,6 +130,7 @@ GROUPS = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", [(group, name) for group in GROUPS for name in names(group) if name != "base"])
 def test_every_file_of_conf_passes(choice: tuple[str, str]) -> None:
     group, name = choice
@@ -190,6 +192,7 @@ def test_a_setting_that_the_class_of_a_user_does_not_take_is_named() -> None:
 # --- sweeps ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
@@ -212,6 +215,7 @@ def test_a_value_that_is_wrong_for_every_job_ends_the_sweep_before_its_folder(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_value_that_is_wrong_for_one_job_stays_in_its_folder(
     parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,14 +8,11 @@ import sys
 import threading
 from http import HTTPStatus
 from http.server import ThreadingHTTPServer
-from typing import TYPE_CHECKING, Any
+from typing import Any, BinaryIO, Protocol
 
 from gaussad_pl.errors import UserError
 from gaussad_pl.web.handler import LARGEST, Handler, RefusedError
 from gaussad_pl.web.senders import names_of
-
-if TYPE_CHECKING:
-    from gaussad_pl.demo import Demo
 
 IN_FLIGHT = 4 * LARGEST  # bytes of all uploads that are arriving or waiting to be scored
 CONNECTIONS = 32  # simultaneous connections, each with its own thread
@@ -24,8 +21,23 @@ BUSY = b"HTTP/1.0 503 Service Unavailable\r\nContent-Type: application/json\r\n\
 ).encode("ascii")
 
 
+class Page(Protocol):
+    """The application behind the page; `detect` is called for one image at a time."""
+
+    fpr: float
+
+    def about(self) -> dict[str, Any]:
+        """Return what the page shows before the first image."""
+
+    def threshold(self, fpr: float) -> dict[str, Any]:
+        """Return the threshold for a target false-alarm rate."""
+
+    def detect(self, file: BinaryIO, fpr: float) -> dict[str, Any]:
+        """Return the prediction for the image in a file."""
+
+
 class Server(ThreadingHTTPServer):
-    """Serves the page of a demo.
+    """Serves a page.
 
     Raises:
         UserError: the server cannot listen on the address.
@@ -33,7 +45,7 @@ class Server(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, demo: Demo, host: str, port: int) -> None:
+    def __init__(self, demo: Page, host: str, port: int) -> None:
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
             super().__init__((host, port), Handler)
