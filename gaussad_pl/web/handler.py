@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from io import BufferedReader, BytesIO, RawIOBase
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import Any, BinaryIO, Protocol
 from urllib.parse import parse_qs, urlsplit
 
 from gaussad_pl.errors import UserError
 from gaussad_pl.web.senders import is_same_site, is_served
-
-if TYPE_CHECKING:
-    from gaussad_pl.web.server import Server
 
 PAGE = Path(__file__).with_name("page.html")
 LARGEST = 64 * 2**20  # bytes of an upload
@@ -57,6 +55,32 @@ class _Arriving(RawIOBase):
         return self.connection.recv_into(buffer)
 
 
+class Page(Protocol):
+    """The application behind the page; `detect` is called for one image at a time."""
+
+    fpr: float
+
+    def about(self) -> dict[str, Any]:
+        """Return what the page shows before the first image."""
+
+    def threshold(self, fpr: float) -> dict[str, Any]:
+        """Return the threshold for a target false-alarm rate."""
+
+    def detect(self, file: BinaryIO, fpr: float) -> dict[str, Any]:
+        """Return the prediction for the image in a file."""
+
+
+class Limits(Protocol):
+    """The server of a handler, with the limits that all connections share."""
+
+    demo: Page
+    names: set[str]
+    turn: AbstractContextManager[Any]
+
+    def hold(self, count: int) -> None:
+        """Reserve memory for an upload."""
+
+
 class Handler(BaseHTTPRequestHandler):
     """Serves the page and answers its requests in JSON.
 
@@ -64,7 +88,7 @@ class Handler(BaseHTTPRequestHandler):
     and ``POST /detect?fpr=0.01`` scores the uploaded image.
     """
 
-    server: Server
+    server: Limits  # type: ignore[assignment]
     timeout = IDLE
 
     def setup(self) -> None:

@@ -8,10 +8,10 @@ import sys
 import threading
 from http import HTTPStatus
 from http.server import ThreadingHTTPServer
-from typing import Any, BinaryIO, Protocol
+from typing import Any
 
 from gaussad_pl.errors import UserError
-from gaussad_pl.web.handler import LARGEST, Handler, RefusedError
+from gaussad_pl.web.handler import LARGEST, Handler, Page, RefusedError
 from gaussad_pl.web.senders import names_of
 
 IN_FLIGHT = 4 * LARGEST  # bytes of all uploads that are arriving or waiting to be scored
@@ -19,21 +19,6 @@ CONNECTIONS = 32  # simultaneous connections, each with its own thread
 BUSY = b"HTTP/1.0 503 Service Unavailable\r\nContent-Type: application/json\r\n\r\n" + json.dumps(
     {"error": "Too many connections: try again in a moment."}
 ).encode("ascii")
-
-
-class Page(Protocol):
-    """The application behind the page; `detect` is called for one image at a time."""
-
-    fpr: float
-
-    def about(self) -> dict[str, Any]:
-        """Return what the page shows before the first image."""
-
-    def threshold(self, fpr: float) -> dict[str, Any]:
-        """Return the threshold for a target false-alarm rate."""
-
-    def detect(self, file: BinaryIO, fpr: float) -> dict[str, Any]:
-        """Return the prediction for the image in a file."""
 
 
 class Server(ThreadingHTTPServer):
