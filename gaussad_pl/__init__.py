@@ -1,3 +1,29 @@
-"""Gaussian anomaly detection with fine-tuned representations: a PyTorch Lightning experiment framework."""
+"""Gaussian anomaly detection with fine-tuned representations: a PyTorch Lightning experiment framework.
 
-__version__ = "0.1.0"
+The public names are loaded when they are first used, so that ``import gaussad_pl`` is quick.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from gaussad_pl.version import __version__
+
+if TYPE_CHECKING:
+    from gaussad_pl.inference.detector import Detector
+    from gaussad_pl.training.module import GaussianAD
+
+__all__ = ["Detector", "GaussianAD", "__version__"]
+
+_HOMES = {"Detector": "gaussad_pl.inference.detector", "GaussianAD": "gaussad_pl.training.module"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

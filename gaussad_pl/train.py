@@ -6,7 +6,6 @@ python -m gaussad_pl.train +category=screw
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,28 +20,27 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 from rich.console import Console
-from torch import Tensor
 
-from gaussad_pl import dashboard, pictures, run_folder
 from gaussad_pl.calibration import false_alarms
 from gaussad_pl.calibration.cross_conformal import calibrate
-from gaussad_pl.checkpoints import AtomicCheckpointIO, last_checkpoint, resumable
-from gaussad_pl.cli import entry_point
+from gaussad_pl.cli.hydra_command import entry_point
+from gaussad_pl.cli.settings import check_settings
 from gaussad_pl.data.base import ImageDataModule
 from gaussad_pl.data.inventory import inventory
 from gaussad_pl.data.part_features import pooled_middle
-from gaussad_pl.detector import Detector
-from gaussad_pl.distributed import disband
-from gaussad_pl.errors import NumericalError, UserError
+from gaussad_pl.distributed import destroy_group
+from gaussad_pl.errors import UserError
 from gaussad_pl.files import write_json
-from gaussad_pl.forgetting import ForgettingStop
-from gaussad_pl.gallery import galleries
-from gaussad_pl.inspection import artefact
-from gaussad_pl.levels import all_levels
-from gaussad_pl.module import GaussianAD
-from gaussad_pl.precision import forbid_tf32
-from gaussad_pl.results import Evaluation, provenance, table
-from gaussad_pl.settings import check_settings
+from gaussad_pl.inference import artefact
+from gaussad_pl.inference.detector import Detector
+from gaussad_pl.model.precision import forbid_tf32
+from gaussad_pl.results import dashboard, figures, run_folder
+from gaussad_pl.results.evaluation import provenance, table
+from gaussad_pl.results.gallery import galleries
+from gaussad_pl.training.checkpoints import AtomicCheckpointIO, last_checkpoint
+from gaussad_pl.training.experiment import Outcome, experiment
+from gaussad_pl.training.forgetting import ForgettingStop
+from gaussad_pl.training.module import GaussianAD
 
 log = logging.getLogger(__name__)
 
@@ -120,19 +118,18 @@ def conduct(
     folder: Path,
     settings: dict[str, Any],
 ) -> dict[str, Any]:
-    """Everything that is computed and written; returns what metrics.json says."""
-    results, figures, evaluations = experiment(trainer, module, data, forgetting, folder, settings["fine_tune"])
-    results["validation_signal"] = validation_signal(results, forgetting.history)
+    """Run the experiment, calibrate the final state and write everything; returns the content of metrics.json."""
+    outcome = experiment(trainer, module, data, forgetting, folder, settings["fine_tune"])
     trainer.save_checkpoint(folder / "model.ckpt", weights_only=True)
-    disband()
+    destroy_group()
+    results = outcome.results
     if not trainer.is_global_zero:  # the other processes, if any, are done
         return results
-    tuned = results.get("forgetting", {}).get("fine_tuning_used", False)
     module.to(trainer.strategy.root_device)
-    by_turns = settings["cross_conformal"] and (module.refit or not tuned)  # by turns Gaussians are estimated anew
-    calibration = calibrate(module.model, data, by_turns, fine_tuned=tuned)
+    re_estimates = module.refit or not outcome.fine_tuned  # cross-fitting estimates the Gaussians again
+    calibration = calibrate(module.model, data, settings["cross_conformal"] and re_estimates, outcome.fine_tuned)
     results["calibration"] = false_alarms.compare(calibration, module.detected, data)
-    report(pictures.save(figures, folder), results, evaluations, data, loggers)
+    report(figures.save(draw(outcome, forgetting, data, module), folder), outcome, data, loggers)
     origin = provenance(settings, data, module.model)
     Detector.of(module.model, calibration, origin).save(folder / artefact.NAME)
     results |= origin
@@ -141,150 +138,26 @@ def conduct(
     return results
 
 
-def experiment(
-    trainer: L.Trainer,
-    module: GaussianAD,
-    data: ImageDataModule,
-    forgetting: ForgettingStop,
-    folder: Path,
-    fine_tune: bool,
-) -> tuple[dict[str, Any], dict[str, Figure], dict[str, Evaluation]]:
-    """Frozen baseline, fine-tuning, test: results, the pictures of them, and the test of each state in its order."""
-    results: dict[str, Any] = {}
-    figures: dict[str, Figure] = {}
-    if data.folds:
-        trainer.validate(module, datamodule=data, verbose=False)  # chooses the levels; epoch 0 of the forgetting curve
-        results["levels"] = level_results(forgetting, module, data)
-        figures["levels"] = pictures.level_bars(results["levels"])
-    module.to(trainer.strategy.root_device)  # Lightning has put it back on the CPU
-    if module.model.segmenter is not None:
-        results["segmentation"] = module.choose_maps()
-    frozen = final = test(trainer, module, data)
-    frozen.write_scores(folder / ("frozen_scores.csv" if fine_tune else "scores.csv"), data.defect_areas)
-    results["frozen"] = {**frozen.metrics(), "selection": level_selection(module)}
-    evaluations = {"frozen": frozen}
-    if fine_tune:
-        before = module.snapshot(everything=True)
-        tune(trainer, module, data, forgetting, resumable(folder))
-        used = tuned_is_better(trainer, module, data, forgetting, results)
-        if used:
-            final = evaluations["fine-tuned"] = test(trainer, module, data)
-        else:
-            module.restore(before)
-        final.write_scores(folder / "scores.csv", data.defect_areas)
-        results |= fine_tuning_results(forgetting, final, used)
-        figures["forgetting"] = pictures.forgetting_curve(forgetting.history, forgetting.signal, forgetting.best_epoch)
+def draw(outcome: Outcome, forgetting: ForgettingStop, data: ImageDataModule, module: GaussianAD) -> dict[str, Figure]:
+    """The figures of a run, by name."""
+    final = outcome.final
+    found: dict[str, Figure] = {}
+    if "levels" in outcome.results:
+        found["levels"] = figures.level_bars(outcome.results["levels"])
+    if "forgetting" in outcome.results:
+        found["forgetting"] = figures.forgetting_curve(forgetting.history, forgetting.signal, forgetting.best_epoch)
     if final.has_both_classes:
-        figures["roc"] = pictures.roc_curves({k: each.scores for k, each in evaluations.items()}, final.labels)
-    figures["histogram"] = pictures.histogram(final.scores, final.labels)
+        scores = {state: each.scores for state, each in outcome.evaluations.items()}
+        found["roc"] = figures.roc_curves(scores, final.labels)
+    found["histogram"] = figures.histogram(final.scores, final.labels)
     if module.model.segmenter is not None:
-        figures |= galleries(final, data.test, float(module.segmenter.threshold))
-    return results, figures, evaluations
+        found |= galleries(final, data.test, float(module.segmenter.threshold))
+    return found
 
 
-def tune(
-    trainer: L.Trainer, module: GaussianAD, data: ImageDataModule, forgetting: ForgettingStop, checkpoint: Path | None
-) -> None:
-    """Fine-tune until forgetting begins, or until the numbers collapse; either way the best state is put back."""
-    try:
-        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    except NumericalError:
-        if not forgetting.collapse:  # before the first step: nothing to go on with
-            raise
-        log.warning("%s; the run goes on with epoch %d", forgetting.collapse, forgetting.best_epoch)
-    module.to(trainer.strategy.root_device)
-
-
-def tuned_is_better(
-    trainer: L.Trainer, module: GaussianAD, data: ImageDataModule, forgetting: ForgettingStop, results: dict[str, Any]
-) -> bool:
-    """Decide on the augmented validation, and with the map where there is one, which state the run ends with."""
-    if forgetting.best_epoch == 0:
-        return False
-    if module.model.segmenter is None:
-        return True
-    try:
-        if module.refit:
-            module.estimate_patches(data.good_dataloader())
-        tuned = module.choose_maps(data.val_dataloader())
-    except NumericalError as error:
-        forgetting.collapse = f"the patches of the fine-tuned network have no Gaussian: {error}"
-        return False
-    results["segmentation"]["worth_finetuned"] = tuned["worth"]
-    better: bool = tuned["worth"] > results["segmentation"]["worth"]
-    return better
-
-
-def test(trainer: L.Trainer, module: GaussianAD, data: ImageDataModule) -> Evaluation:
-    """Score the test set with the module as it is."""
-    trainer.test(module, datamodule=data, verbose=False)
-    found = module.detected
-    levels = [level.index for level in module.model.backbone.levels]
-    return Evaluation(data.test_samples, found.distances, found.scores, levels, found.maps, data.test_masks)
-
-
-def level_results(forgetting: ForgettingStop, module: GaussianAD, data: ImageDataModule) -> dict[str, Any]:
-    """The weight of each level in the score, and the signals it was chosen by."""
-    assert forgetting.level_signals is not None
-    levels = [str(level.index) for level in module.model.backbone.levels]
-    signals = zip(data.augmentation_names, forgetting.level_signals.tolist(), strict=True)
-    return {
-        "weights": dict(zip(levels, module.model.level_weights.tolist(), strict=True)),
-        "signals": {name: dict(zip(levels, row, strict=True)) for name, row in signals},
-        "selection": level_selection(module),
-    }
-
-
-def level_selection(module: GaussianAD) -> str:
-    """How the weights of the levels came about."""
-    rule = level_rule(module)
-    if rule is all_levels:
-        return "every level counts the same"
-    return f"levels weighted by {rule.__name__} on held-out good images and augmented copies of them"
-
-
-def level_rule(module: GaussianAD) -> Callable[..., Tensor]:
-    return getattr(module.level_rule, "func", module.level_rule)  # Hydra wraps it in a partial
-
-
-def fine_tuning_results(forgetting: ForgettingStop, final: Evaluation, used: bool) -> dict[str, Any]:
-    """What fine-tuning brought, and how its epoch was chosen."""
-    selection = (
-        f"epoch {forgetting.best_epoch} of {forgetting.history[-1]['epoch']} by the signal {forgetting.signal} "
-        "on held-out good images and augmented copies of them"
-    )
-    return {
-        "finetuned": {**final.metrics(), "selection": selection if used else f"fine-tuning not used: {selection}"},
-        "forgetting": {
-            "signal": forgetting.signal,
-            "epoch_chosen": forgetting.best_epoch,
-            "fine_tuning_used": used,
-            **({"collapse": forgetting.collapse} if forgetting.collapse else {}),
-            "history": forgetting.history,
-        },
-    }
-
-
-def validation_signal(results: dict[str, Any], history: list[dict[str, float]]) -> float | None:
-    """How well held-out good images are told from augmented copies of them; None without a validation.
-
-    With a map the image AUROC plus the AUPRO, without one the AUROC of the pooled features; means over augmentations.
-    """
-    forgetting = results.get("forgetting", {"fine_tuning_used": False, "epoch_chosen": 0})
-    if "segmentation" in results:
-        signal: float = results["segmentation"]["worth_finetuned" if forgetting["fine_tuning_used"] else "worth"]
-        return signal
-    return history[forgetting["epoch_chosen"]]["auroc"] if history else None
-
-
-def report(
-    figures: list[Path],
-    results: dict[str, Any],
-    evaluations: dict[str, Evaluation],
-    data: ImageDataModule,
-    loggers: list[Logger],
-) -> None:
-    """Send the final numbers and pictures to the loggers."""
+def report(paths: list[Path], outcome: Outcome, data: ImageDataModule, loggers: list[Logger]) -> None:
+    """Send the final numbers and figures to the loggers."""
+    results = outcome.results
     numbers = {
         f"{state}/{name}": value
         for state in ("frozen", "finetuned")
@@ -298,7 +171,7 @@ def report(
     for logger in loggers:
         logger.log_metrics(numbers)
         if isinstance(logger, WandbLogger):
-            dashboard.show(logger.experiment, numbers, results, evaluations, data.test, figures)
+            dashboard.show(logger.experiment, numbers, results, outcome.evaluations, data.test, paths)
 
 
 def show(folder: Path, results: dict[str, Any]) -> None:

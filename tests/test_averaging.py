@@ -10,9 +10,9 @@ import torch
 from conftest import TINY
 from torch import nn
 
-from gaussad_pl.averaging import AverageWeights
 from gaussad_pl.errors import UserError
-from gaussad_pl.module import GaussianAD
+from gaussad_pl.training.averaging import AverageWeights
+from gaussad_pl.training.module import GaussianAD
 
 TRAINER: Any = None
 

@@ -10,8 +10,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from gaussad_pl.augment import VICINAL
-from gaussad_pl.cli import CONF
-from gaussad_pl.weights import exact_tag
+from gaussad_pl.backbones.weights import exact_tag
+from gaussad_pl.cli.hydra_command import CONF
 
 MVTEC = (
     "bottle", "cable", "capsule", "carpet", "grid", "hazelnut", "leather", "metal_nut", "pill", "screw", "tile",
@@ -63,6 +63,7 @@ def test_the_paper_experiment_is_the_published_setting() -> None:
     assert config.backbone.levels is None and config.folds == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", ["data", "model", "callbacks", "logger", "trainer", "experiment"])
 def test_every_option_of_a_group_composes(group: str) -> None:
     for name in names(group):

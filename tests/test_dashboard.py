@@ -15,7 +15,9 @@ from PIL import Image
 from test_train import arguments, metrics, run
 from wandb.proto import wandb_internal_pb2 as protocol
 
-from gaussad_pl import dashboard
+from gaussad_pl.results import dashboard
+
+pytestmark = pytest.mark.slow
 
 BLOCK = 32768
 

@@ -27,10 +27,10 @@ from gaussad_pl.calibration.conformal import Calibration
 from gaussad_pl.data.images import read_image
 from gaussad_pl.data.loading import load_images
 from gaussad_pl.demo import Demo
-from gaussad_pl.detector import Detector
+from gaussad_pl.density.moments import moments
 from gaussad_pl.errors import UserError
-from gaussad_pl.gaussian import moments
-from gaussad_pl.model import GaussianModel
+from gaussad_pl.inference.detector import Detector
+from gaussad_pl.model.model import GaussianModel
 from gaussad_pl.web import handler
 from gaussad_pl.web import server as serving
 from gaussad_pl.web.senders import is_same_site, is_served, names_of
@@ -90,11 +90,13 @@ def bad_part(parts: Path) -> Path:
 
 def test_the_answer_is_what_the_detector_says(server: Server, detector: Detector, parts: Path) -> None:
     path = bad_part(parts)
-    (finding,) = detector(path, fpr=0.2)
+    (prediction,) = detector(path, fpr=0.2)
     status, content = ask(server, "/detect?fpr=0.2", path.read_bytes())
     assert status == 200
-    assert content["score"] == pytest.approx(finding.score) and content["p_value"] == pytest.approx(finding.p_value)
-    assert (content["verdict"], content["threshold"]) == (finding.verdict, finding.threshold)
+    assert content["score"] == pytest.approx(prediction.score) and content["p_value"] == pytest.approx(
+        prediction.p_value
+    )
+    assert (content["verdict"], content["threshold"]) == (prediction.verdict, prediction.threshold)
     assert content["heat"].startswith("data:image/png") and content["photo"].startswith("data:image/png")
     _, content = ask(server, "/threshold?fpr=0.3")
     assert content["threshold"] == detector.threshold(0.3).value
@@ -117,9 +119,9 @@ def test_pictures_keep_the_proportions_of_the_image(detector: Detector, tmp_path
         ("/detect", bytes(2000), 413, "larger than"),
         ("/threshold?fpr=2", None, 400, "between 0 and 1"),
         ("/threshold?fpr=x", None, 400, "a number"),
-        ("/nowhere", None, 404, "nothing here"),
-        ("/nowhere", b"x", 404, "nothing here"),
-        ("/../demo.py", None, 404, "nothing here"),
+        ("/nowhere", None, 404, "does not exist"),
+        ("/nowhere", b"x", 404, "does not exist"),
+        ("/../demo.py", None, 404, "does not exist"),
     ],
 )
 def test_mistakes_get_a_clear_answer(
@@ -292,6 +294,7 @@ def test_an_address_or_rate_that_cannot_be_had_is_one_clear_line(server: Server,
         Demo(detector, 5)
 
 
+@pytest.mark.slow
 def test_the_command_listens_on_this_machine_alone_and_ends(detector: Detector, tmp_path: Path) -> None:
     detector.save(tmp_path / "detector.safetensors")
     command = [sys.executable, "-m", "gaussad_pl.demo", f"ckpt={tmp_path}", "port=0"]
@@ -307,6 +310,7 @@ def test_the_command_listens_on_this_machine_alone_and_ends(detector: Detector, 
             process.terminate()
 
 
+@pytest.mark.slow
 def test_the_page_in_a_real_browser(server: Server, detector: Detector, parts: Path, tmp_path: Path) -> None:
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -16,11 +16,13 @@ from sklearn.metrics import adjusted_rand_score
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from gaussad_pl import clusters
-from gaussad_pl.backbone import Level
-from gaussad_pl.clusters import ClusterGaussians
-from gaussad_pl.dense import CellGaussians, PositionGaussians, blend, embed, middle_levels
+from gaussad_pl.backbones.backbone import Level
+from gaussad_pl.density import cluster as clusters
+from gaussad_pl.density.cluster import ClusterGaussians
+from gaussad_pl.density.patches import CellGaussians, blend
+from gaussad_pl.density.position import PositionGaussians
 from gaussad_pl.errors import UserError
+from gaussad_pl.model.patches import embed, middle_levels
 
 Array = NDArray[Any]
 
@@ -296,13 +298,13 @@ def test_a_single_level_is_only_rearranged() -> None:
     ],
 )
 def test_the_middle_levels_are_the_deepest_at_strides_8_and_16(sides: list[int], expected: list[int]) -> None:
-    levels = [Level(index, 3, side) for index, side in enumerate(sides)]
-    assert middle_levels(levels, 224) == expected
+    levels = [Level(index, 3, side, 224 // side) for index, side in enumerate(sides)]
+    assert middle_levels(levels) == expected
 
 
 def test_middle_levels_are_places_among_the_chosen_levels() -> None:
-    levels = [Level(index, 3, side) for index, side in ((2, 56), (5, 28), (7, 14))]
-    assert middle_levels(levels, 224) == [1, 2]
+    levels = [Level(index, 3, side, 224 // side) for index, side in ((2, 56), (5, 28), (7, 14))]
+    assert middle_levels(levels) == [1, 2]
 
 
 def test_the_nearest_gaussian_of_all_partitions_counts() -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 import zlib
 from pathlib import Path
@@ -16,21 +17,25 @@ import lightning as L
 import pytest
 import torch
 from conftest import TINY
+from forked import FORK
 from test_datamodules import mvtec
-from test_train import arguments, command, run
+from test_train import arguments, run
 from torch import Tensor
-from torch.multiprocessing import spawn  # type: ignore[attr-defined]
+from torch.multiprocessing import start_processes  # type: ignore[attr-defined]
 
-from gaussad_pl import clusters
 from gaussad_pl import distributed as d
-from gaussad_pl.averaging import AverageWeights
-from gaussad_pl.clusters import ClusterGaussians
 from gaussad_pl.data.mvtec import MVTec
-from gaussad_pl.dense import PatchGaussians, PositionGaussians
+from gaussad_pl.density import cluster as clusters
+from gaussad_pl.density.cluster import ClusterGaussians
+from gaussad_pl.density.patches import PatchDensity
+from gaussad_pl.density.position import PositionGaussians
 from gaussad_pl.errors import UserError
-from gaussad_pl.forgetting import ForgettingStop
-from gaussad_pl.module import GaussianAD
-from gaussad_pl.train import experiment
+from gaussad_pl.training.averaging import AverageWeights
+from gaussad_pl.training.experiment import experiment
+from gaussad_pl.training.forgetting import ForgettingStop
+from gaussad_pl.training.module import GaussianAD
+
+pytestmark = pytest.mark.slow
 
 SEGMENTATION = {"form": "auto", "map_levels": "middle", "clusters": 4, "combine": "both", "seed": 0}
 MODELS: dict[str, dict[str, Any]] = {
@@ -55,7 +60,7 @@ def fine_tune(model: dict[str, Any], root: Path, folder: Path) -> dict[str, Any]
         enable_progress_bar=False, enable_model_summary=False, callbacks=[AverageWeights(0.5), forgetting],
     )  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
-    results, *_ = experiment(trainer, module, data, forgetting, folder, True)
+    results = experiment(trainer, module, data, forgetting, folder, True).results
     return {
         "results": results,
         "state": module.state_dict(),
@@ -88,7 +93,7 @@ def estimates(case: str) -> dict[str, Tensor]:
         "pooled/covariance": level.moments.covariance,
     }
     count = len(PATCHES) if case == "uneven" else 1  # of a sample, each process has to have its share
-    kinds: dict[str, tuple[PatchGaussians, Tensor]] = {
+    kinds: dict[str, tuple[PatchDensity, Tensor]] = {
         "position": (PositionGaussians(6, 5), PATCHES[mine]),
         "clusters": (ClusterGaussians(2, 5, seed=0), PATCHES[:count][d.rank() :: d.world()]),
         "shared": (ClusterGaussians(1, 5, seed=1), PATCHES[:count][d.rank() :: d.world()]),
@@ -134,7 +139,7 @@ def two(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str,
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    spawn(process, (port, parts, folder), nprocs=2)
+    start_processes(process, (port, parts, folder), nprocs=2, start_method=FORK.get_start_method())
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
 
 
@@ -207,7 +212,8 @@ def test_a_killed_run_on_two_processes_resumes_to_what_one_process_finds(
     shared = [
         each for each in arguments(parts, tmp_path / "two", *more, "resume=true") if not each.startswith("trainer=")
     ]
-    line = command(*shared, "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
+    line = [sys.executable, "-m", "gaussad_pl.train", *shared]
+    line += ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
     checkpoint = tmp_path / "two" / "checkpoints" / "last.ckpt"
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(line, stdout=log, stderr=log)

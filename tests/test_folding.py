@@ -7,8 +7,8 @@ import torch
 from conftest import TINY
 from torch import nn
 
-from gaussad_pl.backbone import Backbone
-from gaussad_pl.folding import folded
+from gaussad_pl.backbones.backbone import Backbone
+from gaussad_pl.backbones.folding import folded
 
 IMAGES = torch.randint(256, (4, 3, 64, 64), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
 

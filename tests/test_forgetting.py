@@ -11,10 +11,15 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from gaussad_pl.errors import UserError
-from gaussad_pl.forgetting import ForgettingStop, judge, signals
+from gaussad_pl.training.forgetting import ForgettingStop
+from gaussad_pl.training.signals import SIGNALS, judge
 
 NORMAL = 50 + 5 * torch.randn(80, generator=torch.Generator().manual_seed(0)).double()
 NOISE = torch.randn(80, generator=torch.Generator().manual_seed(1)).double()
+
+
+def signals(normal: torch.Tensor, augmented: torch.Tensor) -> dict[str, float]:
+    return {name: function(normal, augmented) for name, function in SIGNALS.items()}
 
 
 def test_signals_equal_their_definitions() -> None:

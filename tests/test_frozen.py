@@ -7,9 +7,9 @@ import torch
 from conftest import TINY
 from torch import Tensor
 
-from gaussad_pl import frozen
-from gaussad_pl.backbone import Backbone
-from gaussad_pl.frozen import FrozenStages
+from gaussad_pl.backbones import frozen_stages as frozen
+from gaussad_pl.backbones.backbone import Backbone
+from gaussad_pl.backbones.frozen_stages import FrozenStages
 
 IMAGES = torch.randint(256, (5, 3, 64, 64), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
 

@@ -21,18 +21,19 @@ from omegaconf import OmegaConf
 from test_predict import ckpt, drawn, run  # noqa: F401  # ckpt is a fixture
 from test_report import make_run
 
-from gaussad_pl import run_folder
-from gaussad_pl.checkpoints import AtomicCheckpointIO, damage
 from gaussad_pl.data.images import read_image
 from gaussad_pl.data.loading import load_images
-from gaussad_pl.detector import Detector, Finder
 from gaussad_pl.errors import UserError
-from gaussad_pl.exporting.exported import load_detector
-from gaussad_pl.inspection.artefact import NAME
-from gaussad_pl.module import GaussianAD
+from gaussad_pl.inference.artefact import NAME
+from gaussad_pl.inference.detector import Detector
+from gaussad_pl.inference.exported import load_detector
+from gaussad_pl.inference.prediction import BaseDetector
 from gaussad_pl.reporting.content import compose
 from gaussad_pl.reporting.runs import gather
 from gaussad_pl.reporting.study import arrange
+from gaussad_pl.results import run_folder
+from gaussad_pl.training.checkpoints import AtomicCheckpointIO, damage
+from gaussad_pl.training.module import GaussianAD
 
 COUNT = 40  # damaged copies of a file
 
@@ -78,7 +79,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def everything(detector: Finder) -> list[Any]:
+def everything(detector: BaseDetector) -> list[Any]:
     pixels = torch.zeros(1, 3, detector.size, detector.size, dtype=torch.uint8)
     found, kept = detector.detect(pixels), detector.calibration
     return [
@@ -91,6 +92,7 @@ def test_detector(ckpt: Path) -> None:
     one_line_or_same(ckpt / NAME, lambda: everything(Detector.load(ckpt)))
 
 
+@pytest.mark.slow
 def test_exported_detector(ckpt: Path, tmp_path: Path) -> None:
     for name in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(name, reason="the extra `export` is not installed")
@@ -168,6 +170,7 @@ def test_image_without_checksums(suffix: str, tmp_path: Path) -> None:
             assert "\n" not in str(error) and path.name in str(error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["predictions.jsonl", "predictions.csv", "predictions.json"])
 def test_rows_of_a_prediction_that_is_resumed(name: str, ckpt: Path, tmp_path: Path) -> None:
     for i, image in enumerate(drawn(4, 2)):
@@ -187,6 +190,7 @@ def test_rows_of_a_prediction_that_is_resumed(name: str, ckpt: Path, tmp_path: P
     assert refused > COUNT / 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["metrics.json", "config.yaml", "scores.csv", ".hydra/hydra.yaml"])
 def test_files_that_the_report_reads(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """No number in them has a checksum, so the demand is a report without an error."""

@@ -6,7 +6,9 @@ from scipy.spatial.distance import mahalanobis as scipy_mahalanobis
 from sklearn.covariance import OAS, LedoitWolf
 from torch import Tensor
 
-from gaussad_pl import gaussian as g
+from gaussad_pl.density.gaussian import Gaussian, RunningGaussian, mahalanobis, whitening
+from gaussad_pl.density.moments import decay, merge, moments, recenter
+from gaussad_pl.density.shrinkage import ledoit_wolf, oas, shrink
 from gaussad_pl.errors import UserError
 
 SHAPES = [(40, 7), (7, 40), (2, 5), (50, 1), (33, 32)]
@@ -34,28 +36,28 @@ def textbook_ledoit_wolf(x: Tensor) -> float:
 def test_ledoit_wolf_equals_scikit_learn_for_few_and_many_observations(n: int, d: int) -> None:
     x = sample(n, d)
     reference = LedoitWolf().fit(x.numpy())
-    m = g.moments(x)
-    amount = g.ledoit_wolf(m)
+    m = moments(x)
+    amount = ledoit_wolf(m)
     assert float(amount) == pytest.approx(reference.shrinkage_, abs=1e-10)
     torch.testing.assert_close(m.mean, torch.from_numpy(reference.location_), rtol=1e-10, atol=1e-10)
     covariance = torch.from_numpy(reference.covariance_).reshape(d, d)
-    torch.testing.assert_close(g.shrink(m.covariance, amount), covariance, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(shrink(m.covariance, amount), covariance, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize(("n", "d"), [(40, 7), (7, 40), (33, 32)])
 def test_ledoit_wolf_equals_the_textbook(n: int, d: int) -> None:
     x = sample(n, d)
-    assert float(g.ledoit_wolf(g.moments(x))) == pytest.approx(textbook_ledoit_wolf(x), abs=1e-10)
+    assert float(ledoit_wolf(moments(x))) == pytest.approx(textbook_ledoit_wolf(x), abs=1e-10)
 
 
 @pytest.mark.parametrize(("n", "d"), SHAPES)
 def test_oas_equals_scikit_learn(n: int, d: int) -> None:
     x = sample(n, d)
     reference = OAS().fit(x.numpy())
-    amount = g.oas(g.moments(x))
+    amount = oas(moments(x))
     assert float(amount) == pytest.approx(reference.shrinkage_, abs=1e-10)
     covariance = torch.from_numpy(reference.covariance_).reshape(d, d)
-    torch.testing.assert_close(g.shrink(g.moments(x).covariance, amount), covariance, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(shrink(moments(x).covariance, amount), covariance, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 1, 0, 2)])
@@ -64,37 +66,37 @@ def test_oas_equals_scikit_learn(n: int, d: int) -> None:
 def test_moments_merge_in_any_order_and_split(order: tuple[int, ...], sizes: tuple[int, ...], d: int) -> None:
     x = sample(40, d, offset=100.0)
     parts = x.split(sizes)  # each part has its own pivot: its mean
-    merged = g.moments(parts[order[0]])
+    merged = moments(parts[order[0]])
     for i in order[1:]:
-        merged = g.merge(merged, g.moments(parts[i]))
+        merged = merge(merged, moments(parts[i]))
     reference = LedoitWolf().fit(x.numpy())
-    amount = g.ledoit_wolf(merged)
+    amount = ledoit_wolf(merged)
     assert float(merged.count) == 40
     assert float(amount) == pytest.approx(reference.shrinkage_, abs=1e-10)
     torch.testing.assert_close(
-        g.shrink(merged.covariance, amount), torch.from_numpy(reference.covariance_), rtol=1e-10, atol=1e-10
+        shrink(merged.covariance, amount), torch.from_numpy(reference.covariance_), rtol=1e-10, atol=1e-10
     )
 
 
 def test_merging_is_a_tree_as_well_as_a_chain() -> None:
-    parts = [g.moments(p) for p in sample(40, 5).split(10)]
-    chain = g.merge(g.merge(g.merge(parts[0], parts[1]), parts[2]), parts[3])
-    tree = g.merge(g.merge(parts[0], parts[1]), g.merge(parts[2], parts[3]))
+    parts = [moments(p) for p in sample(40, 5).split(10)]
+    chain = merge(merge(merge(parts[0], parts[1]), parts[2]), parts[3])
+    tree = merge(merge(parts[0], parts[1]), merge(parts[2], parts[3]))
     torch.testing.assert_close(chain.covariance, tree.covariance, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(g.ledoit_wolf(chain), g.ledoit_wolf(tree), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(ledoit_wolf(chain), ledoit_wolf(tree), rtol=1e-10, atol=1e-12)
 
 
 def test_shift_equals_moments_about_the_new_pivot() -> None:
     x = sample(30, 6)
     pivot = torch.arange(6, dtype=torch.float64)
-    shifted, direct = g.shift(g.moments(x), pivot), g.moments(x, pivot)
+    shifted, direct = recenter(moments(x), pivot), moments(x, pivot)
     for name in ("sum", "outer", "cubic", "quartic"):
         torch.testing.assert_close(getattr(shifted, name), getattr(direct, name), rtol=1e-10, atol=1e-8)
 
 
 def test_forgetting_changes_the_weight_and_nothing_else() -> None:
-    m = g.moments(sample(30, 6), torch.zeros(6))
-    less = g.forget(m, 0.25)
+    m = moments(sample(30, 6), torch.zeros(6))
+    less = decay(m, 0.25)
     assert float(less.count) == 22.5
     torch.testing.assert_close(less.mean, m.mean)
     torch.testing.assert_close(less.covariance, m.covariance)
@@ -102,10 +104,10 @@ def test_forgetting_changes_the_weight_and_nothing_else() -> None:
 
 def test_mahalanobis_equals_scipy() -> None:
     x = sample(40, 7)
-    m = g.moments(x)
+    m = moments(x)
     inverse = torch.linalg.inv(m.covariance)
     expected = [scipy_mahalanobis(row, m.mean, inverse) for row in x]
-    actual = g.mahalanobis(x, m.mean, g.whitening(m.covariance))
+    actual = mahalanobis(x, m.mean, whitening(m.covariance))
     torch.testing.assert_close(actual, torch.tensor(expected, dtype=torch.float64), rtol=1e-10, atol=1e-10)
 
 
@@ -113,19 +115,19 @@ def test_mahalanobis_equals_scipy() -> None:
 def test_a_batch_of_gaussians_equals_one_at_a_time(batch: tuple[int, ...]) -> None:
     count = int(torch.tensor(batch).prod())
     x = torch.stack([sample(12, 5, seed) for seed in range(count)]).reshape(*batch, 12, 5)
-    many = g.Gaussian(5, batch=batch).double()
-    many.fit(g.moments(x))
+    many = Gaussian(5, batch=batch).double()
+    many.fit(moments(x))
     distances = many(x).reshape(count, 12)
     for i, one_x in enumerate(x.reshape(count, 12, 5)):
-        one = g.Gaussian(5).double()
-        one.fit(g.moments(one_x))
+        one = Gaussian(5).double()
+        one.fit(moments(one_x))
         torch.testing.assert_close(distances[i], one(one_x), rtol=1e-10, atol=1e-10)
 
 
 def test_gradients_flow_through_x_and_are_zero_at_the_mean() -> None:
     x = sample(20, 4)
-    gaussian = g.Gaussian(4).double()
-    gaussian.fit(g.moments(x))
+    gaussian = Gaussian(4).double()
+    gaussian.fit(moments(x))
     x = x[:5].clone().requires_grad_()
     assert torch.autograd.gradcheck(gaussian, x)
     at_mean = gaussian.mean.clone()[None].requires_grad_()
@@ -135,76 +137,76 @@ def test_gradients_flow_through_x_and_are_zero_at_the_mean() -> None:
 
 def test_float32_distances_stay_close_to_float64() -> None:
     x = sample(300, 64)
-    exact, fast = g.Gaussian(64).double(), g.Gaussian(64)
-    exact.fit(g.moments(x))
-    fast.fit(g.moments(x))
+    exact, fast = Gaussian(64).double(), Gaussian(64)
+    exact.fit(moments(x))
+    fast.fit(moments(x))
     torch.testing.assert_close(fast(x.float()).double(), exact(x), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("n", "d"), [(7, 40), (5, 5), (1, 3)])
 def test_no_shrinkage_with_too_few_observations_is_a_clear_error(n: int, d: int) -> None:
     with pytest.raises(UserError, match=f"{d} features from {n} images is singular"):
-        g.Gaussian(d, "none").fit(g.moments(sample(n, d)))
+        Gaussian(d, "none").fit(moments(sample(n, d)))
 
 
 def test_no_shrinkage_works_with_enough_observations() -> None:
-    gaussian = g.Gaussian(5, "none").double()
-    gaussian.fit(g.moments(sample(50, 5)))
-    assert float(gaussian.amount) == 0
+    gaussian = Gaussian(5, "none").double()
+    gaussian.fit(moments(sample(50, 5)))
+    assert float(gaussian.shrinkage_) == 0
 
 
 def test_identical_images_are_a_clear_error() -> None:
     with pytest.raises(UserError, match="singular"):
-        g.Gaussian(3).fit(g.moments(torch.ones(10, 3)))
+        Gaussian(3).fit(moments(torch.ones(10, 3)))
 
 
 def test_fixed_shrinkage_is_used_as_given() -> None:
-    gaussian = g.Gaussian(40, 0.25)
-    gaussian.fit(g.moments(sample(7, 40)))
-    assert float(gaussian.amount) == 0.25
+    gaussian = Gaussian(40, 0.25)
+    gaussian.fit(moments(sample(7, 40)))
+    assert float(gaussian.shrinkage_) == 0.25
 
 
 @pytest.mark.parametrize("method", [1.5, -0.1, "ledoit"])
 def test_unknown_shrinkage_is_a_clear_error(method: float) -> None:
     with pytest.raises(UserError, match="shrinkage="):
-        g.Gaussian(3, method).fit(g.moments(sample(10, 3)))
+        Gaussian(3, method).fit(moments(sample(10, 3)))
 
 
 def test_running_gaussian_keeps_its_count_and_follows_the_data() -> None:
-    running = g.RunningGaussian(4)
-    running.fit(g.moments(sample(64, 4)))
+    running = RunningGaussian(4)
+    running.fit(moments(sample(64, 4)))
     for seed in range(60):
-        running.update(g.moments(sample(16, 4, seed, offset=10.0)))
+        running.update(moments(sample(16, 4, seed, offset=10.0)))
     assert float(running.count) == pytest.approx(64)
-    target = g.moments(torch.cat([sample(16, 4, seed, offset=10.0) for seed in range(60)]))
+    target = moments(torch.cat([sample(16, 4, seed, offset=10.0) for seed in range(60)]))
     assert (running.mean - target.mean).abs().max() < (sample(64, 4).mean(0) - target.mean).abs().max() / 3
 
 
 def test_state_dict_of_a_fitted_gaussian_loads_into_a_fresh_one() -> None:
-    fitted, fresh = g.RunningGaussian(6), g.RunningGaussian(6)
-    fitted.fit(g.moments(sample(30, 6)))
+    fitted, fresh = RunningGaussian(6), RunningGaussian(6)
+    fitted.fit(moments(sample(30, 6)))
     assert not fresh.is_fitted
     fresh.load_state_dict(fitted.state_dict())
     x = sample(9, 6).float()
     assert torch.equal(fresh(x), fitted(x))
-    fitted.update(g.moments(x)), fresh.update(g.moments(x))
+    fitted.update(moments(x)), fresh.update(moments(x))
     assert torch.equal(fresh.whitener, fitted.whitener)
 
 
 def test_diagonal_and_identity_covariances_are_the_textbook_distances() -> None:
     x = sample(50, 6)
-    m = g.moments(x)
+    m = moments(x)
     for structure, variances in (("diagonal", m.covariance.diagonal()), ("identity", m.covariance.diagonal().mean())):
-        gaussian = g.Gaussian(6, "none", structure).double()  # type: ignore[arg-type]
+        gaussian = Gaussian(6, "none", structure).double()  # type: ignore[arg-type]
         gaussian.fit(m)
         expected = ((x - m.mean) ** 2 / variances).sum(1).sqrt()
         torch.testing.assert_close(gaussian(x), expected, rtol=1e-10, atol=1e-10)
 
 
 def test_a_diagonal_covariance_needs_no_shrinkage_even_for_few_observations() -> None:
-    g.Gaussian(40, "none", "diagonal").fit(g.moments(sample(7, 40)))
+    Gaussian(40, "none", "diagonal").fit(moments(sample(7, 40)))
 
 
 def test_unknown_covariance_is_a_clear_error() -> None:
     with pytest.raises(UserError, match="covariance=round: expected full, diagonal or identity"):
-        g.Gaussian(3, "none", "round").fit(g.moments(sample(9, 3)))  # type: ignore[arg-type]
+        Gaussian(3, "none", "round").fit(moments(sample(9, 3)))  # type: ignore[arg-type]

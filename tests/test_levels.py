@@ -6,8 +6,8 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from gaussad_pl import levels, objectives
 from gaussad_pl.errors import UserError
+from gaussad_pl.training import levels, objectives
 
 SIGNALS = torch.tensor([[0.4, 0.6, 0.9, 0.8], [0.5, 0.7, 0.7, 0.6]])  # two augmentations, four levels
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
-from gaussad_pl import metrics
 from gaussad_pl.errors import UserError
-from gaussad_pl.metrics import auroc, average_precision, f1_max, image_metrics, roc
+from gaussad_pl.metrics import image as metrics
+from gaussad_pl.metrics.image import auroc, average_precision, f1_max, image_metrics, roc
 
 
 def scores_and_labels(seed: int, ties: bool) -> tuple[torch.Tensor, torch.Tensor]:

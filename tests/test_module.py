@@ -12,8 +12,8 @@ from sklearn.covariance import LedoitWolf
 from torch import Tensor
 
 from gaussad_pl.errors import UserError
-from gaussad_pl.module import GaussianAD
-from gaussad_pl.precision import forbid_tf32
+from gaussad_pl.model.precision import forbid_tf32
+from gaussad_pl.training.module import GaussianAD
 
 IMAGES = torch.randint(256, (40, 3, 64, 64), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
 

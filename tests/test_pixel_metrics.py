@@ -12,7 +12,7 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 from torch import Tensor
 
 from gaussad_pl.errors import UserError
-from gaussad_pl.pixel_metrics import aupro, pixel_metrics
+from gaussad_pl.metrics.pixel import aupro, pixel_metrics
 
 METRICS = ("pixel_auroc", "pixel_ap", "pixel_f1max", "aupro")
 

@@ -20,13 +20,14 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 from test_pixel_metrics import METRICS, textbook
 from torch import Tensor
 
-from gaussad_pl import gaussian as g
 from gaussad_pl.calibration.conformal import Calibration, conformal_threshold, p_values, rate_range
 from gaussad_pl.calibration.drift import few_below
 from gaussad_pl.calibration.gamma import Gamma
+from gaussad_pl.density.moments import Moments, decay, merge, moments, recenter
+from gaussad_pl.density.shrinkage import ledoit_wolf
 from gaussad_pl.errors import UserError
-from gaussad_pl.metrics import image_metrics
-from gaussad_pl.pixel_metrics import pixel_metrics
+from gaussad_pl.metrics.image import image_metrics
+from gaussad_pl.metrics.pixel import pixel_metrics
 
 
 def examples(count: int) -> Callable[..., object]:
@@ -47,20 +48,20 @@ def batches(draw: st.DrawFn) -> list[Tensor]:
     return [torch.from_numpy(part) for part in np.split(x, sorted(cuts))]
 
 
-def same(a: g.Moments, b: g.Moments) -> None:
+def same(a: Moments, b: Moments) -> None:
     """Equal mean, covariance and shrinkage, up to rounding in units of the spread."""
     spread = float(a.covariance.diagonal().max().sqrt())
     reach = spread + float(a.mean.abs().max())
     assert float(a.count) == float(b.count)
     torch.testing.assert_close(a.mean, b.mean, rtol=0, atol=1e-11 * reach)
     torch.testing.assert_close(a.covariance, b.covariance, rtol=0, atol=1e-10 * spread**2)
-    assert float(g.ledoit_wolf(a)) == pytest.approx(float(g.ledoit_wolf(b)), abs=1e-8)
+    assert float(ledoit_wolf(a)) == pytest.approx(float(ledoit_wolf(b)), abs=1e-8)
 
 
-def merged(parts: list[Tensor]) -> g.Moments:
-    total = g.moments(parts[0])
+def merged(parts: list[Tensor]) -> Moments:
+    total = moments(parts[0])
     for part in parts[1:]:
-        total = g.merge(total, g.moments(part))
+        total = merge(total, moments(part))
     return total
 
 
@@ -72,7 +73,7 @@ def test_moments_of_any_batches_are_those_of_numpy_and_scikit_learn(parts: list[
     spread = x.std(0).max()
     np.testing.assert_allclose(found.mean, x.mean(0), rtol=1e-10, atol=1e-10 * spread)
     np.testing.assert_allclose(found.covariance, np.cov(x.T, bias=True).reshape(x.shape[1], -1), atol=1e-10 * spread**2)
-    assert float(g.ledoit_wolf(found)) == pytest.approx(reference.shrinkage_, abs=1e-8)
+    assert float(ledoit_wolf(found)) == pytest.approx(reference.shrinkage_, abs=1e-8)
 
 
 @given(batches(), st.randoms(use_true_random=False))
@@ -82,9 +83,9 @@ def test_merging_is_commutative_and_associative(parts: list[Tensor], random: obj
     random.shuffle(shuffled)  # type: ignore[attr-defined]
     same(merged(parts), merged(shuffled))
     if len(parts) > 2:
-        a, b, *rest = map(g.moments, parts)
+        a, b, *rest = map(moments, parts)
         c = rest[0]
-        same(g.merge(g.merge(a, b), c), g.merge(a, g.merge(b, c)))
+        same(merge(merge(a, b), c), merge(a, merge(b, c)))
 
 
 @given(batches(), st.floats(-3, 3), st.sampled_from([0.5, 2.0, 1000.0]))
@@ -92,14 +93,14 @@ def test_merging_is_commutative_and_associative(parts: list[Tensor], random: obj
 def test_moments_follow_shifts_and_scales_of_the_observations(parts: list[Tensor], step: float, scale: float) -> None:
     x = torch.cat(parts)
     offset = step * x.std(0, correction=0)
-    original, moved, scaled = g.moments(x), g.moments(x + offset), g.moments(scale * x)
+    original, moved, scaled = moments(x), moments(x + offset), moments(scale * x)
     torch.testing.assert_close(moved.mean, original.mean + offset)
     torch.testing.assert_close(scaled.mean, scale * original.mean)
     spread = original.covariance.diagonal().max()
     torch.testing.assert_close(moved.covariance / spread, original.covariance / spread, rtol=0, atol=1e-9)
     torch.testing.assert_close(scaled.covariance / spread, scale**2 * original.covariance / spread)
     for other in (moved, scaled):
-        assert float(g.ledoit_wolf(other)) == pytest.approx(float(g.ledoit_wolf(original)), abs=1e-8)
+        assert float(ledoit_wolf(other)) == pytest.approx(float(ledoit_wolf(original)), abs=1e-8)
 
 
 @given(batches(), st.floats(-10, 10), st.floats(0, 0.99))
@@ -109,9 +110,9 @@ def test_another_pivot_and_less_weight_change_neither_mean_nor_covariance(
 ) -> None:
     found = merged(parts)
     pivot = found.mean + step * found.covariance.diagonal().sqrt()
-    same(found, g.shift(found, pivot))
-    same(found, g.shift(g.shift(found, pivot), found.pivot))
-    lighter = g.forget(found, share)
+    same(found, recenter(found, pivot))
+    same(found, recenter(recenter(found, pivot), found.pivot))
+    lighter = decay(found, share)
     assert float(lighter.count) == pytest.approx((1 - share) * float(found.count))
     torch.testing.assert_close(lighter.mean, found.mean)
     spread = found.covariance.diagonal().max()

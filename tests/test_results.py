@@ -20,14 +20,14 @@ from conftest import TINY
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from gaussad_pl import checkout, gallery, pictures
-from gaussad_pl.cli import CONF
+from gaussad_pl.cli.hydra_command import CONF
 from gaussad_pl.data.base import ImageDataModule
+from gaussad_pl.data.inventory import images_sha256
 from gaussad_pl.data.samples import Sample
 from gaussad_pl.errors import UserError
-from gaussad_pl.fingerprints import images_sha256
-from gaussad_pl.model import GaussianModel
-from gaussad_pl.results import Evaluation, provenance
+from gaussad_pl.model.model import GaussianModel
+from gaussad_pl.results import checkout, figures, gallery
+from gaussad_pl.results.evaluation import Evaluation, provenance
 
 
 def evaluation(**changes: Any) -> Evaluation:
@@ -87,8 +87,8 @@ def test_a_path_that_is_no_text_is_written_with_its_bytes(tmp_path: Path) -> Non
 
 
 def test_pictures_are_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    figure = pictures.histogram(torch.tensor([1.0, 2.0]), torch.tensor([0, 1]))
-    assert pictures.save({"a": figure}, tmp_path) == [tmp_path / "a.png"]
+    figure = figures.histogram(torch.tensor([1.0, 2.0]), torch.tensor([0, 1]))
+    assert figures.save({"a": figure}, tmp_path) == [tmp_path / "a.png"]
     before = (tmp_path / "a.png").read_bytes()
 
     def half(path: Path, **options: Any) -> None:
@@ -97,14 +97,14 @@ def test_pictures_are_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(figure, "savefig", half)
     with pytest.raises(UserError, match="cannot write .*a.png .No space left"):
-        pictures.save({"a": figure}, tmp_path)
+        figures.save({"a": figure}, tmp_path)
     assert list(tmp_path.iterdir()) == [tmp_path / "a.png"] and (tmp_path / "a.png").read_bytes() == before
 
 
 def test_a_diverged_training_is_drawn_with_gaps(tmp_path: Path) -> None:
     history = [{"epoch": i, "paired": value, "auroc": value, "loss": value}
                for i, value in enumerate((0.5, math.nan, math.inf, -math.inf))]  # fmt: skip
-    assert pictures.save({"forgetting": pictures.forgetting_curve(history, "paired", 0)}, tmp_path)
+    assert figures.save({"forgetting": figures.forgetting_curve(history, "paired", 0)}, tmp_path)
 
 
 # --- provenance
@@ -200,7 +200,7 @@ def test_git_that_does_not_work_costs_a_reason_and_no_run(
     error: Exception, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / ".git").mkdir()
-    monkeypatch.setattr("gaussad_pl.checkout.subprocess.run", fail(error))
+    monkeypatch.setattr("gaussad_pl.results.checkout.subprocess.run", fail(error))
     found = commit_in(tmp_path)
     assert found["commit"] is None and found["clean"] is None and reason in found["reason"]
     assert "\n" not in found["reason"]

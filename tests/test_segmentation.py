@@ -17,22 +17,24 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader
 
-from gaussad_pl import map_validation
-from gaussad_pl.anomaly_maps import FORMS, map_score, smooth
-from gaussad_pl.backbone import Level
-from gaussad_pl.detection import Detection
+from gaussad_pl.backbones.backbone import Level
+from gaussad_pl.density.registry import DENSITIES
 from gaussad_pl.errors import UserError
-from gaussad_pl.map_validation import Seen, Smoothed, Validation
-from gaussad_pl.module import GaussianAD
-from gaussad_pl.pixel_metrics import aupro
-from gaussad_pl.segmentation import CLUSTERS, MARGIN, Segmenter
+from gaussad_pl.metrics.pixel import aupro
+from gaussad_pl.model.anomaly_maps import map_score, smooth
+from gaussad_pl.model.detection import Detection
+from gaussad_pl.model.segmenter import CLUSTERS, Segmenter
+from gaussad_pl.training import map_validation
+from gaussad_pl.training.map_choice import MARGIN, choose_map
+from gaussad_pl.training.map_validation import MapValidation, MapValidationCollector, UpsampledMaps
+from gaussad_pl.training.module import GaussianAD
 
-LEVELS = [Level(0, 2, 32), Level(1, 3, 8), Level(2, 2, 4)]  # of images of side 64: strides 8 and 16 are the last two
+LEVELS = [Level(0, 2, 32, 2), Level(1, 3, 8, 8), Level(2, 2, 4, 16)]
 GOOD, COPIES = 6, 2  # good images, and augmented copies of each
 
 
 def segmenter(**settings: Any) -> Segmenter:
-    return Segmenter(LEVELS, 64, **{"clusters": 3, "map_levels": "middle", **settings})
+    return Segmenter(LEVELS, **{"clusters": 3, "map_levels": "middle", **settings})
 
 
 def random_maps(count: int, rng: torch.Generator) -> list[Tensor]:
@@ -63,8 +65,8 @@ def marking(masks: Tensor, seed: int = 0) -> Tensor:
     return noise(len(masks), seed) + 3 * interpolate(masks[:, None].float(), size=(256, 256))[:, 0]
 
 
-def validation(**maps: Tensor) -> Validation:
-    return Validation(groups(), squares(), torch.zeros(len(groups())), named(maps))
+def validation(**maps: Tensor) -> MapValidation:
+    return MapValidation(groups(), squares(), torch.zeros(len(groups())), named(maps))
 
 
 def named(maps: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -106,7 +108,7 @@ def test_the_score_of_a_map_is_the_mean_of_its_highest_percent() -> None:
     assert map_score(torch.arange(4.0).reshape(1, 2, 2)).tolist() == [3]  # at least one pixel
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", DENSITIES)
 def test_a_map_is_the_smoothed_grid_of_distances_row_by_row(form: str) -> None:
     rng = torch.Generator().manual_seed(0)
     maps = random_maps(5, rng)
@@ -130,13 +132,13 @@ def test_an_unknown_form_or_combination_is_a_clear_error(settings: dict[str, Any
 # ------------------------------------------------------------------------------------------------------- what is chosen
 
 
-@pytest.mark.parametrize("best", FORMS)
+@pytest.mark.parametrize("best", DENSITIES)
 def test_the_form_whose_maps_mark_the_augmented_pixels_is_kept_alone(best: str) -> None:
     module = segmenter()
-    assert tuple(module.candidates) == tuple(map(candidate, FORMS))
+    assert tuple(module.candidates) == tuple(map(candidate, DENSITIES))
     kept = module.heads[candidate(best)]
-    maps = {form: marking(squares(), 1) if form == best else noise(seed=2 + i) for i, form in enumerate(FORMS)}
-    chosen = module.choose(validation(**maps))
+    maps = {form: marking(squares(), 1) if form == best else noise(seed=2 + i) for i, form in enumerate(DENSITIES)}
+    chosen = choose_map(module, validation(**maps))
     assert chosen["form"] == module.head.form == best
     assert module.head is kept and len(module.heads) == 1
     found = {name.split()[0]: signals["aupro"] for name, signals in chosen["candidates"].items()}
@@ -146,8 +148,8 @@ def test_the_form_whose_maps_mark_the_augmented_pixels_is_kept_alone(best: str) 
 def test_maps_that_find_the_image_but_not_the_place_lose_to_those_that_find_both() -> None:
     masks = squares()
     elsewhere = masks.roll((32, 32), (1, 2))
-    chosen = segmenter().choose(
-        validation(position=marking(elsewhere), clusters=marking(masks), shared=marking(elsewhere, 1))
+    chosen = choose_map(
+        segmenter(), validation(position=marking(elsewhere), clusters=marking(masks), shared=marking(elsewhere, 1))
     )
     assert [signals["image_auroc"] for signals in chosen["candidates"].values()] == [1, 1, 1]
     assert chosen["form"] == "clusters"
@@ -160,14 +162,14 @@ def test_broad_clusters_are_taken_where_they_are_clearly_better(better: float, m
     assert tuple(module.candidates) == (fine, broad) and CLUSTERS[0] > CLUSTERS[1]
     worth = {fine: 0.7, broad: 0.7 + better}
     maps = {name: marking(squares(), i) for i, name in enumerate(worth)}
-    given = Validation(groups(), squares(), torch.zeros(len(groups())), maps)
+    given = MapValidation(groups(), squares(), torch.zeros(len(groups())), maps)
     of = {id(part): name for name, part in maps.items()}
 
-    def signals(_: Validation, scores: Tensor, part: Tensor) -> dict[str, float]:
+    def signals(_: MapValidation, scores: Tensor, part: Tensor) -> dict[str, float]:
         return {"image_auroc": worth[of[id(part)]], "aupro": 0.5}
 
-    monkeypatch.setattr(Validation, "signals", signals)
-    assert module.choose(given)["clusters"] == (CLUSTERS[1] if better > 2 * MARGIN else CLUSTERS[0])
+    monkeypatch.setattr(MapValidation, "signals", signals)
+    assert choose_map(module, given)["clusters"] == (CLUSTERS[1] if better > 2 * MARGIN else CLUSTERS[0])
     assert len(module.head.gaussians.mean) == 2 * module.head.clusters
 
 
@@ -177,8 +179,8 @@ def test_a_number_of_clusters_that_is_none_is_refused(clusters: Any) -> None:
         segmenter(clusters=clusters)
 
 
-def alone(best: Tensor, both: Tensor) -> Validation:
-    return Validation(
+def alone(best: Tensor, both: Tensor) -> MapValidation:
+    return MapValidation(
         groups(),
         squares(),
         torch.zeros(len(groups())),
@@ -189,7 +191,7 @@ def alone(best: Tensor, both: Tensor) -> Validation:
 def test_one_level_alone_makes_the_maps_where_it_is_clearly_better() -> None:
     module = segmenter(form="shared", map_levels="auto")
     assert tuple(module.candidates) == ("shared 1+2", "shared 1", "shared 2")
-    chosen = module.choose(alone(marking(squares()), noise()))
+    chosen = choose_map(module, alone(marking(squares()), noise()))
     assert chosen["map_levels"] == module.head.levels == [2]
 
 
@@ -197,7 +199,7 @@ def test_both_levels_make_the_maps_where_one_alone_is_hardly_better() -> None:
     module = segmenter(form="shared", map_levels="auto")
     worse = marking(squares())
     worse[-1] = noise()[0]  # one copy is missed
-    chosen = module.choose(alone(marking(squares()), worse))
+    chosen = choose_map(module, alone(marking(squares()), worse))
     signals = {name: sum(found.values()) for name, found in chosen["candidates"].items()}
     assert signals["shared 1+2"] < signals["shared 2"]
     assert (chosen["map_levels"] == [1, 2]) == (signals["shared 2"] < signals["shared 1+2"] + 0.04)
@@ -219,20 +221,20 @@ def test_levels_that_are_not_there_are_a_clear_error(given: Any) -> None:
 
 def test_maps_are_smoothed_when_they_are_looked_at() -> None:
     grids = {"a": torch.rand(70, 4, 4), "b": torch.rand(2, 8, 8)}
-    maps = Smoothed(grids)
+    maps = UpsampledMaps(grids)
     assert list(maps) == ["a", "b"] and len(maps) == 2
     for name, grid in grids.items():
         torch.testing.assert_close(maps[name], smooth(grid))
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", DENSITIES)
 def test_a_forced_form_stays_whatever_its_maps(form: str) -> None:
     module = segmenter(form=form)
     assert tuple(module.candidates) == (candidate(form),)
-    assert module.choose(validation(**{form: noise()}))["form"] == module.head.form == form
+    assert choose_map(module, validation(**{form: noise()}))["form"] == module.head.form == form
 
 
-def combinable(informative: str) -> Validation:
+def combinable(informative: str) -> MapValidation:
     """Pooled scores and maps of which one, both or only their sum tells every copy from every good image."""
     rng = torch.Generator().manual_seed(0)
     is_copy = groups() > 0
@@ -245,13 +247,13 @@ def combinable(informative: str) -> Validation:
         "both": (flat.roll(1) + signal * half, flat + signal * ~half),
     }[informative]
     maps = noise() + level[:, None, None]
-    return Validation(groups(), squares(), pooled.double(), named({"shared": maps}))
+    return MapValidation(groups(), squares(), pooled.double(), named({"shared": maps}))
 
 
 @pytest.mark.parametrize(("best", "weights"), [("pooled", [1, 0]), ("map", [0, 1]), ("both", [1, 1])])
 def test_the_combination_that_tells_the_copies_best_is_chosen(best: str, weights: list[int]) -> None:
     module, given = segmenter(form="shared"), combinable(best)
-    chosen = module.choose(given)
+    chosen = choose_map(module, given)
     assert chosen["combine"] == module.combine == best
     assert module.weights.tolist() == weights
     assert chosen["combinations"][best] == 1
@@ -264,7 +266,7 @@ def test_a_forced_combination_stays_though_another_is_better(forced: str, weight
     module = segmenter(form="shared", combine=forced)
     assert module.weights.tolist() == weights
     better = "pooled" if forced == "map" else "map"
-    chosen = module.choose(combinable(better))
+    chosen = choose_map(module, combinable(better))
     assert chosen["combinations"][better] > chosen["combinations"][forced]
     assert chosen["combine"] == module.combine == forced
     assert module.weights.tolist() == weights
@@ -291,10 +293,10 @@ def test_an_augmentation_that_marks_no_pixel_counts_for_the_image_auroc_alone() 
     masks = squares()
     maps = marking(masks)
     masks[groups() == 2] = False
-    given = Validation(groups(), masks, torch.zeros(len(masks)), named({"shared": maps}))
+    given = MapValidation(groups(), masks, torch.zeros(len(masks)), named({"shared": maps}))
     found = given.signals(map_score(maps), maps)
     first = groups() < 2
-    only = Validation(groups()[first], masks[first], torch.zeros(int(first.sum())), {"shared": maps[first]})
+    only = MapValidation(groups()[first], masks[first], torch.zeros(int(first.sum())), {"shared": maps[first]})
     assert found["aupro"] == pytest.approx(only.signals(map_score(maps[first]), maps[first])["aupro"])
     assert found["aupro"] > 0.9
     assert found["image_auroc"] == 1
@@ -302,8 +304,8 @@ def test_an_augmentation_that_marks_no_pixel_counts_for_the_image_auroc_alone() 
 
 def test_the_form_is_chosen_by_the_images_where_no_augmentation_marks_a_pixel() -> None:
     maps = {"position": noise(), "clusters": marking(squares()), "shared": noise(seed=1)}
-    given = Validation(groups(), torch.zeros_like(squares()), torch.zeros(len(groups())), named(maps))
-    assert segmenter().choose(given)["form"] == "clusters"
+    given = MapValidation(groups(), torch.zeros_like(squares()), torch.zeros(len(groups())), named(maps))
+    assert choose_map(segmenter(), given)["form"] == "clusters"
 
 
 # ------------------------------------------------------------------------------------------- what good images look like
@@ -312,7 +314,7 @@ def test_the_form_is_chosen_by_the_images_where_no_augmentation_marks_a_pixel() 
 @pytest.mark.parametrize("side", [64, 256, 300])
 def test_masks_of_any_side_are_compared_with_the_maps(side: int) -> None:
     masks = squares(side=side)
-    given = Validation(groups(), masks, torch.zeros(len(masks)), {})
+    given = MapValidation(groups(), masks, torch.zeros(len(masks)), {})
     assert given.masks.shape == (len(masks), 256, 256) and given.masks.dtype == torch.bool
     share, expected = (x.double().mean((1, 2)) for x in (given.masks, masks))
     torch.testing.assert_close(share, expected, rtol=0.05, atol=0)
@@ -320,7 +322,7 @@ def test_masks_of_any_side_are_compared_with_the_maps(side: int) -> None:
 
 def test_scores_are_in_units_of_good_images() -> None:
     module, given = segmenter(form="shared", combine="both"), combinable("both")
-    module.choose(given)
+    choose_map(module, given)
     parts = np.stack([given.pooled.numpy(), numpy_map_score(given.maps["shared 1+2"])], axis=1)
     good = parts[:GOOD]
     np.testing.assert_allclose(module.centre, good.mean(0), rtol=1e-5)
@@ -332,7 +334,7 @@ def test_scores_are_in_units_of_good_images() -> None:
 @pytest.mark.parametrize(("combine", "column"), [("pooled", 0), ("map", 1)])
 def test_the_part_that_does_not_count_leaves_the_score_alone(combine: str, column: int) -> None:
     module, given = segmenter(form="shared", combine=combine), combinable("both")
-    module.choose(given)
+    choose_map(module, given)
     maps = given.maps["shared 1+2"]
     parts = np.stack([given.pooled.numpy(), numpy_map_score(maps)], axis=1)[:, column]
     expected = (parts - parts[:GOOD].mean()) / parts[:GOOD].std(ddof=1)
@@ -342,7 +344,7 @@ def test_the_part_that_does_not_count_leaves_the_score_alone(combine: str, colum
 def test_the_threshold_leaves_one_pixel_in_a_thousand_of_good_images_above() -> None:
     module, maps = segmenter(form="shared"), marking(squares())
     assert module.threshold == torch.inf
-    module.choose(validation(shared=maps))
+    choose_map(module, validation(shared=maps))
     pixels = maps[:GOOD].flatten()
     assert abs(int((pixels > module.threshold).sum()) - len(pixels) / 1000) <= 2
 
@@ -352,7 +354,7 @@ def test_one_good_image_gives_finite_scores() -> None:
     maps = marking(masks)
     pooled = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
     module = segmenter(form="shared")
-    module.choose(Validation(groups(good=1), masks, pooled, named({"shared": maps})))
+    choose_map(module, MapValidation(groups(good=1), masks, pooled, named({"shared": maps})))
     assert module.spread.tolist() == [1, 1]
     scores = module.score(pooled, maps)
     assert scores.isfinite().all()
@@ -363,19 +365,19 @@ def test_good_images_of_one_and_the_same_score_give_finite_scores() -> None:
     module, maps = segmenter(form="shared", combine="both"), marking(squares())
     maps[:GOOD] = maps[0]
     given = validation(shared=maps)  # all pooled scores are 0
-    module.choose(given)
+    choose_map(module, given)
     assert module.score(given.pooled, maps).isfinite().all()
 
 
-@pytest.mark.parametrize("best", FORMS)
+@pytest.mark.parametrize("best", DENSITIES)
 def test_a_segmenter_of_the_chosen_form_loads_what_was_chosen(best: str) -> None:
     auto = segmenter()
     rng = torch.Generator().manual_seed(0)
     for count in (7, 4):
         auto.observe(random_maps(count, rng))
     auto.estimate()
-    maps = {form: marking(squares(), 1) if form == best else noise(seed=2) for form in FORMS}
-    chosen = auto.choose(validation(**maps))
+    maps = {form: marking(squares(), 1) if form == best else noise(seed=2) for form in DENSITIES}
+    chosen = choose_map(auto, validation(**maps))
     assert auto.chosen.items() <= chosen.items()
     forced = segmenter(**auto.chosen)
     forced.load_state_dict(auto.state_dict())
@@ -432,14 +434,14 @@ def test_validating_sees_all_that_the_choice_needs(estimated: tuple[GaussianAD, 
     trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
     trainer.validate(model, dataloaders=DataLoader(validation_batches(), batch_size=None), verbose=False)
     assert model.choose_maps() == estimated[1]
-    assert model.seen is None
+    assert model.collector is None
 
 
 def test_maps_of_a_bounded_number_of_images_and_all_their_copies_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(map_validation, "IMAGES", 4)
     model = tiny({"form": "shared"}).model
     model.level_weights[1:] = 0
-    seen, first = Seen(model), 0
+    seen, first = MapValidationCollector(model), 0
     for batch in validation_batches():
         row = torch.arange(first, first := first + len(batch["group"]))
         maps = [torch.zeros(len(row), level.channels, level.side, level.side) for level in model.backbone.levels]
@@ -510,7 +512,7 @@ def test_the_maps_equal_the_textbook_from_the_features_of_the_backbone() -> None
 
 def test_squares_in_the_validation_decide_what_is_chosen(estimated: tuple[GaussianAD, dict[str, Any]]) -> None:
     model, chosen = estimated
-    assert set(chosen["candidates"]) == {*(candidate(form, "3+4", 4) for form in FORMS), "position 3", "position 4"}
+    assert set(chosen["candidates"]) == {*(candidate(form, "3+4", 4) for form in DENSITIES), "position 3", "position 4"}
     margin = {name: 0 if "+" in name else 0.04 for name in chosen["candidates"]}
     worth = {name: sum(found.values()) - margin[name] for name, found in chosen["candidates"].items()}
     best = max(worth, key=lambda name: worth[name])
@@ -610,7 +612,7 @@ def test_detections_of_batches_join_in_order(estimated: tuple[GaussianAD, dict[s
 
 
 def test_wide_patches_are_projected_to_orthonormal_directions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gaussad_pl.anomaly_maps.FEATURES", 3)
+    monkeypatch.setattr("gaussad_pl.model.anomaly_maps.FEATURES", 3)
     wide = segmenter(form="shared", seed=1).head
     maps = [torch.randn(2, level.channels, level.side, level.side) for level in LEVELS]
     assert wide.projection is not None

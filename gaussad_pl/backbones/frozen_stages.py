@@ -1,0 +1,113 @@
+"""A cache for fine-tuning: the outputs of the frozen stages on recurring images are computed only once."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Hashable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from gaussad_pl.backbones.backbone import Backbone, pool
+
+LIMIT = 4 * 2**30  # bytes in the cache; batches that do not fit run through the frozen stages each time
+
+
+class FrozenStages:
+    """A backbone cut after its last frozen level, with a cache of the outputs before the cut.
+
+    Attributes:
+        cut: number of levels before the cut. If the backbone cannot be cut, it is 0 and the cache holds the images: the
+            first level trains, or the stages do not form a plain chain (transformers add position embeddings).
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        self.backbone = backbone
+        self.cut, self._rest = 0, backbone
+        self._cache: dict[Hashable, tuple[Tensor, list[Tensor]]] = {}
+        self._free = LIMIT
+        probe = torch.zeros(1, 3, backbone.image_size, backbone.image_size, device=backbone.scale.device)
+        probe[..., ::7] = 1
+        with torch.no_grad():
+            calls, maps = _trace(backbone, probe)
+            for cut in range(_frozen_levels(backbone), 0, -1):
+                before = next((calls[: i + 1] for i, (_, out) in enumerate(calls) if out is maps[cut - 1]), [])
+                rest = _without(backbone, [module for module, _ in before])
+                if before and _reproduces(rest, maps, cut):
+                    self.cut, self._rest = cut, rest
+                    return
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._cache
+
+    def remember(self, key: Hashable, images: Tensor, maps: Sequence[Tensor]) -> None:
+        """Cache a batch: the map at the cut (or the images) and the pooled features of the levels before it."""
+        if key in self._cache:
+            return
+        stem, features = maps[self.cut - 1] if self.cut else images, pool(maps[: self.cut])
+        size = sum(part.nbytes for part in (stem, *features))
+        if size <= self._free:
+            self._free -= size
+            self._cache[key] = (stem, features)
+
+    def features(self, key: Hashable) -> list[Tensor]:
+        """Return the pooled features of all levels for a cached batch and the current weights: a list of ``(N, C)``."""
+        stem, features = self._cache[key]
+        maps = self._rest.maps(stem)[self.cut :] if self.cut else self.backbone(stem)
+        return [*features, *pool(maps)]
+
+
+def _frozen_levels(backbone: Backbone) -> int:
+    """Count the levels, from the shallowest, before the first trained parameter; the last level never counts."""
+    count = len(backbone.levels) - 1
+    for i, level in enumerate(backbone.levels[:-1]):
+        if any(parameter.requires_grad for parameter in backbone.parameters_of([level.index])):
+            count = i
+            break
+    return count
+
+
+def _reproduces(rest: Backbone, maps: Sequence[Tensor], cut: int) -> bool:
+    """Return True if the rest, given the last map before the cut, reproduces the maps after it."""
+    try:
+        result = rest.maps(maps[cut - 1])[cut:]
+    except (RuntimeError, AssertionError):  # a module between the stages expects an image
+        return False
+    return all(torch.allclose(a, b, rtol=1e-4) for a, b in zip(result, maps[cut:], strict=True))
+
+
+def _trace(backbone: Backbone, x: Tensor) -> tuple[list[tuple[nn.Module, Tensor]], list[Tensor]]:
+    """Return the outermost modules called on ``x``, in order and with their outputs, and the feature maps."""
+    calls: list[tuple[nn.Module, Tensor]] = []
+    depth = 0
+
+    def enter(*_: object) -> None:
+        nonlocal depth
+        depth += 1
+
+    def leave(module: nn.Module, _: object, output: Tensor) -> None:
+        nonlocal depth
+        depth -= 1
+        if depth == 0:
+            calls.append((module, output))
+
+    modules = [module for module in backbone.model.modules() if module is not backbone.model]
+    hooks = [m.register_forward_pre_hook(enter) for m in modules] + [m.register_forward_hook(leave) for m in modules]
+    try:
+        return calls, backbone.maps(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _without(backbone: Backbone, skipped: Sequence[nn.Module]) -> Backbone:
+    """Return the backbone with some modules replaced by the identity; all parameters are shared."""
+
+    def shallow_copy(module: nn.Module) -> nn.Module:
+        if any(module is other for other in skipped):
+            return nn.Identity()
+        clone = copy.copy(module)
+        clone.__dict__["_modules"] = {name: child and shallow_copy(child) for name, child in module._modules.items()}
+        return clone
+
+    return shallow_copy(backbone)  # type: ignore[return-value]

@@ -1,0 +1,107 @@
+"""Densities of patches: the feature vectors at the positions of feature maps.
+
+Wherever patches share a Gaussian, each Gaussian is the blend of its own covariance with a common one, as it seldom has
+as many observations as there are features. A density is one file: the class, its counterpart for ONNX, and its line in
+`gaussad_pl.density.registry`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from gaussad_pl.density.gaussian import whitening
+from gaussad_pl.density.shrinkage import shrink
+from gaussad_pl.errors import NumericalError
+
+RIDGE = 0.1  # shrinkage of the covariance of all cells towards the identity: it, too, comes from a sample
+
+
+class PatchDensity(nn.Module, ABC):
+    """A density of patches of D features; call `observe` with every batch of good images once, then `estimate`.
+
+    Attributes:
+        has_clusters: the density has a number of clusters, which the validation may choose.
+    """
+
+    has_clusters: ClassVar[bool] = False
+
+    @classmethod
+    @abstractmethod
+    def build(cls, side: int, features: int, clusters: int, seed: int) -> Self:
+        """Make an unfitted density.
+
+        Args:
+            side: of the square grid of patches, in patches.
+            features: D.
+            clusters: number of clusters, for densities that have them.
+            seed: of whatever the density draws at random.
+        """
+
+    @abstractmethod
+    def observe(self, patches: Tensor) -> None:
+        """Add the patches ``(N, P, D)`` of good images to what `estimate` uses."""
+
+    @abstractmethod
+    def estimate(self) -> None:
+        """Fit the density to everything observed, and drop the observations.
+
+        Raises:
+            NumericalError: the patches have no density, for example because they are all the same.
+        """
+
+    @abstractmethod
+    def forward(self, patches: Tensor) -> Tensor:
+        """Distances ``(N, P)`` of patches ``(N, P, D)`` to the density."""
+
+    def for_onnx(self) -> nn.Module:
+        """A module with the same `forward`, made of operations that ONNX has; by default the density itself."""
+        return self
+
+
+class CellGaussians(PatchDensity):
+    """One Gaussian for each of K cells of a partition of patches.
+
+    Buffers: mean ``(K, D)`` and whitener ``(K, D, D)``.
+    """
+
+    mean: Tensor
+    whitener: Tensor
+
+    def __init__(self, cells: int, features: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(cells, features))
+        self.register_buffer("whitener", torch.eye(features).repeat(cells, 1, 1))
+
+    def _fit(self, mean: Tensor, scatter: Tensor, counts: Tensor, cells: slice = slice(None)) -> None:
+        """Fit the Gaussians of the cells of one partition, by default all of them."""
+        degrees = (counts.sum() - (counts > 0).sum()).clamp(min=1)
+        pooled = scatter.sum(0) / degrees
+        if not pooled.diagonal().mean() > 0:
+            raise NumericalError("the patches of the training images are all the same: give different images")
+        self.mean[cells] = mean.to(self.mean)
+        parts = zip(self.whitener[cells].split(64), scatter.split(64), counts.split(64), strict=True)
+        for whitener, part, count in parts:  # all at once would need several times the memory
+            whitener.copy_(whitening(blend(part.double(), count, pooled)))
+
+
+def blend(scatter: Tensor, counts: Tensor, pooled: Tensor) -> Tensor:
+    """Covariances of K cells, each blended with a common one that counts as D observations.
+
+    The mean of the posterior of a covariance under an inverse Wishart prior (Murphy, Machine Learning: a Probabilistic
+    Perspective, 2012, section 4.6.3), up to a constant number of observations.
+
+    Args:
+        scatter: sum of (x - mean)(x - mean)^T over the observations of each cell, ``(K, D, D)``.
+        counts: number of observations of each cell, ``(K,)``.
+        pooled: covariance within all cells together, ``(D, D)``.
+
+    Returns:
+        ``(K, D, D)``.
+    """
+    d = pooled.shape[-1]
+    prior = shrink(pooled, torch.tensor(RIDGE, dtype=pooled.dtype))
+    return (scatter + d * prior) / (counts + d)[:, None, None]

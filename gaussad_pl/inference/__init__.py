@@ -1,0 +1,1 @@
+"""Score new images: read them, load a detector, make predictions and write them."""

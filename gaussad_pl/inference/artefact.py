@@ -1,0 +1,108 @@
+"""The file of a detector: tensors and a JSON header in the safetensors format, no code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from gaussad_pl.errors import UserError
+from gaussad_pl.files import finite, replacing
+
+FORMAT = 4  # increase it if older versions cannot read the files; 2 had no checksum of the header, 3 other names
+OLDEST = 2
+NAME = "detector.safetensors"
+_KEY = "gaussad_pl"  # metadata entry with the header; other safetensors files do not have it
+_SEAL = "sha256"  # metadata entry with the checksum of the header, which itself holds that of the tensors
+_TRIANGLE = ".triangle"  # suffix of triangular matrices that are stored without their zeros
+
+
+def write_artefact(path: Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Write header and tensors atomically: a killed run leaves the old file or none.
+
+    Lower triangular matrices, which make up most of a detector, are stored without their zeros.
+    """
+    stored = dict(_packed(name, tensor.detach().cpu()) for name, tensor in tensors.items())
+    clean, _ = finite({**header, "format": FORMAT, "checksum": _checksum(stored)})
+    text = json.dumps(clean, allow_nan=False)
+    with replacing(path) as partial:  # save_file would make it readable by its owner only
+        partial.write_bytes(save(stored, metadata={_KEY: text, _SEAL: _sealed(text)}))
+
+
+def read_artefact(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read header and tensors of a file.
+
+    Raises:
+        UserError: the file is missing, is damaged, is not a detector, or has an unsupported format.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if _KEY not in metadata:
+                raise UserError(f"{path} is a safetensors file but not a detector: give the {NAME} of a run")
+            header: dict[str, Any] = json.loads(metadata[_KEY])
+            _check_version(path, header)
+            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} is damaged or not a detector ({reason}): give the {NAME} of a run") from error
+    sealed = header["format"] > OLDEST or len(metadata) > 1  # a flipped bit must not turn it into an older format
+    intact = not sealed or metadata.get(_SEAL) == _sealed(metadata[_KEY])
+    if not intact or header.get("checksum") != _checksum(stored):
+        raise UserError(f"{path} is damaged (checksum mismatch): copy it again")
+    if (broken := next((name for name, tensor in stored.items() if tensor.isnan().any()), None)) is not None:
+        raise UserError(f"{path} cannot be used ({broken} contains NaN): train it again")
+    return header, dict(_unpacked(name, tensor) for name, tensor in stored.items())
+
+
+def _check_version(path: Path, header: Mapping[str, Any]) -> None:
+    if header["format"] > FORMAT:
+        raise UserError(
+            f"{path} was written by a newer gaussad_pl ({header.get('version', 'unknown version')}, format "
+            f"{header['format']}; this version reads up to {FORMAT}): update with pip install --upgrade gaussad_pl"
+        )
+    if header["format"] < OLDEST:
+        raise UserError(
+            f"{path} was written by an older gaussad_pl ({header.get('version')}, format {header['format']}; this "
+            f"version reads {OLDEST} and later): train it again"
+        )
+
+
+def _sealed(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _packed(name: str, tensor: Tensor) -> tuple[str, Tensor]:
+    side = tensor.shape[-1] if tensor.ndim >= 2 else 0
+    if side < 2 or tensor.shape[-2] != side or not name.endswith("whitener") or not torch.equal(tensor, tensor.tril()):
+        return name, tensor.contiguous().clone()
+    rows, columns = torch.tril_indices(side, side)
+    return name + _TRIANGLE, tensor[..., rows, columns].contiguous()
+
+
+def _unpacked(name: str, tensor: Tensor) -> tuple[str, Tensor]:
+    if not name.endswith(_TRIANGLE):
+        return name, tensor
+    side = round((2 * tensor.shape[-1] + 0.25) ** 0.5 - 0.5)
+    full = tensor.new_zeros(*tensor.shape[:-1], side, side)
+    rows, columns = torch.tril_indices(side, side)
+    full[..., rows, columns] = tensor
+    return name.removesuffix(_TRIANGLE), full
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> int:
+    """CRC-32 of names, types, shapes and values, as a flipped bit would silently change the scores."""
+    total = 0
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        total = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), total)
+        total = zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy().data, total)
+    return total

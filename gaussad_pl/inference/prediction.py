@@ -1,0 +1,97 @@
+"""Predictions for single images, and the base class of detectors."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gaussad_pl.calibration.conformal import Calibration, Threshold
+from gaussad_pl.inference.pixels import Images, each_pixels
+from gaussad_pl.model.detection import Detection
+
+BATCH = 32  # images scored at once
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """The prediction for one image.
+
+    Attributes:
+        score: anomaly score; larger is more anomalous.
+        p_value: conformal p-value of the score, see `gaussad_pl.calibration.conformal.p_values`.
+        verdict: "bad" if the score is above the threshold.
+        threshold: for the target false-alarm rate.
+        distances: Mahalanobis distance of each level, by the index of the level.
+        map: anomaly map ``(256, 256)`` float32 of the whole image; None if the model has no maps.
+    """
+
+    score: float
+    p_value: float
+    verdict: Literal["good", "bad"]
+    threshold: float
+    distances: dict[int, float]
+    map: np.ndarray | None
+
+
+class BaseDetector(ABC):
+    """Base class of `Detector` and, for other runtimes, `ExportedDetector`.
+
+    Attributes:
+        calibration: source of p-values and thresholds.
+        provenance: data, seed, weights, versions and settings of the training.
+        size: side in pixels to which all images are resized.
+        levels: index of each level that has a distance.
+        limit: value that hardly any pixel of the map of a good image exceeds; infinite if there are no maps.
+    """
+
+    calibration: Calibration
+    provenance: dict[str, Any]
+    size: int
+    levels: list[int]
+    limit: float
+
+    @abstractmethod
+    def detect(self, pixels: Tensor) -> Detection:
+        """Return scores, distances and maps of ``pixels`` ``(N, 3, size, size)`` uint8, on the CPU."""
+
+    def threshold(self, fpr: float = 0.01) -> Threshold:
+        """Return the threshold for a target false-alarm rate, without refitting; see `Calibration.threshold`."""
+        return self.calibration.threshold(fpr)
+
+    def __call__(self, images: Images, fpr: float = 0.01) -> list[Prediction]:
+        """Score one image or several; the predictions are in the order of the images.
+
+        Args:
+            images: a path, a PIL image, an array ``(H, W)`` or ``(H, W, C)``, a tensor ``(C, H, W)``; or an array or
+                tensor with a batch dimension, or an iterable of images; see `gaussad_pl.inference.pixels`.
+            fpr: target false-alarm rate.
+
+        Raises:
+            UserError: a file cannot be read, an object is not an image, or ``fpr`` is not between 0 and 1.
+        """
+        threshold = self.threshold(fpr)
+        predictions: list[Prediction] = []
+        pixels = each_pixels(images, self.size)
+        while batch := list(islice(pixels, BATCH)):
+            predictions += self.predictions(self.detect(torch.stack(batch)), threshold)
+        return predictions
+
+    def predictions(self, detection: Detection, threshold: Threshold) -> Iterator[Prediction]:
+        """Yield the prediction for each of the N images of a detection."""
+        p_values = self.calibration.p_values(detection.scores)
+        for i, (score, p_value) in enumerate(zip(detection.scores.tolist(), p_values.tolist(), strict=True)):
+            yield Prediction(
+                score,
+                p_value,
+                "good" if score <= threshold.value else "bad",  # a NaN score is bad
+                threshold.value,
+                dict(zip(self.levels, detection.distances[i].tolist(), strict=True)),
+                None if detection.maps is None else detection.maps[i].numpy(),
+            )

@@ -1,0 +1,71 @@
+"""The images of a `source=`: one image, a folder, a pattern or a list.
+
+Paths are yielded one by one; at most the names of one folder or the matches of a pattern are in memory.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from gaussad_pl.data.samples import IMAGE_SUFFIXES
+from gaussad_pl.errors import UserError
+
+LIST_SUFFIX = ".txt"
+
+
+def image_paths(source: str) -> Iterator[Path]:
+    """Yield the images of a source in a fixed order.
+
+    - a folder: all images in it and its subfolders, except hidden ones;
+    - a pattern with ``*``, ``?`` or ``[``, and ``**`` for any number of folders: all images that match;
+    - a ``.txt`` file: one path per line, relative to the working directory, whether the files exist or not;
+    - any other file: the file itself.
+
+    Raises:
+        UserError: the file or folder does not exist, or a folder cannot be read.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        yield from _walk(path)
+    elif path.suffix.lower() == LIST_SUFFIX and path.is_file():
+        with path.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
+            yield from (Path(text) for line in lines if (text := line.strip()))
+    elif path.exists():
+        yield path
+    elif glob.has_magic(source):
+        matches = (Path(name) for name in sorted(glob.glob(str(path), recursive=True)))  # noqa: PTH207  # any pattern
+        yield from (match for match in matches if _is_image(match))
+    else:
+        raise UserError(
+            f"source={source} does not exist: give an image, a folder, a pattern or a list (.txt) of images"
+        )
+
+
+def count_images(source: str) -> int:
+    """Count the images of a source.
+
+    Raises:
+        UserError: the source does not exist, cannot be read, or has no images.
+    """
+    count = sum(1 for _ in image_paths(source))
+    if not count:
+        raise UserError(f"source={source} has no images: expected {', '.join(sorted(IMAGE_SUFFIXES))} files")
+    return count
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    for where, folders, files in os.walk(folder, onerror=_stop):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (path for name in sorted(files) if _is_image(path := Path(where, name)))
+
+
+def _stop(error: OSError) -> None:
+    """Raise on a folder that cannot be read; by default, `os.walk` would silently skip its images."""
+    raise UserError(f"cannot read {error.filename} ({error.strerror}): check its permissions") from error
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and not path.is_dir()

@@ -1,1 +1,0 @@
-"""What scoring new images needs around the model: files, images, pictures, settings."""

@@ -1,0 +1,131 @@
+"""Anomaly maps, and the score of an image from its map and its pooled score.
+
+What the configuration leaves open stays a list of candidates until `gaussad_pl.training.map_choice` keeps one of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from gaussad_pl.backbones.backbone import Level
+from gaussad_pl.density.registry import DENSITIES
+from gaussad_pl.errors import UserError
+from gaussad_pl.model.anomaly_maps import MapHead, map_score
+from gaussad_pl.model.combination import COMBINATIONS, Combination, combine
+from gaussad_pl.model.patches import middle_levels
+
+CLUSTERS = (512, 128)  # fine and broad ones: surfaces of much detail need the first, few or plain images the second
+
+
+class Segmenter(nn.Module):
+    """Turns feature maps into anomaly maps, and pooled score and map into the score of an image.
+
+    Args:
+        levels: of the backbone.
+        image_size: side of the images in pixels.
+        form: partition of the patches; "auto" keeps candidates until `choose`.
+        map_levels: levels (`Level.index`) that the patches are made of; "middle" for those of
+            `gaussad_pl.density.patches.middle_levels`, "auto" to try them alone, too.
+        combine: what the image score is made of; "auto" leaves it to `choose`.
+        clusters: number of them in each partition of the form "clusters"; "auto" to try fine and broad ones.
+        seed: of the clusters.
+
+    Raises:
+        UserError: an unknown form or combination, or a level that the backbone does not give.
+    """
+
+    centre: Tensor  # mean of pooled and map score on held-out good images, (2,)
+    spread: Tensor  # their standard deviations, (2,)
+    weights: Tensor  # (2,)
+    threshold: Tensor  # of the maps: one pixel in a thousand of held-out good images is above, ()
+
+    def __init__(
+        self,
+        levels: Sequence[Level],
+        form: str = "auto",
+        map_levels: Sequence[int] | Literal["auto", "middle"] = "auto",
+        combine: Combination = "auto",
+        clusters: int | Literal["auto"] = "auto",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if form not in ("auto", *DENSITIES):
+            raise UserError(f"model.segmentation.form={form}: expected auto, {', '.join(DENSITIES)}")
+        if isinstance(map_levels, str) and map_levels not in ("auto", "middle"):
+            raise UserError(f"model.segmentation.map_levels={map_levels}: expected auto, middle or a list of levels")
+        if combine not in ("auto", *COMBINATIONS):
+            raise UserError(f"model.segmentation.combine={combine}: expected auto, {', '.join(COMBINATIONS)}")
+        if not (clusters == "auto" or (isinstance(clusters, int) and clusters > 0)):
+            raise UserError(f"model.segmentation.clusters={clusters}: expected auto or a number of at least 1")
+        sizes = CLUSTERS if clusters == "auto" else (clusters,)
+        forms = tuple(DENSITIES) if form == "auto" else (form,)
+        places = middle_levels(levels) if isinstance(map_levels, str) else _places(map_levels, levels)
+        alone = [[place] for place in places] if map_levels == "auto" and len(places) > 1 else []
+        self.heads = nn.ModuleDict()
+        for each, chosen in [*((each, places) for each in forms), *((forms[0], place) for place in alone)]:
+            has_clusters = DENSITIES[each].has_clusters
+            for size in sizes if has_clusters else sizes[:1]:
+                head = MapHead(levels, chosen, each, size, seed)
+                of = f" of {size}" if has_clusters else ""
+                self.heads[f"{each}{of} {'+'.join(map(str, head.levels))}"] = head
+        self.combine: Combination = combine
+        self.register_buffer("centre", torch.zeros(2))
+        self.register_buffer("spread", torch.ones(2))
+        self.register_buffer("weights", torch.tensor(COMBINATIONS["both" if combine == "auto" else combine]))
+        self.register_buffer("threshold", torch.tensor(math.inf))
+
+    @property
+    def candidates(self) -> dict[str, MapHead]:
+        """What is left to choose from, by name: form and levels."""
+        return dict(self.heads.items())  # type: ignore[arg-type]
+
+    @property
+    def head(self) -> MapHead:
+        """What makes the maps."""
+        return next(iter(self.candidates.values()))
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """The settings that make a segmenter like this one, with nothing left open."""
+        return {
+            "form": self.head.form,
+            "map_levels": self.head.levels,
+            "combine": self.combine,
+            "clusters": self.head.clusters,
+        }
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Anomaly maps ``(N, 256, 256)`` of the backbone's feature maps."""
+        return self.head(maps)
+
+    def score(self, pooled: Tensor, maps: Tensor) -> Tensor:
+        """Scores ``(N,)`` of images, float64, from pooled scores ``(N,)`` and maps ``(N, 256, 256)``."""
+        return combine(pooled.double(), map_score(maps).double(), self.centre, self.spread, self.weights)
+
+    def keep(self, name: str) -> None:
+        """Drop all candidates but one."""
+        self.heads = nn.ModuleDict({name: self.heads[name]})
+
+    def observe(self, maps: Sequence[Tensor]) -> None:
+        """Take in the feature maps of good images."""
+        for head in self.candidates.values():
+            head.gaussians.observe(head.patches(maps))
+
+    def estimate(self) -> None:
+        """Estimate the Gaussians of patches from all that was observed, and forget it."""
+        for head in self.candidates.values():
+            head.gaussians.estimate()
+
+
+def _places(wanted: Sequence[int], levels: Sequence[Level]) -> list[int]:
+    known = [level.index for level in levels]
+    if isinstance(wanted, str) or not wanted or not set(wanted) <= set(known):
+        raise UserError(
+            f"model.segmentation.map_levels={wanted}: expected auto or some of {known}, the backbone's levels"
+        )
+    return [known.index(index) for index in sorted(set(wanted))]

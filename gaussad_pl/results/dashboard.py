@@ -1,0 +1,129 @@
+"""W&B page of a run: summary metrics, curves, and a table of notable test images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import wandb
+from lightning.pytorch.loggers import WandbLogger
+from matplotlib import colormaps
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from gaussad_pl.metrics.image import auroc, roc
+from gaussad_pl.results.evaluation import Evaluation
+from gaussad_pl.results.gallery import worth_looking_at
+
+POINTS = 1000  # maximum per curve
+BINS = 30
+SIDE = 160  # side of the images in the table, in pixels
+COLUMNS = ("why", "kind", "score", "image", "map", "mask", "path")
+
+
+_DATA_DIR = os.environ.get("WANDB_DATA_DIR")
+
+
+class DashboardLogger(WandbLogger):
+    """W&B logger of Lightning that keeps everything `wandb sync` needs inside the run folder.
+
+    By default W&B stages the contents of tables in the home directory, which other machines cannot see and which
+    clean-up jobs may empty.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        os.environ["WANDB_DATA_DIR"] = _DATA_DIR or str(Path(settings["save_dir"], "wandb").absolute())
+        self._wandb_init.pop("anonymous", None)  # deprecated in W&B, which warns about it
+
+
+def show(
+    run: wandb.Run,
+    numbers: Mapping[str, float],
+    results: Mapping[str, Any],
+    evaluations: Mapping[str, Evaluation],
+    images: Dataset[dict[str, Tensor]],
+    figures: Sequence[Path],
+) -> None:
+    """Log the results of a finished run to its W&B page.
+
+    Args:
+        run: the W&B run.
+        numbers: metrics for the summary, by which W&B compares runs.
+        results: contents of metrics.json.
+        evaluations: one per state of the model, the final state last.
+        images: the test set; the item ``image`` is ``(3, H, W)`` uint8.
+        figures: paths of the figures in the run folder.
+    """
+    final = list(evaluations.values())[-1]
+    page: dict[str, Any] = {path.stem: wandb.Image(str(path)) for path in figures}
+    page["test/histogram"] = histogram(final.scores, final.labels)
+    page["test/examples"] = examples(final, images)
+    if final.has_both_classes:
+        page["test/roc"] = roc_curves({name: each.scores for name, each in evaluations.items()}, final.labels)
+    if "forgetting" in results:  # the whole curve, even if the run was killed and resumed as another W&B run
+        page["forgetting/curve"] = forgetting_curve(results["forgetting"])
+    run.log(page)
+    run.summary.update(dict(numbers))
+
+
+def roc_curves(scores: Mapping[str, Tensor], labels: Tensor) -> Any:
+    """Return a W&B chart with the ROC curve of each named set of scores ``(N,)``."""
+    curves = [[_thin(axis) for axis in roc(values, labels)] for values in scores.values()]
+    names = [f"{name}, AUROC {100 * auroc(values, labels):.1f} %" for name, values in scores.items()]
+    xs, ys = zip(*curves, strict=True)
+    return wandb.plot.line_series(xs, ys, names, "ROC of the test images", "false positive rate")
+
+
+def histogram(scores: Tensor, labels: Tensor) -> Any:
+    """Return a W&B chart of the scores ``(N,)`` of good and bad images, counted in common bins."""
+    edges = np.histogram_bin_edges(scores.numpy(), BINS)
+    counts = [np.histogram(scores[labels == label].numpy(), edges)[0].tolist() for label in (0, 1)]
+    centres = ((edges[1:] + edges[:-1]) / 2).tolist()
+    return wandb.plot.line_series(centres, counts, ["good", "bad"], "Test images by score", "anomaly score")
+
+
+def forgetting_curve(forgetting: Mapping[str, Any]) -> Any:
+    """Return a W&B chart of the forgetting signals over the epochs."""
+    history, names = forgetting["history"], list(dict.fromkeys([forgetting["signal"], "auroc"]))
+    ys = [[record[name] for record in history] for name in names]
+    title = f"Forgetting: epoch {forgetting['epoch_chosen']} has the best {forgetting['signal']}"
+    return wandb.plot.line_series([record["epoch"] for record in history], ys, names, title, "epoch")
+
+
+def examples(evaluation: Evaluation, images: Dataset[dict[str, Tensor]]) -> wandb.Table:
+    """Return a table of the worst misses, the worst false alarms and a sample of each kind of defect.
+
+    Images, maps and masks are scaled down to `SIDE` pixels.
+    """
+    rows = [(why, index) for why, chosen in worth_looking_at(evaluation).items() for index in chosen]
+    maps = None if evaluation.maps is None else evaluation.maps[[index for _, index in rows]]
+    coloured = [None] * len(rows) if maps is None else colormaps["inferno"]((maps / maps.max()).numpy())
+    table = wandb.Table(columns=list(COLUMNS))
+    for (why, index), anomaly_map in zip(rows, coloured, strict=True):
+        sample = evaluation.samples[index]
+        shown = images[index]["image"].permute(1, 2, 0).numpy() / 255
+        mask = evaluation.masks[index].numpy().astype(float)
+        pictures = [_small(each) for each in (shown, anomaly_map, mask if mask.any() else None)]
+        table.add_data(why, sample.kind, float(evaluation.scores[index]), *pictures, sample.path.as_posix())
+    return table
+
+
+def _small(pixels: np.ndarray | None) -> wandb.Image | None:
+    """Return a thumbnail of pixels ``(H, W)`` or ``(H, W, 3 or 4)`` in [0, 1]."""
+    if pixels is None:
+        return None
+    planes = torch.from_numpy(np.ascontiguousarray(np.atleast_3d(pixels)[..., :3])).permute(2, 0, 1)[None].float()
+    small = F.interpolate(planes, size=(SIDE, SIDE), mode="bilinear", antialias=True)[0].permute(1, 2, 0)
+    return wandb.Image((small * 255).round().clamp(0, 255).byte().numpy().squeeze(), file_type="jpg")
+
+
+def _thin(curve: Tensor) -> list[float]:
+    """Return at most `POINTS` evenly spaced points of a curve ``(T,)``, including both ends."""
+    indices = torch.linspace(0, len(curve) - 1, min(POINTS, len(curve))).round().long()
+    return curve[indices].tolist()

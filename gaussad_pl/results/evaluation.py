@@ -1,0 +1,172 @@
+"""Evaluation on the test set: the contents of metrics.json and scores.csv, and the table at the end of a run."""
+
+from __future__ import annotations
+
+import csv
+import platform
+import shlex
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from rich.table import Table
+from torch import Tensor
+
+from gaussad_pl.data.base import ImageDataModule
+from gaussad_pl.data.inventory import digest, images_sha256, inventory
+from gaussad_pl.data.samples import Sample
+from gaussad_pl.files import replacing
+from gaussad_pl.metrics.image import auroc, image_metrics, require_finite
+from gaussad_pl.metrics.pixel import pixel_metrics
+from gaussad_pl.model.model import GaussianModel
+from gaussad_pl.results import checkout
+from gaussad_pl.version import __version__
+
+PACKAGES = (
+    "torch", "torchvision", "lightning", "timm", "hydra-core", "omegaconf", "torchmetrics",
+    "albumentations", "wandb", "scikit-learn", "numpy", "pillow",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of the test set by one state of the model.
+
+    Attributes:
+        samples: the N test images.
+        distances: Mahalanobis distance at each level, ``(N, L)``.
+        scores: image scores, ``(N,)`` float64.
+        levels: index of each of the L levels in the backbone.
+        maps: anomaly maps ``(N, H, W)``, or None if the model computes none.
+        masks: true defects ``(N, H, W)`` bool, empty for good images and for images without a mask.
+
+    Raises:
+        UserError: a score, distance or map is not finite; the message names the image.
+    """
+
+    samples: list[Sample]
+    distances: Tensor
+    scores: Tensor
+    levels: list[int]
+    maps: Tensor | None
+    masks: Tensor
+
+    def __post_init__(self) -> None:
+        paths = [sample.path for sample in self.samples]
+        require_finite(self.scores, paths)
+        require_finite(self.distances, paths, "distance to a Gaussian")
+        if self.maps is not None:
+            require_finite(self.maps, paths, "anomaly map")
+
+    @property
+    def labels(self) -> Tensor:
+        return torch.tensor([sample.label for sample in self.samples])
+
+    @property
+    def has_both_classes(self) -> bool:
+        return len(self.labels.unique()) == 2
+
+    def metrics(self) -> dict[str, Any]:
+        """Return image and pixel metrics, and the image AUROC of each kind of defect and of each level on its own."""
+        metrics: dict[str, Any] = image_metrics(self.scores, self.labels)
+        if self.maps is not None:
+            metrics |= pixel_metrics(self.maps, self.masks, self.labels)
+        if not self.has_both_classes:
+            return metrics
+        good = self.labels == 0
+        kinds = sorted({sample.kind for sample in self.samples if sample.label})
+        metrics["per_defect"] = {}
+        for kind in kinds:
+            chosen = good | torch.tensor([sample.kind == kind for sample in self.samples])
+            metrics["per_defect"][kind] = auroc(self.scores[chosen], self.labels[chosen])
+        columns = zip(self.levels, self.distances.T, strict=True)
+        metrics["per_level"] = {str(level): auroc(column, self.labels) for level, column in columns}
+        return metrics
+
+    @rank_zero_only
+    def write_scores(self, path: Path, defect_areas: list[float | None]) -> None:
+        """Write scores.csv, one row per image.
+
+        Args:
+            path: the file to write.
+            defect_areas: marked share of each of the N masks, None for an image without a mask.
+
+        Raises:
+            UserError: the file cannot be written; no partial file is left behind.
+        """
+        # keep the bytes of names that are not valid UTF-8, so that the path still identifies the image
+        with (
+            replacing(path) as partial,
+            partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+        ):
+            writer = csv.writer(file)
+            writer.writerow(["path", "kind", "label", "score", "defect_area", *(f"level_{i}" for i in self.levels)])
+            rows = zip(self.samples, self.scores.tolist(), defect_areas, self.distances.tolist(), strict=True)
+            for sample, score, area, distances in rows:
+                writer.writerow([sample.path.as_posix(), sample.kind, sample.label, score, area, *distances])
+
+
+def provenance(config: dict[str, Any], data: ImageDataModule, model: GaussianModel) -> dict[str, Any]:
+    """Return the provenance of a result: data, split, weights, versions, commit, command and configuration."""
+    test, backbone = data.test_samples, model.backbone
+    return {
+        "finished": datetime.now().astimezone().isoformat(),
+        "dataset": data.name,
+        "seed": data.seed,
+        "fold": data.fold,
+        "folds": data.folds,
+        "grouping": data.grouping,
+        "images_sha256": digest(inventory(data.samples)),
+        "images": {
+            "train": len(data.split[0]),
+            "validation": len(data.split[1]),
+            "test_good": sum(not sample.label for sample in test),
+            "test_bad": sum(sample.label for sample in test),
+        },
+        "data_sha256": images_sha256(data.samples),
+        "backbone": {
+            "name": backbone.name,
+            "weights": backbone.source.text,
+            "weights_file_sha256": backbone.source.file_sha256,
+            "weights_sha256": backbone.weights_sha256,
+            "image_size": backbone.image_size,
+            "levels": [vars(level) for level in backbone.levels],
+        },
+        "shrinkage_per_level": [float(gaussian.shrinkage_) for gaussian in model.gaussians],
+        "command": shlex.join(sys.orig_argv),
+        "git": checkout.commit(),
+        "config": config,
+        "versions": {
+            "python": platform.python_version(),
+            "gaussad_pl": __version__,
+            **{name: version(name) for name in PACKAGES},
+        },
+    }
+
+
+COLUMNS = {
+    "image AUROC": "image_auroc", "AP": "image_ap", "F1max": "image_f1max",
+    "pixel AUROC": "pixel_auroc", "AUPRO": "aupro",
+}  # fmt: skip
+
+
+def table(title: str, rows: Iterable[tuple[str, dict[str, Any]]]) -> Table:
+    """Return a table of metrics in percent, one row per ``(name, metrics)`` pair.
+
+    A column is left out if no row has its metric.
+    """
+    rows = list(rows)
+    columns = {name: key for name, key in COLUMNS.items() if any(key in metrics for _, metrics in rows)}
+    result = Table(title=title, title_justify="left")
+    for column in ("", *columns):
+        result.add_column(column, justify="right" if column else "left")
+    for name, metrics in rows:
+        values = (metrics.get(key) for key in columns.values())
+        result.add_row(name, *("-" if value is None else f"{100 * value:.1f} %" for value in values))
+    return result

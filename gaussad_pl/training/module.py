@@ -1,0 +1,192 @@
+"""The LightningModule: the running Gaussian estimate and the Mahalanobis loss that fine-tunes the representation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+from torch.optim.lr_scheduler import LinearLR
+
+from gaussad_pl.backbones.backbone import pool
+from gaussad_pl.density.moments import all_reduce_moments, moments
+from gaussad_pl.density.shrinkage import Covariance, Shrinkage
+from gaussad_pl.distributed import all_reduce_sum, gather_rows
+from gaussad_pl.errors import NumericalError, UserError
+from gaussad_pl.metrics.image import image_metrics
+from gaussad_pl.model.detection import Detection
+from gaussad_pl.model.model import GaussianModel, level_distances
+from gaussad_pl.training.checkpoints import damage
+from gaussad_pl.training.estimation import Batch, EstimatingModule
+from gaussad_pl.training.levels import all_levels
+from gaussad_pl.training.objectives import mahalanobis
+
+
+class GaussianAD(EstimatingModule):
+    """Gaussian anomaly detection with a representation that can be fine-tuned.
+
+    Fine-tuning minimises the Mahalanobis distances of good images to the Gaussians that the model itself induces.
+
+    Source: Rippel et al., "Transfer Learning Gaussian Anomaly Detection by Fine-tuning Representations", 2021.
+
+    Args:
+        backbone, shrinkage, covariance, segmentation: see `gaussad_pl.model.model.GaussianModel`.
+        running: the Gaussian of the loss: "fixed" (that of the pretrained features), "epoch" (re-estimated after each
+            epoch) or "ema" (follows the features of the training batches).
+        refit: score with Gaussians re-estimated on the clean training images for the current weights; otherwise with
+            those of the loss.
+        level_rule: maps the signals of the levels on the augmented validation to weights; see
+            `gaussad_pl.training.levels`.
+        objective: what fine-tuning minimises; see `gaussad_pl.training.objectives`.
+        train_levels: levels whose parameters are fine-tuned, None for all.
+        optimizer: makes the optimizer from the parameters.
+        warmup_steps: steps over which the learning rate rises linearly.
+        train_on: what the loss and the forgetting signal are computed from: "pooled" features, or "patches", whose
+            distances are averaged over the image.
+    """
+
+    def __init__(
+        self,
+        backbone: dict[str, Any],
+        shrinkage: Shrinkage = "ledoit_wolf",
+        running: Literal["fixed", "epoch", "ema"] = "fixed",
+        refit: bool = True,
+        covariance: Covariance = "full",
+        level_rule: Callable[[Tensor], Tensor] = all_levels,
+        objective: Callable[[Tensor, Tensor], Tensor] = mahalanobis,
+        train_levels: Sequence[int] | None = None,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = Adam,
+        warmup_steps: int = 0,
+        segmentation: dict[str, Any] | None = None,
+        train_on: Literal["pooled", "patches"] = "pooled",
+    ) -> None:
+        model = GaussianModel(backbone, shrinkage, covariance, segmentation)
+        super().__init__(model, running, refit, level_rule, train_on)
+        self.save_hyperparameters(ignore=["optimizer", "level_rule", "objective"])
+        self.objective = objective
+        self.optimizer = optimizer
+        self.warmup_steps = warmup_steps
+        if train_levels is not None:
+            trained = {id(p) for p in self.model.backbone.parameters_of(train_levels)}
+            for parameter in self.model.backbone.parameters():
+                parameter.requires_grad = id(parameter) in trained
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        maps = [level.float() for level in self.model.backbone(batch["image"])]
+        if self.running == "ema" and self.patch_target is None:
+            for target, level in zip(self.targets, pool(maps), strict=True):
+                target.update(all_reduce_moments(moments(level)))
+        with self._full_precision():
+            loss = self._loss(maps)
+        if all_reduce_sum(1 - torch.isfinite(loss.detach()).double()):  # on any process
+            raise NumericalError(f"the loss of step {self.trainer.global_step + 1} is {float(loss)}")
+        self.log(
+            "train/loss",
+            loss,
+            prog_bar=True,
+            on_step=True,
+            on_epoch=False,
+            batch_size=len(batch["image"]),
+            sync_dist=True,
+        )
+        return loss
+
+    def _full_precision(self) -> torch.autocast:
+        """Mixed precision is for the backbone in the steps of training: half of it would spoil distances."""
+        return torch.autocast(self.device.type, enabled=False)
+
+    def _loss(self, maps: Sequence[Tensor]) -> Tensor:
+        if self.patch_target is None:
+            return self.objective(level_distances(pool(maps), self.targets), self.model.level_weights)
+        distances = self.patch_target(self.segmenter.head.patches(maps)).mean(1, keepdim=True)
+        return self.objective(distances, distances.new_ones(1))
+
+    def setup(self, stage: str) -> None:
+        """Freeze what the loss does not reach, such as what follows the deepest level: DDP would wait for it."""
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        if stage == "fit":
+            size = self.model.backbone.image_size
+            loss = self._loss(self.model.backbone(torch.zeros(1, 3, size, size, device=self.device)))
+            if not loss.requires_grad:
+                raise UserError(
+                    f"model.train_levels={self.hparams['train_levels']}: nothing to train, these levels are not used"
+                )
+            gradients = torch.autograd.grad(loss, trained, allow_unused=True)
+            for parameter, gradient in zip(trained, gradients, strict=True):
+                parameter.requires_grad = gradient is not None
+
+    def validation_step(self, batch: Batch, batch_index: int) -> Batch:
+        """Distances ``(N, levels)`` of good images and their augmented copies; the forgetting callback judges them.
+
+        With train_on="patches" also ``patches`` ``(N,)``, the mean distance of the patches of each image.
+        """
+        key = ("validation", batch_index)
+        with self._full_precision():
+            if self.frozen is not None and key in self.frozen:
+                return {"distances": self.model.distances(self.frozen.features(key)), "group": batch["group"]}
+            maps = self.model.backbone(batch["image"])
+            found = {"distances": self.model.distances(pool(maps)), "group": batch["group"]}
+            if self.collector is not None:
+                self.collector.add(batch, maps, found["distances"])
+            if self.frozen is not None:
+                self.frozen.remember(key, batch["image"], maps)
+            if self.patch_target is not None:
+                found["patches"] = self.segmenter.head.grid(maps).mean((1, 2))
+            return found
+
+    def on_test_start(self) -> None:
+        self.prepare_scores()
+        self._tested: list[tuple[Detection, Tensor]] = []
+
+    def test_step(self, batch: Batch, batch_index: int) -> None:
+        with self._full_precision():
+            self._tested.append((self.model(batch["image"]).cpu(), batch["label"].cpu()))
+
+    def on_test_epoch_end(self) -> None:
+        """Log the image metrics and keep what was ``detected`` in the order of the test set."""
+        parts, labels = zip(*self._tested, strict=True)
+        mine = Detection.join(parts)
+        maps = None if mine.maps is None else gather_rows(mine.maps)
+        self.detected = Detection(gather_rows(mine.distances), gather_rows(mine.scores), maps)
+        self._tested = []
+        for name, value in image_metrics(self.detected.scores, gather_rows(torch.cat(labels))).items():
+            if value is not None:
+                self.log(f"test/{name}", value, sync_dist=True)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
+        start = 1 / (self.warmup_steps + 1)
+        warmup = LinearLR(optimizer, start_factor=start, total_iters=self.warmup_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warmup, "interval": "step"}}
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch the mode of all but the backbone, whose BatchNorm statistics and drop-path stay as pretrained."""
+        super().train(mode)
+        self.model.train(mode)
+        return self
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """The module of a checkpoint on the CPU, ready to score; nothing is downloaded.
+
+        Raises:
+            UserError: the file is missing, damaged, or no checkpoint of this version.
+        """
+        if reason := damage(Path(path)):  # torch.load checks no checksums
+            raise UserError(f"{path} is damaged or no checkpoint ({reason}): train it again")
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            settings = checkpoint[cls.CHECKPOINT_HYPER_PARAMS_KEY]
+            module = cls(**{**settings, "backbone": {**settings["backbone"], "weights": "random"}})
+            module.load_state_dict(checkpoint["state_dict"])
+        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+            reason = " ".join(repr(error).split())[:200]
+            raise UserError(
+                f"{path} is no checkpoint of this gaussad_pl ({reason}): give the model.ckpt of a run"
+            ) from error
+        module.stale = False
+        return module.eval()

@@ -1,0 +1,91 @@
+"""The package's own structure: who may import whom."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import gaussad_pl
+
+PACKAGE = Path(gaussad_pl.__file__).parent
+# what predicting is made of, and what it must never load
+INFERENCE = ("gaussad_pl.predict", "gaussad_pl.export", "gaussad_pl.demo", "gaussad_pl.inference.detector")
+TRAINING = ("training", "results", "reporting", "sweeps", "augment")
+
+
+def modules() -> dict[str, Path]:
+    """File of each module of the package, by dotted name."""
+    files = (path for path in PACKAGE.rglob("*.py") if "plugins" not in path.parts)
+    return {".".join(("gaussad_pl", *path.relative_to(PACKAGE).with_suffix("").parts)): path for path in files}
+
+
+def imports() -> dict[str, set[str]]:
+    """Modules of the package that each module imports, anywhere in it, also for types alone."""
+    known = modules()
+    graph: dict[str, set[str]] = {}
+    for name, path in known.items():
+        found: set[str] = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("gaussad_pl"):
+                inside = {f"{node.module}.{alias.name}" for alias in node.names} & known.keys()
+                found |= inside or ({node.module} & known.keys()) or {f"{node.module}.__init__"}
+            elif isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names} & known.keys()
+        graph[name] = found & known.keys()
+    return graph
+
+
+def folder(module: str) -> str:
+    """Folder of a module; a file beside the folders stands for itself."""
+    return module.split(".")[1]
+
+
+def test_no_module_takes_part_in_an_import_circle() -> None:
+    list(TopologicalSorter(imports()).static_order())  # raises CycleError
+
+
+def test_no_folder_takes_part_in_an_import_circle() -> None:
+    arrows: dict[str, set[str]] = {}
+    for name, targets in imports().items():
+        if folder(name) != "__init__":  # of the package itself: it loads its public names when they are used
+            arrows.setdefault(folder(name), set()).update(folder(target) for target in targets)
+    for name, targets in arrows.items():
+        targets.discard(name)
+    list(TopologicalSorter(arrows).static_order())
+
+
+@pytest.mark.parametrize("start", INFERENCE)
+def test_inference_imports_nothing_from_training(start: str) -> None:
+    graph, seen, todo = imports(), set(), [start]
+    while todo:
+        name = todo.pop()
+        if name not in seen:
+            seen.add(name)
+            todo += graph.get(name, ())
+    assert start in seen
+    assert not [name for name in seen if folder(name) in TRAINING]
+
+
+def test_the_public_names_are_loaded_when_they_are_used() -> None:
+    code = "import sys, gaussad_pl; assert 'torch' not in sys.modules; print(dir(gaussad_pl))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['Detector', 'GaussianAD', '__version__']"
+    from gaussad_pl.inference.detector import Detector
+
+    assert gaussad_pl.Detector is Detector
+    with pytest.raises(AttributeError, match="no attribute 'Detektor'"):
+        _ = gaussad_pl.Detektor
+
+
+def test_the_package_lists_its_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    from gaussad_pl.__main__ import COMMANDS, main
+
+    main()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[2:]] == list(COMMANDS)
+    assert all(len(line.split()) > 3 for line in lines[2:])
