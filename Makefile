@@ -7,22 +7,22 @@ READY := $(VENV)/.ready
 .PHONY: help train test test-fast lint format clean
 .DEFAULT_GOAL := help
 
-help: ## show this list
+help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
-# constraints.txt pins what the figures in README were measured with
+# constraints.txt pins the versions that the figures in README.md were measured with
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,tensorboard,ray,submitit,optuna,export]'
 	@touch $@
 
-train: $(READY) ## fine-tune on the demo data and print the result; ARGS="+category=tile seed=1" adds settings
+train: $(READY) ## train on the demo data and print the results; ARGS="+category=tile seed=1" adds settings
 	$(BIN)/python -m gaussad_pl.train data=demo $(ARGS)
 
 test: $(READY) ## run the tests
 	$(BIN)/python -m pytest $(ARGS)
 
-test-fast: $(READY) ## run the tests that take under a minute together
+test-fast: $(READY) ## run the fast tests, in under a minute
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
 lint: $(READY) ## check style and types
@@ -30,10 +30,10 @@ lint: $(READY) ## check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(READY) ## put the code into shape
+format: $(READY) ## fix style issues and format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean: ## remove the environment and everything generated
+clean: ## remove the environment and all generated files
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache runs multirun data/demo
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -15,56 +15,62 @@ from scipy.stats import spearmanr, wilcoxon
 from gaussad_pl.training.signals import DISTANCE, SIGNALS, judge, oriented
 
 DEFAULT_SIGNAL, PATIENCE = "paired/elastic", 3
-FORGOT = 1.0  # a run has forgotten if its last epoch is this many AUROC points below its best one
+FORGOT = 1.0  # a run counts as forgetting if its last epoch is at least this many AUROC points below its best one
 
 Job = dict[str, Any]
 
 
 def chosen_epoch(job: Job, signal: str = DEFAULT_SIGNAL) -> int:
-    """The epoch whose weights `ForgettingStop` would put back, had it watched this run."""
+    """Return the epoch whose weights `ForgettingStop` would have restored in this run."""
     return judge(job["history"], signal, PATIENCE)[0]
 
 
 def signal_values(job: Job, name: str) -> list[float]:
-    """The signal of every epoch, turned so that larger is better."""
+    """Return the signal of every epoch, with its sign such that larger is better."""
     return [oriented(record, name) for record in job["history"]]
 
 
 def test_curve(job: Job) -> np.ndarray:
-    """Test AUROC of every epoch in percent, ``(epochs + 1,)``."""
+    """Return the test AUROC of every epoch in percent, ``(epochs + 1,)``."""
     return 100 * np.array(job["test_auroc"])
 
 
 def gain(job: Job, signal: str = DEFAULT_SIGNAL) -> float:
-    """Points of test AUROC that the epoch chosen by the signal has over the frozen state."""
+    """Return the gain in test AUROC of the epoch chosen by the signal over the frozen network, in points."""
     curve = test_curve(job)
     return float(curve[chosen_epoch(job, signal)] - curve[0])
 
 
 def mean_sem(values: Sequence[float]) -> str:
-    """Mean +- standard error of the mean."""
+    """Format the mean and its standard error.
+
+    >>> mean_sem([94.0, 96.0])
+    '95.00 ± 1.00'
+    """
     array = np.asarray(values)
     sem = array.std(ddof=1) / np.sqrt(len(array)) if len(array) > 1 else float("nan")
     return f"{array.mean():.2f} ± {sem:.2f}"
 
 
 def paired_test(differences: Sequence[float]) -> str:
-    """Two-sided Wilcoxon signed-rank test of the differences against zero."""
+    """Format the two-sided Wilcoxon signed-rank test of the differences against zero."""
     if not np.any(differences):
         return f"all zero, n = {len(differences)}"
     return f"p = {wilcoxon(differences).pvalue:.3f}, n = {len(differences)}"
 
 
 def settings_of(jobs: list[Job]) -> list[str]:
+    """Return the settings of the jobs, in order of appearance."""
     return list(dict.fromkeys(job["setting"] for job in jobs))
 
 
 def datasets_of(jobs: list[Job]) -> list[str]:
+    """Return the datasets of the jobs, in order of appearance."""
     return list(dict.fromkeys(job["dataset"] for job in jobs))
 
 
 def gains_table(jobs: list[Job]) -> Table:
-    """Frozen and fine-tuned test AUROC side by side, mean +- SEM over seeds."""
+    """Return a table of frozen and fine-tuned test AUROC, mean ± SEM over seeds."""
     table = Table(title=f"Image AUROC in percent; stop by {DEFAULT_SIGNAL}, patience {PATIENCE}", title_justify="left")
     for column in ("setting", "dataset", "frozen", "fine-tuned", "gain", "paired test", "seconds"):
         table.add_column(column, justify="left" if column in ("setting", "dataset") else "right")
@@ -84,9 +90,12 @@ def gains_table(jobs: list[Job]) -> Table:
 
 
 def signals_table(jobs: list[Job], names: Sequence[str], title: str) -> Table:
-    """How well each signal follows the test AUROC, and what stopping by it costs against the best epoch."""
+    """Return a table of each signal's rank correlation with the test AUROC, and its gain and regret as stopping rule.
+
+    The regret is the test AUROC lost against the best epoch of the run, in points.
+    """
     table = Table(title=f"{title} ({len(jobs)} runs)", title_justify="left")
-    for column in ("signal", "Spearman", "gain on frozen", "regret against best", "without stopping: lost"):
+    for column in ("signal", "Spearman", "gain over frozen", "regret vs. best epoch", "lost without stopping"):
         table.add_column(column, justify="left" if column == "signal" else "right")
     curves = [test_curve(job) for job in jobs]
     lost = [curve.max() - curve[-1] for curve in curves]
@@ -101,7 +110,7 @@ def signals_table(jobs: list[Job], names: Sequence[str], title: str) -> Table:
 
 
 def forgetting_figure(job: Job) -> Figure:
-    """Training loss, signal and test AUROC over the epochs of one run, and the stop."""
+    """Plot training loss, signals and test AUROC over the epochs of one run, and mark the chosen epoch."""
     figure = Figure(figsize=(6, 9), layout="constrained")
     panels = figure.subplots(4, 1, sharex=True)
     signal = signal_values(job, DEFAULT_SIGNAL)
@@ -118,13 +127,13 @@ def forgetting_figure(job: Job) -> Figure:
         panel.set_ylabel(label)
         panel.axvline(chosen_epoch(job), color="#c8443c", linestyle="--")
         panel.spines[["top", "right"]].set_visible(False)
-    panels[0].set_title(f"{job['dataset']}, {job['setting']}, seed {job['seed']}; dashed: epoch chosen", fontsize=10)
+    panels[0].set_title(f"{job['dataset']}, {job['setting']}, seed {job['seed']}; dashed: chosen epoch", fontsize=10)
     panels[-1].set_xlabel("epoch (0 is the frozen network)")
     return figure
 
 
 def report(jobs: list[Job], out: Path, console: Console) -> None:
-    """Print all tables, keep them as text, and draw a figure of every run that forgot."""
+    """Print all tables, save them as text in ``out``, and save a figure of every run that forgot."""
     recorder = Console(record=True, width=140, file=(out / "tables.txt").open("w"))
     tables = [gains_table(jobs)]
     trained = [job for job in jobs if len(job["history"]) > 1]
@@ -134,7 +143,7 @@ def report(jobs: list[Job], out: Path, console: Console) -> None:
             augmentations = [name.removeprefix("auroc/") for name in some[0]["history"][0] if name.startswith("auroc/")]
             tables.append(signals_table(some, [*SIGNALS, DISTANCE], title))
             alone = [f"paired/{name}" for name in augmentations]
-            tables.append(signals_table(some, alone, f"{title}: each augmentation alone"))
+            tables.append(signals_table(some, alone, f"{title}: single augmentations"))
     for table in tables:
         console.print(table)
         recorder.print(table)

@@ -1,10 +1,11 @@
-"""Does fine-tuning pay, and does the forgetting signal stop it in time?
+"""Benchmark of fine-tuning: its gain over the frozen network, and the quality of the forgetting signals.
 
     python -m benchmarks.fine_tuning --data /data/mvtec_ad/screw /data/magnetic_tile/tile --preset small --out results
 
-Trains every setting of the preset on every dataset (a folder in the layout of MVTec AD) with every seed, with the stop
-switched off, and scores the test set after every epoch. What each signal would have chosen is worked out afterwards, so
-test images judge the signals and choose nothing. One JSON file a job: what is there already is not computed again.
+Trains every setting of the preset on every dataset (a folder in the layout of MVTec AD) with every seed, without early
+stopping, and scores the test set after every epoch. The epoch that each signal would have chosen is determined
+afterwards, so test images evaluate the signals but take no part in any choice. Each job writes one JSON file; jobs
+whose file exists are skipped.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ PRESETS: dict[str, dict[str, list[str]]] = {
 
 
 class TestEachEpoch(L.Callback):
-    """Scores the test set after every validation, for the record alone: nothing that trains or chooses sees it."""
+    """Callback that scores the test set after every validation, for evaluation only: no choice depends on it."""
 
     def __init__(self) -> None:
         self.scores: list[Tensor] = []
@@ -79,13 +80,13 @@ class TestEachEpoch(L.Callback):
     def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, GaussianAD)
         loader = trainer.datamodule.test_dataloader()  # type: ignore[attr-defined]
-        found = Detection.join([module(batch["image"].to(module.device)).cpu() for batch in loader])
-        self.distances.append(found.distances)
-        self.scores.append(found.scores)
+        detection = Detection.join([module(batch["image"].to(module.device)).cpu() for batch in loader])
+        self.distances.append(detection.distances)
+        self.scores.append(detection.scores)
 
 
 def run_job(folder: Path, seed: int, overrides: list[str]) -> dict[str, Any]:
-    """One training run: the forgetting record and the test metrics of every epoch."""
+    """Train once, and return the forgetting record and the test metrics of every epoch."""
     config = compose_job(folder, seed, ["model.segmentation=null", *overrides])
     data, module = build(config)
     forgetting = ForgettingStop(config.callbacks.forgetting.signal, patience=10**6)  # never stops
@@ -110,12 +111,13 @@ def run_job(folder: Path, seed: int, overrides: list[str]) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Run all jobs that have no result yet, and report all results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders in the layout of MVTec AD")
-    parser.add_argument("--preset", choices=PRESETS, default="small")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--out", type=Path, default=Path("runs/fine_tuning"))
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings for every job")
+    parser.add_argument("--preset", choices=PRESETS, default="small", help="set of settings to compare")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="random seeds; one job per seed")
+    parser.add_argument("--out", type=Path, default=Path("runs/fine_tuning"), help="folder for results")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides for every job")
     arguments = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
@@ -123,7 +125,7 @@ def main() -> None:
     console = Console()
     jobs = [
         (folder, seed, name, [*overrides, *arguments.set])
-        for seed in arguments.seeds  # all settings of one seed first: an interrupted benchmark is still balanced
+        for seed in arguments.seeds  # outermost, so that an interrupted benchmark is still balanced
         for name, overrides in PRESETS[arguments.preset].items()
         for folder in arguments.data
     ]

@@ -1,4 +1,4 @@
-"""What the benchmarks' jobs share: one dataset, one seed, the parts of a run without its folder."""
+"""Shared by the benchmarks: configuration, data, module and trainer of a run on one dataset, without a run folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from gaussad_pl.training.module import GaussianAD
 
 
 def compose_job(folder: Path, seed: int, overrides: Sequence[str]) -> DictConfig:
-    """The configuration of a run on ``folder``; the seed says which fold is held out, too."""
+    """Compose the configuration of a run on ``folder``; the seed also determines the held-out fold."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose(
             "train",
@@ -31,14 +31,14 @@ def compose_job(folder: Path, seed: int, overrides: Sequence[str]) -> DictConfig
 
 
 def build(config: DictConfig) -> tuple[ImageDataModule, GaussianAD]:
-    """Data and module, with every random number seeded."""
+    """Build datamodule and module after seeding all random number generators."""
     L.seed_everything(config.seed, verbose=False)
     module: GaussianAD = instantiate(config.model)
     return grouped_data(config), module
 
 
 def grouped_data(config: DictConfig) -> ImageDataModule:
-    """Data that are split as in a run: near-duplicates are told by a backbone of their own, on the CPU."""
+    """Build a datamodule with the splits of a run; a separate backbone on the CPU finds near-duplicates."""
     data: ImageDataModule = instantiate(config.data)
     data.group_images(partial(pooled_middle, Backbone(**config.model.backbone), torch.device("cpu")))
     _ = data.split
@@ -46,7 +46,7 @@ def grouped_data(config: DictConfig) -> ImageDataModule:
 
 
 def quiet_trainer(config: DictConfig, callbacks: Sequence[Callback]) -> L.Trainer:
-    """A trainer that writes nothing."""
+    """Build a trainer that writes nothing."""
     trainer: L.Trainer = instantiate(
         config.trainer, callbacks=list(callbacks), logger=False, enable_checkpointing=False,
         enable_progress_bar=False, default_root_dir=None,
@@ -55,11 +55,11 @@ def quiet_trainer(config: DictConfig, callbacks: Sequence[Callback]) -> L.Traine
 
 
 def clocks() -> tuple[float, float]:
-    """Wall time, and the time of this process on the processor: the one to trust where others use it, too."""
+    """Return wall time and CPU time of this process in seconds; CPU time is less affected by other processes."""
     return time.perf_counter(), time.process_time()
 
 
 def since(start: tuple[float, float], what: str) -> dict[str, float]:
-    """Seconds since ``start``, as ``<what>_seconds`` and ``<what>_cpu_seconds``."""
+    """Return the seconds since ``start`` as ``<what>_seconds`` and ``<what>_cpu_seconds``."""
     wall, cpu = (now - then for now, then in zip(clocks(), start, strict=True))
     return {f"{what}_seconds": wall, f"{what}_cpu_seconds": cpu}

@@ -1,18 +1,18 @@
-"""How do PaDiM and PatchCore do on the same weights, images and splits?
+"""Benchmark of PaDiM and PatchCore on the same weights, images and splits.
 
-Runs the torch models of anomalib, its own code unchanged, in an environment of its own. From the project's folder:
+Runs the unmodified torch models of anomalib in a separate environment. From the project folder:
 
     python3 -m venv build/peers
     build/peers/bin/pip install --constraint constraints.txt --requirement benchmarks/peers.txt --editable .
     build/peers/bin/python -m benchmarks.peers --data /data/mvtec_ad/screw /data/magnetic_tile/tile \\
         --methods padim patchcore --seeds 0 1 2 --time-limit 7200 --out outputs/peers
 
-Every job is a process with one thread (``--threads``) and leaves one JSON file: what is there already is not computed
-again, unless it is a job that ran out of time and this time has more. By default the models see the images of the fold
-that gaussad_pl trains on; they need none for validation, so ``--train all`` gives them the rest, too.
+Every job is a process with one thread (``--threads``) and writes one JSON file. Jobs whose file exists are skipped,
+except for jobs that timed out under a shorter limit. By default the models train on the same fold as gaussad_pl; as
+they need no validation images, ``--train all`` adds the held-out ones.
 
-PatchCore's search for its coreset takes time that grows with the square of the number of images. ``--coreset fast``
-finds the same picks sooner: right for a comparison of accuracies, wrong for one of times.
+The time of PatchCore's coreset search grows with the square of the number of images. ``--coreset fast`` finds the same
+coreset in less time: use it to compare accuracy, not speed.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from gaussad_pl.results.evaluation import PACKAGES
 from gaussad_pl.version import __version__
 
 BACKBONE = "tf_efficientnet_lite0"
-# name of the stage in timm -> its level in gaussad_pl and its stride
+# stage in timm: (level in gaussad_pl, stride)
 STAGES = {"blocks.1": (2, 4), "blocks.2": (3, 8), "blocks.4": (5, 16)}
 LAYERS = {"padim": ["blocks.1", "blocks.2", "blocks.4"], "patchcore": ["blocks.2", "blocks.4"]}
 PADIM_FEATURES = 100
@@ -57,7 +57,7 @@ BATCH = 32
 
 
 def build(method: str, coreset: str | None) -> Any:
-    """anomalib's model with the weights that gaussad_pl uses."""
+    """Build anomalib's model with the weights that gaussad_pl uses."""
     from anomalib.models.components.sampling import k_center_greedy
     from anomalib.models.image.padim.torch_model import PadimModel
     from anomalib.models.image.patchcore.torch_model import PatchcoreModel
@@ -75,7 +75,7 @@ def build(method: str, coreset: str | None) -> Any:
 
 @torch.no_grad()
 def _load_weights(extractor: Any, layers: list[str]) -> None:
-    """Put the bundled weights into anomalib's extractor, and check that both give the same feature maps."""
+    """Load the bundled weights into anomalib's extractor, and check that its feature maps agree with gaussad_pl's."""
     ours = Backbone(BACKBONE, "bundled", [STAGES[layer][0] for layer in layers])
     source, target = ours.model.state_dict(), extractor.feature_extractor
     target.load_state_dict({key: source[key] for key in target.state_dict()})
@@ -88,33 +88,34 @@ def _load_weights(extractor: Any, layers: list[str]) -> None:
 
 
 def normalised(images: Tensor) -> Tensor:
-    """What gaussad_pl's backbone makes of uint8 ``images``, in the layout that anomalib's models get: NCHW."""
+    """Normalise uint8 ``images`` ``(N, 3, H, W)`` as gaussad_pl's backbone does."""
     return (images / 255 - 0.5) / 0.5
 
 
 def _fast_coreset(sampler: Any) -> list[int]:
-    """In place of ``KCenterGreedy.select_coreset_idxs``: the same draws from the random numbers, and the same picks."""
+    """Replace ``KCenterGreedy.select_coreset_idxs``, with the same random draws and the same result."""
     features = sampler.model.fit(sampler.embedding).transform(sampler.embedding)
     first = int(torch.randint(high=len(features), size=(1,)))
     return farthest_first(features, first, sampler.coreset_size)
 
 
 def farthest_first(features: Tensor, first: int, count: int, active: int = 2048) -> list[int]:
-    """The ``count`` points that k-center-greedy picks among ``features`` ``(N, D)``, from ``first`` on.
+    """Return the ``count`` points that k-center-greedy picks among ``features`` ``(N, D)``, starting with ``first``.
 
-    A point's distance to its nearest pick can only fall. So those that were below the present maximum when they were
-    last measured need no new measurement yet: only the ``active`` farthest points are kept up to date, pick by pick,
-    until their maximum falls below the rest. New ones catch up with all picks since at once, by a matrix product that
-    finds the nearest pick (all that are within the rounding error); the distance itself is taken as anomalib takes it.
+    The distance of a point to its nearest pick can only decrease. Points whose last known distance is below the
+    current maximum therefore need no update: only the ``active`` farthest points are updated with every pick, until
+    their maximum falls below the distances of the others. Points that become active are then updated with all picks
+    they missed: a matrix product finds the nearest picks, up to rounding errors, and the distances to these are
+    computed exactly as in anomalib.
     """
     centred = features - features.mean(0)
     norms = centred.square().sum(1)
     rounding = 4 * torch.finfo(features.dtype).eps * features.shape[1] * float(norms.max())
     nearest = torch.linalg.norm(features - features[first], dim=1)
-    picks, seen = [first], torch.ones(len(features), dtype=torch.long)  # seen: the picks that `nearest` knows of
+    picks, seen = [first], torch.ones(len(features), dtype=torch.long)  # seen: number of picks included in `nearest`
     while len(picks) < count:
         limit = nearest.topk(min(active, len(nearest)), sorted=False).values.min()
-        chosen = (nearest >= limit).nonzero().squeeze(1)  # by index: of equals anomalib takes the first
+        chosen = (nearest >= limit).nonzero().squeeze(1)  # in order of index: anomalib breaks ties by the first
         for rows in chosen[seen[chosen].argsort()].split(512):
             new = torch.tensor(picks[int(seen[rows].min()) :], dtype=torch.long)
             if len(new):
@@ -135,7 +136,7 @@ def farthest_first(features: Tensor, first: int, count: int, active: int = 2048)
 
 @dataclass(frozen=True)
 class Job:
-    """One model on one dataset; the fields are those of the command line."""
+    """One model on one dataset; the fields correspond to the command-line options."""
 
     folder: Path
     method: str
@@ -147,7 +148,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        """What tells its JSON file from others."""
+        """Unique name, used for the JSON file."""
         search = f"-{self.coreset}" if self.coreset else ""
         return f"{self.folder.name}-{self.method}{search}-{self.train}{self.limit_train or ''}-seed{self.seed}"
 
@@ -158,20 +159,20 @@ class Job:
         return own
 
     def data(self) -> ImageDataModule:
-        """The dataset and the split that gaussad_pl trains on with this seed; see `benchmarks.fine_tuning`."""
+        """Return the dataset with the split that gaussad_pl uses with this seed, see `benchmarks.fine_tuning`."""
         return grouped_data(compose_job(self.folder, self.seed, []))
 
     def training_images(self, data: ImageDataModule) -> Tensor:
-        """Those that gaussad_pl trains on, or all; with `limit_train` a random part of them."""
+        """Return the training images of the fold, or all good images, or a random sample of `limit_train` of them."""
         indices = torch.tensor(data.split[0] if self.train == "fold" else data.split[0] + data.split[1])
         order = torch.randperm(len(indices), generator=torch.Generator().manual_seed(self.seed))
         return data.good_images[indices[order[: self.limit_train]].sort().values]
 
     def run(self, path: Path) -> None:
-        """Fit, score and measure the model, and write ``path``."""
+        """Fit, score and time the model, and write the results to ``path``."""
         warnings.filterwarnings("ignore")
-        if self.coreset != "own":  # that search scatters small tensors among large ones, and memory would run out
-            keep_freed_memory()  # as gaussad_pl does for itself
+        if self.coreset != "own":  # anomalib's own search would fragment the memory until it runs out
+            keep_freed_memory()  # as in gaussad_pl's own commands
         torch.set_num_threads(self.threads)
         data = self.data()
         train = self.training_images(data)
@@ -202,7 +203,7 @@ class Job:
         write_json(path, content)
 
     def run_limited(self, path: Path, limit: float | None) -> None:
-        """Run in a process of its own, which ends after ``limit`` seconds."""
+        """Run in a separate process, which is killed after ``limit`` seconds."""
         process = multiprocessing.get_context("spawn").Process(target=self.run, args=(path,))
         process.start()
         process.join(limit)
@@ -215,7 +216,7 @@ class Job:
 
 
 def fit(model: Any, method: str, images: Tensor) -> dict[str, float]:
-    """Fit the model to uint8 ``images``, step by step what anomalib's Lightning modules do; the seconds it took."""
+    """Fit the model to uint8 ``images``, with the steps of anomalib's Lightning modules, and return the seconds."""
     start = clocks()
     model.train()
     for batch in images.split(BATCH):
@@ -230,7 +231,7 @@ def fit(model: Any, method: str, images: Tensor) -> dict[str, float]:
 
 @torch.inference_mode()
 def score(model: Any, images: Tensor) -> tuple[Tensor, Tensor, dict[str, float]]:
-    """Scores ``(N,)`` and maps ``(N, H, W)`` as the model gives them, and the seconds it took."""
+    """Return the scores ``(N,)`` and maps ``(N, H, W)`` of the model, and the seconds it took."""
     start = clocks()
     results = [model(normalised(batch)) for batch in images.split(BATCH)]
     seconds = since(start, "score")
@@ -239,14 +240,14 @@ def score(model: Any, images: Tensor) -> tuple[Tensor, Tensor, dict[str, float]]
 
 
 def state_bytes(module: nn.Module) -> int:
-    """Size of the module's saved state."""
+    """Return the size of the saved state of a module in bytes."""
     buffer = io.BytesIO()
     torch.save(module.state_dict(), buffer)
     return buffer.tell()
 
 
 def is_done(path: Path, limit: float | None) -> bool:
-    """Whether there is a result, or a failure that this time limit would only repeat."""
+    """Return whether a job has a result, or timed out under a limit at least as long as this one."""
     if not path.is_file():
         return False
     failed_at: float | None = json.loads(path.read_text()).get("time_limit")
@@ -254,7 +255,7 @@ def is_done(path: Path, limit: float | None) -> bool:
 
 
 def report(results: list[dict[str, Any]], console: Console) -> None:
-    """One row a job: metrics in percent, times in seconds, the saved state in megabytes."""
+    """Print one row per job: metrics in percent, times in seconds, size of the saved state in megabytes."""
     scales = {"image_auroc": 100, "pixel_auroc": 100, "aupro": 100, "fit_seconds": 1, "score_seconds": 1,
               "state_bytes": 1e-6}  # fmt: skip
     headings = ("images", "AUROC", "pixel", "AUPRO", "fit s", "score s", "MB")
@@ -267,16 +268,17 @@ def report(results: list[dict[str, Any]], console: Console) -> None:
 
 
 def main() -> None:
+    """Run all jobs that have no result yet, and report all results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders in the layout of MVTec AD")
-    parser.add_argument("--methods", nargs="+", choices=LAYERS, default=list(LAYERS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--out", type=Path, default=Path("outputs/peers"))
-    parser.add_argument("--train", choices=["fold", "all"], default="fold", help="the images gaussad_pl uses, or all")
-    parser.add_argument("--limit-train", type=int, metavar="N", help="train on N of them, for a quick try")
-    parser.add_argument("--coreset", choices=["own", "fast"], default="own", help="whose search, with the same picks")
-    parser.add_argument("--time-limit", type=float, metavar="SECONDS", help="for each job, decoding included")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--methods", nargs="+", choices=LAYERS, default=list(LAYERS), help="models to run")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="random seeds; one job per seed")
+    parser.add_argument("--out", type=Path, default=Path("outputs/peers"), help="folder for results")
+    parser.add_argument("--train", choices=["fold", "all"], default="fold", help="training fold, or all good images")
+    parser.add_argument("--limit-train", type=int, metavar="N", help="train on N random images, for a quick test")
+    parser.add_argument("--coreset", choices=["own", "fast"], default="own", help="anomalib's search, or a faster one")
+    parser.add_argument("--time-limit", type=float, metavar="SECONDS", help="time limit per job, including decoding")
+    parser.add_argument("--threads", type=int, default=1, help="threads per job")
     given = parser.parse_args()
     console = Console()
     given.out.mkdir(parents=True, exist_ok=True)
@@ -284,7 +286,7 @@ def main() -> None:
     coresets = {"padim": None, "patchcore": given.coreset}
     jobs = [
         Job(folder.resolve(), method, seed, coresets[method], **common)
-        for seed in given.seeds  # all methods of one seed first: an interrupted benchmark is still balanced
+        for seed in given.seeds  # outermost, so that an interrupted benchmark is still balanced
         for method in given.methods
         for folder in given.data
     ]

@@ -1,13 +1,13 @@
-"""How good are the anomaly maps, form by form, and what do they cost?
+"""Benchmark of anomaly maps: accuracy, time and size of each form, of the default, and of PaDiM and PatchCore.
 
     python -m benchmarks.segmentation --data /data/mvtec_ad/screw /data/magnetic_tile/tile \\
         --peers-python build/peers/bin/python
 
-Fits the frozen detector with each form of the Gaussians of patches alone (image score from the map only) and with the
-default, which chooses form, levels and image score on the augmented validation. `--peers-python`, the interpreter of
-the environment of benchmarks.peers, has PaDiM and PatchCore fitted to the same images in between, so that all times are
-of one run; they are seconds of the processor, which a busy machine changes least. One JSON file a job: what is there
-already is not computed again.
+Fits the frozen detector with each form of patch density on its own (image score from the map only) and with the
+default, which chooses form, levels and image score on the augmented validation. With `--peers-python`, the interpreter
+of the environment of benchmarks.peers, PaDiM and PatchCore are fitted to the same images in the same run. All times are
+CPU seconds, which depend least on the load of the machine. Each job writes one JSON file; jobs whose file exists are
+skipped.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ METHODS = ("default", *DENSITIES)
 
 
 def run_job(folder: Path, method: str, seed: int, overrides: list[str]) -> dict[str, Any]:
-    """Fit and score one method; image decoding is not in the times, choosing by the validation is."""
+    """Fit and score one method; times exclude image decoding and include the choices made on the validation."""
     forced = [] if method == "default" else [f"model.segmentation.form={method}", "model.segmentation.combine=map"]
     levels = [] if method == "default" else ["model.segmentation.map_levels=middle"]
     config = compose_job(folder, seed, ["trainer=cpu", *forced, *levels, *overrides])
@@ -51,28 +51,28 @@ def run_job(folder: Path, method: str, seed: int, overrides: list[str]) -> dict[
     chosen = module.choose_maps()
     fit_times, start = since(start, "fit"), clocks()
     with torch.no_grad():
-        found = Detection.join([module(batch["image"]) for batch in data.test_dataloader()])
+        detection = Detection.join([module(batch["image"]) for batch in data.test_dataloader()])
     score_times = since(start, "score")
-    assert found.maps is not None
+    assert detection.maps is not None
     labels = torch.tensor([sample.label for sample in data.test_samples])
     file = io.BytesIO()
     torch.save(module.model.state_dict(), file)
     return {
         "method": method, "dataset": folder.name, "seed": seed,
-        **image_metrics(found.scores, labels), **pixel_metrics(found.maps, masks, labels),
+        **image_metrics(detection.scores, labels), **pixel_metrics(detection.maps, masks, labels),
         "chosen": chosen, "train_images": len(data.split[0]), "threads": torch.get_num_threads(),
         **fit_times, **score_times, "state_bytes": file.tell(),
     }  # fmt: skip
 
 
 def run_peers(python: Path, folder: Path, seed: int, out: Path, methods: list[str], threads: int) -> None:
-    """The peers on the same dataset and seed, in their own environment, right after our own jobs."""
+    """Run the peers on the same dataset and seed in their own environment."""
     command = [python, "-m", "benchmarks.peers", "--data", folder, "--seeds", seed, "--out", out, "--threads", threads]
     subprocess.run([*map(str, command), "--methods", *methods, "--coreset", "fast"], check=True)
 
 
 def table(records: list[dict[str, Any]]) -> Table:
-    """One row for each dataset and method: means +- SEM over seeds, in percent; medians of the costs."""
+    """Return one row per dataset and method: metrics in percent, mean ± SEM over seeds; medians of times and size."""
     result = Table(title="Frozen detectors, percent", title_justify="left")
     for column in ("dataset", "method", "image AUROC", "pixel AUROC", "AUPRO", "fit s", "score s", "MB", "seeds"):
         result.add_column(column, justify="left" if column in ("dataset", "method") else "right")
@@ -93,15 +93,16 @@ def table(records: list[dict[str, Any]]) -> Table:
 
 
 def main() -> None:
+    """Run all jobs that have no result yet, and report all results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders in the layout of MVTec AD")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--out", type=Path, default=Path("runs/segmentation"))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="forms of the map to run")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="random seeds; one job per seed")
+    parser.add_argument("--out", type=Path, default=Path("runs/segmentation"), help="folder for results")
     parser.add_argument("--peers-python", type=Path, help="interpreter of the environment of benchmarks.peers")
-    parser.add_argument("--peers", nargs="+", default=["padim", "patchcore"], help="which of them")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings for every job")
+    parser.add_argument("--peers", nargs="+", default=["padim", "patchcore"], help="peers to run")
+    parser.add_argument("--threads", type=int, default=1, help="threads per job")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides for every job")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     keep_freed_memory()

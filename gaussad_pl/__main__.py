@@ -9,7 +9,7 @@ COMMANDS = ("train", "predict", "export", "report", "demo")
 
 
 def summary(command: str) -> str:
-    """First line of the docstring of a command's module, which is not imported: that would take seconds."""
+    """Return the first line of the docstring of a command's module, without importing it: that would take seconds."""
     source = Path(__file__).with_name(f"{command}.py").read_text(encoding="utf-8")
     text = ast.get_docstring(ast.parse(source)) or ""
     return text.splitlines()[0]

@@ -1,13 +1,13 @@
-"""A page to try a detector: drop an image, see verdict, p-value and map. Nothing but Python's own web server.
+"""Try a detector in the browser: drop an image, see its verdict, p-value and map.
 
 python -m gaussad_pl.demo ckpt=<run folder, detector.safetensors or .onnx>
 
-  ckpt    folder of a finished run, its detector.safetensors, or what gaussad_pl.export made of it
-  fpr     false-alarm rate that the page starts with                          (0.01)
-  host    127.0.0.1: this machine alone; 0.0.0.0: all who reach it, unguarded (127.0.0.1)
-  port    0 for any that is free                                              (7860)
+  ckpt    folder of a finished run, its detector.safetensors, or a file written by gaussad_pl.export
+  fpr     initial target false-alarm rate                                     (0.01)
+  host    127.0.0.1: this machine only; 0.0.0.0: all addresses, no access control  (127.0.0.1)
+  port    0: any free port                                                    (7860)
 
-The page loads nothing from elsewhere, and images are kept nowhere.
+The server is Python's own. The page loads nothing from other sites, and images are not stored.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from gaussad_pl.inference.overlay import CONTOUR, heat
 from gaussad_pl.inference.prediction import BaseDetector, Prediction
 from gaussad_pl.web.server import Server
 
-SIDE = 640  # of the picture on the page in pixels, the longer one
+SIDE = 640  # longer side of the picture on the page, in pixels
 
 
 @dataclass(frozen=True)
 class Options:
-    """See the text at the top of this file."""
+    """Settings of the command; see the module docstring."""
 
     ckpt: str
     fpr: float = 0.01
@@ -47,38 +47,38 @@ class Options:
 
 
 class Demo:
-    """Answers what the page asks about one detector.
+    """Answers the requests of the page about one detector.
 
     Raises:
-        UserError: an impossible false-alarm rate.
+        UserError: the false-alarm rate is not between 0 and 1.
     """
 
     def __init__(self, detector: BaseDetector, fpr: float) -> None:
-        detector.threshold(fpr)  # an impossible one is told now
+        detector.threshold(fpr)  # an invalid rate must fail at the start
         self.detector = detector
         self.fpr = fpr
 
     def about(self) -> dict[str, Any]:
-        """What the page shows before the first image."""
-        kept = self.detector.calibration
+        """Return what the page shows before the first image."""
+        calibration = self.detector.calibration
         return {
             "name": self.detector.provenance.get("dataset", "detector"),
-            "scheme": kept.scheme,
-            "scores": kept.scores.tolist(),
+            "scheme": calibration.scheme,
+            "scores": calibration.scores.tolist(),
             **self.threshold(self.fpr),
         }
 
     def threshold(self, fpr: float) -> dict[str, Any]:
-        """The threshold for a false-alarm rate; None where there is none."""
-        found = self.detector.threshold(fpr)
-        value = found.value if np.isfinite(found.value) else None
-        return {"fpr": fpr, "threshold": value, "rule": found.rule, "line": found.line}
+        """Return the threshold for a false-alarm rate and its explanation; an infinite threshold is None."""
+        threshold = self.detector.threshold(fpr)
+        value = threshold.value if np.isfinite(threshold.value) else None
+        return {"fpr": fpr, "threshold": value, "rule": threshold.rule, "line": threshold.line}
 
     def detect(self, file: BinaryIO, fpr: float) -> dict[str, Any]:
-        """What there is to say about the image of a file.
+        """Score the image in a file, and return its prediction and the pictures for the page.
 
         Raises:
-            UserError: it cannot be read.
+            UserError: the image cannot be read.
         """
         threshold = self.detector.threshold(fpr)
         pixels, photo = read(file, self.detector.size)
@@ -94,34 +94,34 @@ class Demo:
 
 
 def read(file: BinaryIO, size: int) -> tuple[torch.Tensor, Image.Image]:
-    """The pixels that the detector takes ``(3, size, size)``, and a picture in the proportions of the original.
+    """Read the pixels for the detector ``(3, size, size)`` uint8, and a picture with the original aspect ratio.
 
     Raises:
-        UserError: it is no image, or has too many pixels.
+        UserError: the file is not an image, or has too many pixels.
     """
     try:
         with Image.open(file, formats=FORMATS) as image:
-            image.draft(None, (2 * size, 2 * size))  # as read_image does: predict gives the same score
+            image.draft(None, (2 * size, 2 * size))  # as in read_image, for the same score as predict
             whole = upright(image)
             pixels = torch.from_numpy(np.array(resized(whole, (size, size)))).permute(2, 0, 1)
             width, height = (max(1, round(side * SIDE / max(whole.size))) for side in whole.size)
             return pixels, resized(whole, (width, height))
     except Image.DecompressionBombError as error:
         most = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
-        raise UserError(f"The image has too many pixels: at most {most:.0f} million are decoded.") from error
-    except Exception as error:  # decoders fed with garbage raise nearly anything
+        raise UserError(f"The image has too many pixels: at most {most:.0f} million are accepted.") from error
+    except Exception as error:  # decoders may raise anything on invalid data
         known = ", ".join(FORMATS)
         raise UserError(
-            f"This file cannot be read as an image. Readable are {known}. ({type(error).__name__})"
+            f"This file cannot be read as an image. Supported formats: {known}. ({type(error).__name__})"
         ) from error
 
 
 def _heat(prediction: Prediction, limit: float, size: tuple[int, int]) -> str | None:
-    """The map to lay over the picture: the more of an anomaly, the less of the picture is seen."""
+    """Render the map as a layer on the picture; its opacity increases with the anomaly."""
     if prediction.map is None:
         return None
     colours, strength, outline = heat(prediction.map, limit, size)
-    layer = np.dstack([colours, 255 * (2.4 * strength**2).clip(0, 1)])  # a veil of 0.6 at the limit
+    layer = np.dstack([colours, 255 * (2.4 * strength**2).clip(0, 1)])  # opacity 0.6 at the limit
     layer[outline] = (*CONTOUR, 255)
     return _data(Image.fromarray(layer.round().astype(np.uint8)))
 
@@ -133,12 +133,12 @@ def _data(image: Image.Image) -> str:
 
 
 def serve(options: Options) -> None:
-    """Answer until Ctrl-C."""
+    """Serve the page until Ctrl-C."""
     _return_freed_memory()
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # images are large, not bombs, up to twice as many
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large images are fine, up to Pillow's hard limit
     server = Server(Demo(load_detector(options.ckpt), options.fpr), options.host, options.port)
     host = f"[{options.host}]" if ":" in options.host else options.host
-    print(f"http://{host}:{server.server_port}  (Ctrl-C ends it)", flush=True)
+    print(f"http://{host}:{server.server_port}  (Ctrl-C to stop)", flush=True)
     try:
         server.serve_forever()
     except Interrupted:
@@ -148,14 +148,14 @@ def serve(options: Options) -> None:
 
 
 def _return_freed_memory() -> None:
-    """Give large blocks back to the kernel once they are free.
+    """Return large blocks to the kernel once they are freed.
 
-    glibc keeps those that a thread has used, and each request has its own: with every large image the process would
-    grow. Without glibc this does nothing.
+    By default, glibc keeps the blocks that a thread has used. As each request has its own thread, the process would
+    grow with each large image. Without glibc, this function does nothing.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         m_mmap_threshold = -3  # from malloc.h
-        ctypes.CDLL(None).mallopt(m_mmap_threshold, 2**23)  # Pillow takes 16 MB at once
+        ctypes.CDLL(None).mallopt(m_mmap_threshold, 2**23)  # Pillow allocates 16 MB at once
 
 
 main = command(serve, Options, __doc__)

@@ -1,6 +1,6 @@
-"""Processes that share one run: which part of the work is whose, and how what each has found becomes one.
+"""Work shared by the processes of one run: sharding, gathering and reducing.
 
-Without a process group there is one process, and everything here leaves things as they are.
+Without a process group there is a single process, which owns all the work, and nothing is communicated.
 """
 
 from __future__ import annotations
@@ -16,41 +16,44 @@ T = TypeVar("T")
 
 
 def world() -> int:
-    """Number of processes."""
+    """Return the number of processes."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Number of this process, 0 for the one that writes and prints."""
+    """Return the rank of this process; only rank 0 writes and prints."""
     return dist.get_rank() if world() > 1 else 0
 
 
 def shard(items: Sequence[T]) -> Sequence[T]:
-    """What this process does of ``items``: process r of w takes items r, r + w, ...; none is repeated or left out."""
+    """Return this process's part of ``items``: r, r + w, ... for rank r of w.
+
+    Unlike with `DistributedSampler`, no item is repeated or dropped.
+    """
     return items[rank() :: world()]
 
 
 def gather(value: T) -> list[T]:
-    """The value of each process, in their order; tensors are to be on the CPU."""
+    """Gather the value of every process, in rank order. Tensors must be on the CPU."""
     if world() == 1:
         return [value]
-    found: list[T] = [value] * world()
-    dist.all_gather_object(found, value)
-    return found
+    values: list[T] = [value] * world()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """All rows ``(N, ...)``, on the CPU and in their order, where each process has those of its `shard`."""
+    """Gather the rows of every process's `shard` into ``(N, ...)``, on the CPU and in the original order."""
     parts = gather(rows.cpu())
-    whole = parts[0].new_empty(sum(map(len, parts)), *parts[0].shape[1:])
+    gathered = parts[0].new_empty(sum(map(len, parts)), *parts[0].shape[1:])
     for first, part in enumerate(parts):
         if len(part):
-            whole[first :: len(parts)] = part
-    return whole
+            gathered[first :: len(parts)] = part
+    return gathered
 
 
 def all_reduce_sum(x: Tensor) -> Tensor:
-    """Sum over the processes, the same bits in each; overwrites ``x`` where it can."""
+    """Return the sum of ``x`` over all processes, bit for bit the same in each. May overwrite ``x``."""
     if world() == 1:
         return x
     device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else x.device
@@ -60,6 +63,6 @@ def all_reduce_sum(x: Tensor) -> Tensor:
 
 
 def destroy_group() -> None:
-    """End the group: from here on each process has everything for its `shard`."""
+    """Destroy the process group. From then on, `shard` returns all items in every process."""
     if world() > 1:
         dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""Mistakes a user can make, as opposed to bugs."""
+"""Errors that the user can fix, as opposed to bugs."""
 
 from __future__ import annotations
 
@@ -15,19 +15,23 @@ class UserError(Exception):
 
 
 class NumericalError(UserError):
-    """Numbers that nothing can be computed from: a loss that is not finite, a covariance without an inverse.
+    """A computation that cannot continue: the loss is not finite, or a covariance is singular.
 
-    During fine-tuning it ends the training, not the run; anywhere else it is the user's to mend.
+    During fine-tuning this ends the training but not the run; anywhere else the user has to fix the cause.
     """
 
 
 def no_such_setting(key: str, known: Iterable[str]) -> str:
-    """The words for an unknown key, with the closest of the ``known`` ones: a neighbour, or else one anywhere."""
+    """Return the message for an unknown key, with the closest ``known`` one: in the same section, or else in any.
+
+    >>> no_such_setting("data.rot", ["data.root", "seed"])
+    'data.rot: there is no such setting; did you mean data.root?'
+    """
     parent, _, name = key.rpartition(".")
-    parted = [each.rpartition(".") for each in sorted(known)]
-    beside = {last: f"{above}{dot}{last}" for above, dot, last in parted if above == parent}
-    anywhere = {last: f"{above}{dot}{last}" for above, dot, last in parted}
-    for names, likeness in ((beside, 0.6), (anywhere, 0.8)):
-        if close := difflib.get_close_matches(name, names, 1, likeness):
+    split = [each.rpartition(".") for each in sorted(known)]
+    siblings = {last: f"{above}{dot}{last}" for above, dot, last in split if above == parent}
+    all_names = {last: f"{above}{dot}{last}" for above, dot, last in split}
+    for names, cutoff in ((siblings, 0.6), (all_names, 0.8)):
+        if close := difflib.get_close_matches(name, names, 1, cutoff):
             return f"{key}: there is no such setting; did you mean {names[close[0]]}?"
     return f"{key}: there is no such setting; leave it out"

@@ -1,20 +1,21 @@
-"""A trained detector as one ONNX graph, for the line: ONNX Runtime, OpenVINO and whatever else reads ONNX.
+"""Export a trained detector as one ONNX graph, for ONNX Runtime, OpenVINO and other runtimes.
 
 python -m gaussad_pl.export ckpt=<run folder or detector.safetensors>
 
   ckpt       folder of a finished run, or its detector.safetensors
-  out        the file to write                                          (detector.onnx beside the ckpt)
-  source     images to check it on: image, folder, pattern or list.txt  (those of the training, else random ones)
-  images     how many of them                                           (32)
-  overwrite  true: a file that is there already is replaced             (false)
+  out        file to write                                              (detector.onnx in the folder of ckpt)
+  source     images for the check: image, folder, pattern or list.txt   (training data if available, else random)
+  images     number of images for the check                             (32)
+  overwrite  true: replace an existing file                             (false)
 
-The graph takes images (N, size, size, 3), RGB, uint8, any N, and gives score (N), p_value (N), distances (N, levels)
-and, where the detector makes one, map (N, 256, 256). Resizing is left to the caller: to a square of the model's size
-with Pillow's bilinear filter, as gaussad_pl.data.images.read_image does; other filters give other scores. Everything
-else is inside: normalisation, backbone, Gaussians, calibration. The metadata hold what thresholds come from, as JSON.
+The graph takes RGB images (N, size, size, 3) uint8, for any N, and returns score (N), p_value (N), distances
+(N, levels) and, if the detector has maps, map (N, 256, 256). The caller resizes images to a square of the model's size
+with Pillow's bilinear filter, as gaussad_pl.data.images.read_image does; other filters give other scores. All else is
+inside the graph: normalisation, backbone, Gaussians and calibration. The metadata hold the calibration as JSON, from
+which thresholds are computed.
 
-The file is written only if it agrees with PyTorch on the images: in ONNX Runtime, and in OpenVINO where that is
-installed. On processors with bfloat16 tell OpenVINO INFERENCE_PRECISION_HINT=f32: three digits are too few here.
+The file is written only if its results on these images agree with PyTorch, in ONNX Runtime and, if installed, in
+OpenVINO. On processors with bfloat16, set INFERENCE_PRECISION_HINT=f32 in OpenVINO: three digits are too few here.
 """
 
 from __future__ import annotations
@@ -43,12 +44,12 @@ from gaussad_pl.inference.seal import sealed
 from gaussad_pl.version import __version__
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-MOST = 2**31 - 2**20  # bytes that a file of ONNX can have, less some for all but the weights
+MOST = 2**31 - 2**20  # bytes of weights: an ONNX file is limited to 2 GiB, less a margin for all else
 
 
 @dataclass(frozen=True)
 class Options:
-    """See the text at the top of this file."""
+    """Settings of the command; see the module docstring."""
 
     ckpt: str
     out: str = ""
@@ -58,10 +59,10 @@ class Options:
 
 
 def export(options: Options) -> str:
-    """Make the graph, check it, write it; what there is to say about it."""
+    """Build the graph, check it and write it; return a summary."""
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
-        raise UserError(f"{', '.join(missing)} not installed: pip install 'gaussad_pl[export]'")
+        raise UserError(f"missing packages ({', '.join(missing)}): pip install 'gaussad_pl[export]'")
     if options.images < 1:
         raise UserError(f"images={options.images}: expected 1 or more")
     ckpt = Path(options.ckpt)
@@ -69,7 +70,7 @@ def export(options: Options) -> str:
     if out.suffix != SUFFIX:
         raise UserError(f"out={out}: expected a name that ends in {SUFFIX}")
     if out.exists() and not options.overwrite:
-        raise UserError(f"{out} exists already: give another out=, or overwrite=true")
+        raise UserError(f"{out} already exists: give another out=, or overwrite=true")
     detector = Detector.load(ckpt)
     pixels, origin = check_images(detector, options.source, options.images)
     model = onnx_model(detector)
@@ -80,16 +81,16 @@ def export(options: Options) -> str:
 
 
 def onnx_model(detector: Detector) -> bytes:
-    """The file: graph, weights and metadata.
+    """Return the content of the file: graph, weights and metadata.
 
     Raises:
-        UserError: the weights are more than one file of ONNX can hold.
+        UserError: the weights are too large for one ONNX file.
     """
     graph = Graph(detector).eval()
     total = sum(tensor.nbytes for tensor in graph.state_dict().values())
     if total > MOST:
         raise UserError(
-            f"the detector has {total / 1e9:.1f} GB and ONNX takes 2: train with fewer map_levels or clusters"
+            f"the detector has {total / 1e9:.1f} GB, ONNX is limited to 2: train with fewer map_levels or clusters"
         )
     proto = to_onnx(graph, detector.size, OUTPUTS if graph.maps is not None else OUTPUTS[:-1])
     for key, content in zip(KEYS, metadata(detector), strict=True):
@@ -100,7 +101,7 @@ def onnx_model(detector: Detector) -> bytes:
 
 
 def to_onnx(graph: torch.nn.Module, size: int, outputs: Sequence[str]) -> Any:
-    """A module that takes ``(N, size, size, 3)`` uint8 as a model of ONNX, for any N."""
+    """Convert a module that takes ``(N, size, size, 3)`` uint8 to an ONNX model for any N."""
     example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
     level = logging.getLogger("onnxscript").level
     with warnings.catch_warnings(), torch.inference_mode():
@@ -127,8 +128,8 @@ def to_onnx(graph: torch.nn.Module, size: int, outputs: Sequence[str]) -> Any:
 
 
 def metadata(detector: Detector) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """What the file says about itself, by `KEYS`; nothing depends on the false-alarm rate wished."""
-    kept = detector.calibration
+    """Return the metadata of the file, in the order of `KEYS`; none depends on a target false-alarm rate."""
+    known = detector.calibration
     header = {
         "format": FORMAT,
         "size": detector.size,
@@ -139,10 +140,10 @@ def metadata(detector: Detector) -> tuple[dict[str, Any], dict[str, Any], dict[s
         "versions": {"gaussad_pl": __version__, **{name: version(name) for name in ("torch", "timm", *PACKAGES)}},
     }
     calibration = {
-        "scores": kept.scores.tolist(),
-        "distances": [[float(str(value)) for value in row] for row in kept.distances.numpy()],  # as short as float32 is
-        "scheme": kept.scheme,
-        "different": kept.different,
+        "scores": known.scores.tolist(),
+        "distances": [[float(str(value)) for value in row] for row in known.distances.numpy()],  # short decimals
+        "scheme": known.scheme,
+        "different": known.different,
     }
     return header, calibration, detector.provenance
 
@@ -157,7 +158,7 @@ def _write(model: bytes, out: Path) -> None:
 
 
 def show(options: Options) -> None:
-    """Export, and say what there is to say."""
+    """Export a detector and print the summary."""
     print(export(options))
 
 

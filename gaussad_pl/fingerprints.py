@@ -1,4 +1,4 @@
-"""SHA-256 of files and of weights."""
+"""SHA-256 digests of files and of weights."""
 
 from __future__ import annotations
 
@@ -11,15 +11,19 @@ from torch import Tensor
 
 
 def file_sha256(path: Path) -> str:
-    """Of the bytes of a file, in hexadecimal."""
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def tensors_sha256(state: Mapping[str, Tensor]) -> str:
-    """Of names, types, shapes and values of a state dict, whatever its order and device.
+    """Return the SHA-256 of a state dict: its names, dtypes, shapes and values, regardless of order and device.
 
-    BatchNorm's counters of training batches, which no output depends on and not every source has, are left out.
+    BatchNorm's ``num_batches_tracked`` is ignored: no output depends on it, and not every checkpoint has it.
+
+    >>> a, b = torch.zeros(2), torch.ones(3)
+    >>> tensors_sha256({"a": a, "b": b}) == tensors_sha256({"b": b, "a": a})
+    True
     """
     digest = hashlib.sha256()
     for name in sorted(name for name in state if "num_batches_tracked" not in name):

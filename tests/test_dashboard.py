@@ -17,6 +17,8 @@ from wandb.proto import wandb_internal_pb2 as protocol
 
 from gaussad_pl.results import dashboard
 
+pytestmark = pytest.mark.slow
+
 BLOCK = 32768
 
 

@@ -154,6 +154,7 @@ def test_leftover_of_a_killed_write_does_no_harm(small: None, tmp_path: Path) ->
     assert (draw.write_demo(tmp_path, CATEGORY) / draw.MARKER).is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("outdated", [False, True])
 def test_writers_at_the_same_time_end_with_one_complete_folder(small: None, tmp_path: Path, outdated: bool) -> None:
     start, errors = threading.Barrier(4), []

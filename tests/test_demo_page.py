@@ -119,9 +119,9 @@ def test_pictures_keep_the_proportions_of_the_image(detector: Detector, tmp_path
         ("/detect", bytes(2000), 413, "larger than"),
         ("/threshold?fpr=2", None, 400, "between 0 and 1"),
         ("/threshold?fpr=x", None, 400, "a number"),
-        ("/nowhere", None, 404, "nothing here"),
-        ("/nowhere", b"x", 404, "nothing here"),
-        ("/../demo.py", None, 404, "nothing here"),
+        ("/nowhere", None, 404, "does not exist"),
+        ("/nowhere", b"x", 404, "does not exist"),
+        ("/../demo.py", None, 404, "does not exist"),
     ],
 )
 def test_mistakes_get_a_clear_answer(
@@ -294,6 +294,7 @@ def test_an_address_or_rate_that_cannot_be_had_is_one_clear_line(server: Server,
         Demo(detector, 5)
 
 
+@pytest.mark.slow
 def test_the_command_listens_on_this_machine_alone_and_ends(detector: Detector, tmp_path: Path) -> None:
     detector.save(tmp_path / "detector.safetensors")
     command = [sys.executable, "-m", "gaussad_pl.demo", f"ckpt={tmp_path}", "port=0"]
@@ -309,6 +310,7 @@ def test_the_command_listens_on_this_machine_alone_and_ends(detector: Detector, 
             process.terminate()
 
 
+@pytest.mark.slow
 def test_the_page_in_a_real_browser(server: Server, detector: Detector, parts: Path, tmp_path: Path) -> None:
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 import zlib
 from pathlib import Path
@@ -16,10 +17,11 @@ import lightning as L
 import pytest
 import torch
 from conftest import TINY
+from forked import FORK
 from test_datamodules import mvtec
-from test_train import arguments, command, run
+from test_train import arguments, run
 from torch import Tensor
-from torch.multiprocessing import spawn  # type: ignore[attr-defined]
+from torch.multiprocessing import start_processes  # type: ignore[attr-defined]
 
 from gaussad_pl import distributed as d
 from gaussad_pl.data.mvtec import MVTec
@@ -32,6 +34,8 @@ from gaussad_pl.training.averaging import AverageWeights
 from gaussad_pl.training.experiment import experiment
 from gaussad_pl.training.forgetting import ForgettingStop
 from gaussad_pl.training.module import GaussianAD
+
+pytestmark = pytest.mark.slow
 
 SEGMENTATION = {"form": "auto", "map_levels": "middle", "clusters": 4, "combine": "both", "seed": 0}
 MODELS: dict[str, dict[str, Any]] = {
@@ -56,7 +60,7 @@ def fine_tune(model: dict[str, Any], root: Path, folder: Path) -> dict[str, Any]
         enable_progress_bar=False, enable_model_summary=False, callbacks=[AverageWeights(0.5), forgetting],
     )  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
-    results, *_ = experiment(trainer, module, data, forgetting, folder, True)
+    results = experiment(trainer, module, data, forgetting, folder, True).results
     return {
         "results": results,
         "state": module.state_dict(),
@@ -135,7 +139,7 @@ def two(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str,
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    spawn(process, (port, parts, folder), nprocs=2)
+    start_processes(process, (port, parts, folder), nprocs=2, start_method=FORK.get_start_method())
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
 
 
@@ -208,7 +212,8 @@ def test_a_killed_run_on_two_processes_resumes_to_what_one_process_finds(
     shared = [
         each for each in arguments(parts, tmp_path / "two", *more, "resume=true") if not each.startswith("trainer=")
     ]
-    line = command(*shared, "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
+    line = [sys.executable, "-m", "gaussad_pl.train", *shared]
+    line += ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
     checkpoint = tmp_path / "two" / "checkpoints" / "last.ckpt"
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(line, stdout=log, stderr=log)

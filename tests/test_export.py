@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -112,6 +111,7 @@ def test_the_graph_computes_what_the_detector_does(form: str | None) -> None:
         torch.testing.assert_close(maps[0], expected.maps, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("form", "width", "backbone"),
     [
@@ -130,6 +130,7 @@ def test_every_form_and_backbone_agrees_in_every_runtime(
     assert len(lines) == 2 and "15 of 15 verdicts" in lines[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 3, 24])
 def test_the_batch_is_dynamic(count: int, clusters: Detector, model: bytes) -> None:
     score, p_value, distances, maps = outputs(model, IMAGES[:count])
@@ -139,6 +140,7 @@ def test_the_batch_is_dynamic(count: int, clusters: Detector, model: bytes) -> N
     np.testing.assert_allclose(distances, expected.distances, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_p_values_are_conformal(clusters: Detector, model: bytes) -> None:
     other = 255 - IMAGES  # none of the calibration images, whose scores tie
     score, p_value, *_ = outputs(model, other)
@@ -146,6 +148,7 @@ def test_p_values_are_conformal(clusters: Detector, model: bytes) -> None:
     np.testing.assert_allclose(p_value, expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_without_a_map_and_without_calibration_images_there_are_scores() -> None:
     one = detector(None)
     one.calibration = Calibration.of(torch.zeros(0), torch.zeros(0, len(one.levels)), "none")
@@ -156,6 +159,7 @@ def test_without_a_map_and_without_calibration_images_there_are_scores() -> None
     assert len(check(model, one, IMAGES[:4])) == 2
 
 
+@pytest.mark.slow
 def test_the_metadata_are_json_without_paths_of_this_machine(clusters: Detector, model: bytes) -> None:
     held = open_session(model).get_modelmeta().custom_metadata_map
     header, calibration, provenance = (json.loads(held[key]) for key in KEYS)
@@ -167,6 +171,7 @@ def test_the_metadata_are_json_without_paths_of_this_machine(clusters: Detector,
 # -------------------------------------------------------------------------------------------- the command and the file
 
 
+@pytest.mark.slow
 def test_predict_says_the_same_with_either_file(
     clusters: Detector, model: bytes, parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -197,6 +202,7 @@ def test_predict_says_the_same_with_either_file(
         assert float(ours["threshold"]) == float(theirs["threshold"])
 
 
+@pytest.mark.slow
 def test_the_exported_detector_has_the_api_of_the_other(clusters: Detector, model: bytes, tmp_path: Path) -> None:
     (tmp_path / "detector.onnx").write_bytes(model)
     loaded = load_detector(tmp_path / "detector.onnx")
@@ -210,6 +216,7 @@ def test_the_exported_detector_has_the_api_of_the_other(clusters: Detector, mode
         assert ours.map is not None and ours.map.shape == (256, 256)
 
 
+@pytest.mark.slow
 def test_a_graph_that_disagrees_is_refused_and_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     detector(None).save(tmp_path / "detector.safetensors")
     forward = Graph.forward
@@ -236,7 +243,7 @@ def test_every_output_is_compared(place: int, name: str, value: float, clusters:
     expected, found = found_by(clusters)
     assert "72 of 72 verdicts" in compare(clusters, expected, found)
     found[place][5] *= value
-    with pytest.raises(UserError, match=f"disagrees with PyTorch: (other )?{name}"):
+    with pytest.raises(UserError, match=f"disagrees with PyTorch: {name}"):
         compare(clusters, expected, found)
 
 
@@ -291,6 +298,7 @@ def test_a_file_that_is_there_stays_unless_told_otherwise(clusters: Detector, tm
     assert (tmp_path / "detector.onnx").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_a_damaged_foreign_or_newer_file_is_one_clear_line(model: bytes, tmp_path: Path) -> None:
     import onnx
 
@@ -303,13 +311,13 @@ def test_a_damaged_foreign_or_newer_file_is_one_clear_line(model: bytes, tmp_pat
     foreign = onnx.load_model_from_string(model)
     del foreign.metadata_props[:]
     path.write_bytes(foreign.SerializeToString())
-    with pytest.raises(UserError, match="no detector"):
+    with pytest.raises(UserError, match="not a detector"):
         load_detector(path)
     newer = onnx.load_model_from_string(model)
     entry = next(entry for entry in newer.metadata_props if entry.key == KEYS[0])
     entry.value = json.dumps({**json.loads(entry.value), "format": 99})
     path.write_bytes(newer.SerializeToString())
-    with pytest.raises(UserError, match="was changed"):
+    with pytest.raises(UserError, match="was modified"):
         load_detector(path)
     del newer.metadata_props[-1]
     path.write_bytes(sealed(newer.SerializeToString()))
@@ -317,6 +325,7 @@ def test_a_damaged_foreign_or_newer_file_is_one_clear_line(model: bytes, tmp_pat
         load_detector(path)
 
 
+@pytest.mark.slow
 def test_a_file_of_before_without_a_checksum_still_loads(clusters: Detector, model: bytes, tmp_path: Path) -> None:
     import onnx
 
@@ -327,6 +336,7 @@ def test_a_file_of_before_without_a_checksum_still_loads(clusters: Detector, mod
     assert load_detector(tmp_path / "older.onnx").provenance == clusters.provenance
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", KEYS)
 @pytest.mark.parametrize("value", ["", "{", "[]", "{}", "null", '{"size": "a", "levels": 3}', '{"scores": [NaN]}'])
 def test_broken_empty_or_foreign_metadata_are_one_clear_line(
@@ -342,20 +352,21 @@ def test_broken_empty_or_foreign_metadata_are_one_clear_line(
     if (key, value) in (("provenance", "{}"), ("provenance", "[]")) or (key == "provenance" and value[:2] == '{"'):
         load_detector(path)  # nothing is computed from it
         return
-    with pytest.raises(UserError, match="no detector that this gaussad_pl can read") as caught:
+    with pytest.raises(UserError, match="not a detector that this gaussad_pl can read") as caught:
         load_detector(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_without_onnx_runtime_the_way_out_is_named(model: bytes, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_without_onnx_runtime_the_way_out_is_named(
+    model: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "detector.onnx").write_bytes(model)
-    code = "import sys; sys.modules['onnxruntime'] = None; from gaussad_pl import predict; predict.main(sys.argv[1:])"
-    found = subprocess.run(
-        [sys.executable, "-c", code, f"ckpt={tmp_path / 'detector.onnx'}", "source=x.png"],
-        capture_output=True,
-        text=True,
-    )
-    assert found.returncode == 1 and "pip install onnxruntime" in found.stderr and "Traceback" not in found.stderr
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(SystemExit) as stop:
+        predict.main([f"ckpt={tmp_path / 'detector.onnx'}", "source=x.png"])
+    text = str(stop.value.code)
+    assert text.startswith("error: ") and "pip install onnxruntime" in text and "\n" not in text
 
 
 def test_the_benchmark_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -364,6 +375,7 @@ def test_the_benchmark_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.
     assert row.part == 2 and row.ratio is None and "no openvino" in row.note
 
 
+@pytest.mark.slow
 def test_the_bare_backbone_of_the_benchmark_is_no_more_than_that(clusters: Detector) -> None:
     model = export.to_onnx(exported.Bare(clusters).eval(), 64, ["level"])
     found = np.asarray(

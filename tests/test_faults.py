@@ -1,18 +1,12 @@
-"""A run that is killed, stopped or runs out of disk at any stage ends cleanly, and resumes to what it would have been.
-
-Each run is a child forked from one process that has imported everything: the faults are many, imports take seconds.
-"""
+"""A run that is killed, stopped or has no disk left at any stage ends cleanly, and resumes to the same results."""
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from filelock import FileLock
+from forked import finish, train
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from test_train import arguments
@@ -28,8 +23,7 @@ from test_train import arguments
 from gaussad_pl.data.base import ImageDataModule
 from gaussad_pl.inference.detector import Detector
 
-FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(["gaussad_pl.train", "gaussad_pl.inference.detector", "wandb", "sklearn.cluster"])
+pytestmark = pytest.mark.slow
 
 # stages in their order: the function that begins each, and on which of its calls
 STAGES = {
@@ -51,18 +45,12 @@ STAGES = {
 }
 
 
-def child(pipe: Path, line: list[str], stage: str | None, fault: str) -> None:
-    """Run the command in this process, with a fault where a stage begins."""
-    log = pipe.open("w")
-    os.dup2(log.fileno(), 1), os.dup2(log.fileno(), 2)
-    torch.set_num_threads(1)
-    from gaussad_pl import train
-
+def child(folder: Path, line: list[str], stage: str | None, fault: str) -> None:
+    """The command, with a fault where a stage begins."""
     if stage is not None:
         place, number = STAGES[stage]
         _break(place, number, fault)
-    sys.argv = ["train.py", *line]
-    train.main()
+    train(folder, line)
 
 
 def _break(place: str, number: int, fault: str) -> None:
@@ -97,19 +85,15 @@ def _find(name: str) -> Any:
 
 def start(folder: Path, line: list[str], stage: str | None = None, fault: str = "SIGKILL") -> int:
     """Run the command to its end; its exit code, negative for a signal that killed it."""
-    pipe = folder.parent / f"{folder.name}.pipe"  # a limit on the size of files does not hold for it
-    pipe.unlink(missing_ok=True)
-    os.mkfifo(pipe)
-    with (folder.parent / f"{folder.name}.log").open("a") as log, subprocess.Popen(["cat", pipe], stdout=log):
-        process = FORK.Process(target=child, args=(pipe, line, stage, fault))
-        process.start()
-        process.join()
-    assert process.exitcode is not None
-    return process.exitcode
+    return finish(log_of(folder), child, folder.parent, line, stage, fault)
+
+
+def log_of(folder: Path) -> Path:
+    return folder.parent / f"{folder.name}.log"
 
 
 def said(folder: Path) -> str:
-    return (folder.parent / f"{folder.name}.log").read_text()
+    return log_of(folder).read_text()
 
 
 def results(folder: Path) -> dict[str, Any]:

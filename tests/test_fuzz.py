@@ -92,6 +92,7 @@ def test_detector(ckpt: Path) -> None:
     one_line_or_same(ckpt / NAME, lambda: everything(Detector.load(ckpt)))
 
 
+@pytest.mark.slow
 def test_exported_detector(ckpt: Path, tmp_path: Path) -> None:
     for name in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(name, reason="the extra `export` is not installed")
@@ -169,6 +170,7 @@ def test_image_without_checksums(suffix: str, tmp_path: Path) -> None:
             assert "\n" not in str(error) and path.name in str(error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["predictions.jsonl", "predictions.csv", "predictions.json"])
 def test_rows_of_a_prediction_that_is_resumed(name: str, ckpt: Path, tmp_path: Path) -> None:
     for i, image in enumerate(drawn(4, 2)):
@@ -188,6 +190,7 @@ def test_rows_of_a_prediction_that_is_resumed(name: str, ckpt: Path, tmp_path: P
     assert refused > COUNT / 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["metrics.json", "config.yaml", "scores.csv", ".hydra/hydra.yaml"])
 def test_files_that_the_report_reads(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """No number in them has a checksum, so the demand is a report without an error."""

@@ -87,7 +87,7 @@ def test_without_groups_it_is_the_split_of_single_images(group: str | None, shot
     used, held_out = next(iter(KFold(5, shuffle=True, random_state=0).split(kept)))
     assert data.split == (kept[used].tolist(), kept[held_out].tolist())
     assert [sample.path for sample in data.test_samples[:16]] == [data.samples.train[i].path for i in test]
-    assert data.grouping == "80 good images, each by itself"
+    assert data.grouping == "80 good images, each in its own group"
     twins = parts_of(data, data.split[1]) & parts_of(data, data.split[0])
     assert len(twins) == len(parts_of(data, data.split[1]))  # all of them: the mistake that groups mend
 
@@ -150,7 +150,7 @@ def test_a_run_does_not_go_on_with_another_split(shots: Path) -> None:
     other.group_images(lambda images: [torch.randn(len(images), 9)])
     data.load_state_dict(data.state_dict())
     assert "groups" in data.state_dict()
-    with pytest.raises(UserError, match="split in another way than when the run began"):
+    with pytest.raises(UserError, match="split differently than when the run started"):
         other.load_state_dict(data.state_dict())
     assert folder(shots).state_dict() == {}
 
@@ -158,9 +158,9 @@ def test_a_run_does_not_go_on_with_another_split(shots: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"group": "(part"}, r"data.group=\(part is no regular expression"),
-        ({"group": 7}, "data.group=7 is no regular expression"),
-        ({"group": "bolt"}, "data.group=bolt: no file name matches, such as part00_0.png"),
+        ({"group": "(part"}, r"data.group=\(part is not a regular expression"),
+        ({"group": 7}, "data.group=7 is not a regular expression"),
+        ({"group": "bolt"}, "data.group=bolt: matches no file name, such as part00_0.png"),
         ({"group": "part"}, "80 good images in 1 group by data.group=part, so none can be kept for the test"),
         ({"group": "part0[0-3]_|part"}, "folds=5 needs 5 different parts to train on, there are 2: .*set folds=2"),
     ],
@@ -225,6 +225,7 @@ def test_the_calibration_keeps_the_same_groups(group: str | None, shots: Path, m
     assert (sum(map(len, sides)) == len(parts_of(data, used))) == (group is not None)
 
 
+@pytest.mark.slow
 def test_a_run_checks_and_groups_its_images(shots: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[Any] = []
     check, group_images = base.ImageDataModule.check, base.ImageDataModule.group_images
@@ -239,6 +240,7 @@ def test_a_run_checks_and_groups_its_images(shots: Path, tmp_path: Path, monkeyp
     assert not parts_of(data, data.split[0]) & parts_of(data, data.split[1])
 
 
+@pytest.mark.slow
 def test_real_tiles_are_not_on_two_sides(real_data: Path) -> None:
     """Exposures of one tile look alike: with single images most of the held-out ones have a twin in training."""
     torch.manual_seed(0)

@@ -206,6 +206,7 @@ def test_threads_never_decode_more_pixels_at_once_than_there_is_room_for():
     assert 40 < most <= 100 and all(alone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode, most", [("RGB", 1.3), ("RGBA", 1.6), ("I;16", 1.3), ("P", 1.6)])
 def test_a_large_image_is_in_memory_once(tmp_path, mode, most):
     """Relative to four bytes a pixel; a copy or a conversion of the whole image would be twice that."""

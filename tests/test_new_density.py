@@ -18,6 +18,8 @@ from gaussad_pl.density.patches import CellGaussians
 from gaussad_pl.density.registry import DENSITIES
 from gaussad_pl.inference.detector import Detector
 
+pytestmark = pytest.mark.slow
+
 
 class Quadrants(CellGaussians):
     """One Gaussian for each quadrant of the grid of patches."""

@@ -139,7 +139,9 @@ def full_disk(size: int) -> Iterator[None]:
         signal.signal(signal.SIGXFSZ, handler)
 
 
-@pytest.mark.parametrize(("size", "overlays"), [(10, False), (1500, False), (3000, False), (500, True)])
+@pytest.mark.parametrize(
+    ("size", "overlays"), [(10, False), (1500, False), (3000, False), pytest.param(500, True, marks=pytest.mark.slow)]
+)
 def test_a_full_disk_leaves_whole_rows_and_one_line(
     size: int, overlays: bool, ckpt: Path, source: Path, undisturbed: Path, tmp_path: Path,
 ) -> None:  # fmt: skip
@@ -178,7 +180,7 @@ def test_a_folder_that_cannot_be_written_to_is_one_line(
 
 def test_overlays_do_not_become_images_of_the_source(ckpt: Path, source: Path) -> None:
     text = str(run(*line(ckpt, source, source / "out", "overlays=true")))
-    assert text.startswith("error: out=") and "inside of source=" in text and not (source / "out").exists()
+    assert text.startswith("error: out=") and "inside source=" in text and not (source / "out").exists()
 
 
 def test_a_list_that_cannot_be_read_is_one_line(
@@ -249,18 +251,18 @@ def test_rows_of_another_detector_rate_or_image_are_not_continued(
     less = tmp_path / "less"
     shutil.copytree(source, less)
     wanted = {
-        "begun with another detector": line(other, source, out),
-        "begun with fpr=0.05, not 0.1": [each.replace("fpr=0.05", "fpr=0.1") for each in line(ckpt, source, out)],
-        "begun with overlays=false, not true": line(ckpt, source, out, "overlays=true"),
-        "the images are not those": line(ckpt, less, out),
-        "give one of the two": line(ckpt, source, out, "overwrite=true"),
+        "started with another detector": line(other, source, out),
+        "started with fpr=0.05, not 0.1": [each.replace("fpr=0.05", "fpr=0.1") for each in line(ckpt, source, out)],
+        "started with overlays=false, not true": line(ckpt, source, out, "overlays=true"),
+        "the images have changed": line(ckpt, less, out),
+        "give only one": line(ckpt, source, out, "overwrite=true"),
     }
     for message, arguments in wanted.items():
         text = str(run(*arguments, "resume=true"))
         assert text.startswith("error: ") and message in text and "\n" not in text
         assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     (out / "predictions.json").unlink()
-    assert "the detector behind the rows is unknown" in str(run(*line(ckpt, source, out, "resume=true")))
+    assert "the detector that made the rows is unknown" in str(run(*line(ckpt, source, out, "resume=true")))
 
 
 def test_fewer_images_than_rows_are_not_continued(

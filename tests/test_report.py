@@ -109,10 +109,10 @@ def make_report(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> None:
     report.main()
 
 
-@pytest.fixture
-def sweep(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two categories, two backbones, two seeds; in one of them fine-tuning was not used."""
-    top = tmp_path / "sweep"
+    top = tmp_path_factory.mktemp("runs")
     for i, category in enumerate(("screw", "tile")):
         for j, backbone in enumerate(BACKBONES):
             for seed in (0, 1):
@@ -120,6 +120,12 @@ def sweep(tmp_path: Path) -> Path:
                 gain = 0.0 if (i, j, seed) == (0, 0, 0) else 0.01 + 0.0011 * (4 * i + 2 * j + seed)
                 make_run(top / f"{category}-{backbone}-{seed}", category, seed, 0, frozen, frozen + gain, backbone)
     return top
+
+
+@pytest.fixture
+def sweep(runs: Path, tmp_path: Path) -> Path:
+    """The runs, for one test to change."""
+    return shutil.copytree(runs, tmp_path / "sweep")
 
 
 def test_cells_hold_mean_and_sem_over_seeds(sweep: Path) -> None:
@@ -173,7 +179,7 @@ def test_the_paired_test_says_when_it_can_say_nothing() -> None:
     assert paired_test([0.0, 0.0, 1e-12]).verdict == "all differences are zero"
     few = paired_test([0.01, 0.02, 0.03, 0.04, 0.05])
     assert few.p == pytest.approx(2 / 2**5) == pytest.approx(few.smallest_p)  # the least that five pairs can give
-    assert "n = 5 categories: too few for any significance (p ≥ 0.062" in few.verdict
+    assert "n = 5 categories: too few for significance (p ≥ 0.062" in few.verdict
     assert "n = 3 categories, of which 1 differ: too few" in paired_test([0.01, 0.0, 0.0]).verdict
     assert paired_test([0.01 * i for i in range(1, 7)]).smallest_p < 0.05
 
@@ -370,6 +376,7 @@ def test_equal_scores_and_one_class_are_drawn_or_left_out() -> None:
 # --- the files
 
 
+@pytest.mark.slow
 def test_the_report_is_three_files_and_nothing_else(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = set(sweep.rglob("*"))
     monkeypatch.chdir(sweep.parent)
@@ -381,6 +388,7 @@ def test_the_report_is_three_files_and_nothing_else(sweep: Path, monkeypatch: py
     assert abs((sweep / "report.html").stat().st_size - first[sweep / "report.html"]) < 100
 
 
+@pytest.mark.slow
 def test_every_run_is_a_row_of_results_csv(sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (sweep / "early" / ".hydra").mkdir(parents=True)
     make_report(monkeypatch, f"dir={sweep}", f"out={tmp_path / 'out'}")
@@ -394,13 +402,14 @@ def test_every_run_is_a_row_of_results_csv(sweep: Path, tmp_path: Path, monkeypa
     assert row["command"].startswith("python -m gaussad_pl.train") and "epoch 1 of 2" in row["selection/finetuned"]
 
 
+@pytest.mark.slow
 def test_page_and_markdown_say_where_numbers_come_from(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_report(monkeypatch, f"dir={sweep}")
     for name in ("report.html", "report.md"):
         text = (sweep / name).read_text().replace("\\", "")
         for expected in (
             "python -m gaussad_pl.train +category=tile seed=1", "2.14.1", "tf_efficientnet_lite0.in1k", "bundled",
-            "fine-tuning not used", "levels weighted by top_k", "tile-resnet18-1", "too few for any significance",
+            "fine-tuning not used", "levels weighted by top_k", "tile-resnet18-1", "too few for significance",
         ):  # fmt: skip
             assert expected in text, (name, expected)
 
@@ -473,6 +482,7 @@ def test_a_folder_without_runs_is_a_mistake(name: str, tmp_path: Path, monkeypat
     assert not list(tmp_path.rglob("report.*"))
 
 
+@pytest.mark.slow
 def test_the_report_needs_no_torch() -> None:
     code = "import sys, gaussad_pl.reporting.page, gaussad_pl.reporting.markdown; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -491,6 +501,7 @@ def browser_path() -> str | None:
     return next((path for path in found if path), None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_in_a_real_browser(scheme: str, sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

@@ -63,7 +63,7 @@ def test_root_of_several_categories_is_answered_with_their_names(category):
 
 def test_misspelt_category_is_answered_with_the_names_there_are(category):
     message = error_of(scan_mvtec, category.parent / "scrwe")
-    assert "scrwe" in message and "holds the categories screw" in message
+    assert "scrwe" in message and "contains the categories screw" in message
 
 
 def test_root_that_is_a_category_itself_is_answered_with_its_parent(category):

@@ -22,13 +22,14 @@ from gaussad_pl.results import run_folder
 SCREW = "+category=screw"
 SIGNAL = "callbacks.forgetting.signal"
 NEEDED = (
-    "callbacks.forgetting is needed, as it judges the augmented validation: leave it in; fine_tune=false does without "
-    "fine-tuning"
+    "callbacks.forgetting is required, as it evaluates the augmented validation: do not remove it; fine_tune=false "
+    "skips fine-tuning"
 )
-EPOCHS = "expected 1 or more, or -1 for no limit; fine_tune=false trains nothing"
-PLUS = "is not in the configuration yet: put a + before it"
+EPOCHS = "expected 1 or more, or -1 for no limit; fine_tune=false skips training"
+PLUS = "is not in the configuration yet: prefix it with +"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
@@ -48,13 +49,13 @@ PLUS = "is not in the configuration yet: put a + before it"
         (["data.nuisance.shift=1.5"], "data.nuisance.shift=1.5: expected 1 or less"),
         (["data.nuisance.photometric=1"], "data.nuisance.photometric=1: expected less than 1"),
         (["data.nuisance=5"], "data.nuisance=5: expected a group of settings"),
-        (["data.root=2024"], "data.root=2024: expected text; put a number into quotes"),
+        (["data.root=2024"], "data.root=2024: expected text; put numbers in quotes"),
         (["data=folder", "data.root=x", "~category", "data.holdout=2"], "data.holdout=2: expected less than 1"),
         (["data=folder", "~category"], "data.root is missing: give it on the command line, as data.root=..."),
-        (["~category"], "no category chosen: add for example +category=screw"),
+        (["~category"], "no category chosen: add one, for example +category=screw"),
         (["folds=1"], "folds=1: expected 0, or 2 or more"),
         (["fold=5"], "fold=5: expected less than folds=5"),
-        (["folds=0", "fold=1"], "fold=1: expected 0, as folds=0"),
+        (["folds=0", "fold=1"], "fold=1: expected 0 with folds=0"),
         (["augmentation.cutmix=1.5"], "augmentation.cutmix=1.5: expected 1 or less"),
         (["augmentation.cutmix=0"], "augmentation.cutmix=0: expected more than 0"),
         (["backbone.image_size=7"], "backbone.image_size=7: expected 32 or more"),
@@ -76,7 +77,7 @@ PLUS = "is not in the configuration yet: put a + before it"
         (["trainer.max_epochs=-5"], f"trainer.max_epochs=-5: {EPOCHS}"),
         (["trainer.max_epochs=0"], f"trainer.max_epochs=0: {EPOCHS}"),
         (["fine_tune=3"], "fine_tune=3: expected true or false"),
-        (["logger=null"], "a group such as data or logger takes a name, as in logger=csv; ~logger leaves it out"),
+        (["logger=null"], "a group such as data or logger takes a name, as in logger=csv; ~logger removes it"),
         # keys that there are not, with and without +, at any depth
         (["data.rot=x"], "data.rot: there is no such setting; did you mean data.root?"),
         (["+data.rot=x"], "data.rot: there is no such setting; did you mean data.root?"),
@@ -92,8 +93,8 @@ PLUS = "is not in the configuration yet: put a + before it"
         (["+model.optimizer.wd=1"], "model.optimizer.wd: there is no such setting; leave it out"),
         (["trainer.limit_val_batches=2"], f"trainer.limit_val_batches {PLUS}"),
         (["augmentation.mixup=0.5"], f"augmentation.mixup {PLUS}"),
-        (["callbacks.mine={a: 1}"], "callbacks.mine: there is no such setting; leave it out, or put a + before it if "
-         "it is your own"),
+        (["callbacks.mine={a: 1}"], "callbacks.mine: there is no such setting; leave it out, or prefix it with + if it "
+         "is your own"),
         # several
         (["seed=-1", "fold=9", "+data.rot=x", "~callbacks.forgetting"],
          f"seed=-1: expected 0 or more\nerror: {NEEDED}\nerror: data.rot: there is no such setting; did you mean "
@@ -119,7 +120,7 @@ def test_a_signal_of_an_augmentation_that_is_not_there_is_found_before_the_run()
 
 def test_without_held_out_images_nothing_may_be_chosen_by_them() -> None:
     (found,) = mistakes(composed(SCREW, "folds=0"))
-    assert found.startswith("folds=0 holds no image out")
+    assert found.startswith("folds=0 holds out no images")
     assert not mistakes(composed(SCREW, "folds=0", "fine_tune=false", "levels=all", NO_MAP))
 
 
@@ -129,6 +130,7 @@ GROUPS = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", [(group, name) for group in GROUPS for name in names(group) if name != "base"])
 def test_every_file_of_conf_passes(choice: tuple[str, str]) -> None:
     group, name = choice
@@ -190,6 +192,7 @@ def test_a_setting_that_the_class_of_a_user_does_not_take_is_named() -> None:
 # --- sweeps ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
@@ -212,6 +215,7 @@ def test_a_value_that_is_wrong_for_every_job_ends_the_sweep_before_its_folder(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_value_that_is_wrong_for_one_job_stays_in_its_folder(
     parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -235,7 +239,7 @@ def weights(path: Path, kind: str) -> None:
         path.write_text("no weights at all\n")
 
 
-@pytest.mark.parametrize(("kind", "expected"), [("nan", "not finite"), ("text", "holds something else than tensors")])
+@pytest.mark.parametrize(("kind", "expected"), [("nan", "not finite"), ("text", "does not contain a dict of tensors")])
 def test_a_file_that_holds_no_weights_is_one_line_and_leaves_no_folder(
     kind: str, expected: str, parts: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],

@@ -77,7 +77,7 @@ def test_parts_hold_whole_groups_and_are_of_one_size() -> None:
     assert sorted(i for part in parts for i in part) == list(range(100))
     assert max(map(len, parts)) - min(map(len, parts)) <= np.bincount(groups).max()
     assert all(len({k for k, part in enumerate(parts) if g in groups[part]}) == 1 for g in np.unique(groups))
-    with pytest.raises(ValueError, match="groups in 4 parts"):
+    with pytest.raises(ValueError, match="groups into 4 parts"):
         partition(np.zeros(5, dtype=int), 4, seed=0)
 
 

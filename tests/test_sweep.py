@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from forked import finish, forked, train
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
@@ -106,7 +107,7 @@ def test_resuming_finds_the_newest_folder_of_the_same_line(tmp_path: Path, caplo
     os.utime(tmp_path / "same", (10, 10))
     assert folder_of(new, False, ["seed=0,1"]) == new
     assert folder_of(new, True, ["resume=true", "seed=0,1"]) == str(tmp_path / "same")
-    assert folder_of(new, True, ["resume=true", "seed=7"]) == new and "a new start" in caplog.text
+    assert folder_of(new, True, ["resume=true", "seed=7"]) == new and "starting afresh" in caplog.text
     (tmp_path / "run" / ".hydra").mkdir(parents=True)
     OmegaConf.save(["seed=7"], tmp_path / "run" / ".hydra" / "overrides.yaml")  # as a single run leaves them
     assert folder_of(new, True, ["resume=true", "seed=7"]) == str(tmp_path / "run")
@@ -221,6 +222,7 @@ def test_the_validation_signal_knows_no_test_metric() -> None:
 # --- whole sweeps ---
 
 
+@pytest.mark.slow
 def test_a_failed_job_is_named_and_resuming_runs_only_that_one(
     parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -242,6 +244,7 @@ def test_a_failed_job_is_named_and_resuming_runs_only_that_one(
     assert not error.exists() and screw.stat().st_mtime_ns == written
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "expected"),
     [
@@ -274,31 +277,30 @@ def test_a_missing_extra_is_named(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(launching, "_missing", lambda package: True)
     text = message(capsys, monkeypatch, *line(parts, "seed=0,1", f"hydra/launcher={choice}"))
-    assert text == f"error: hydra/launcher={choice} is an extra: pip install 'gaussad_pl[{extra}]'"
+    assert text == f"error: hydra/launcher={choice} is an optional extra: pip install 'gaussad_pl[{extra}]'"
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_resumes_without_being_told_where(parts: Path, tmp_path: Path) -> None:
-    command = [
-        sys.executable, "-m", "gaussad_pl.train",
-        *line(parts, "seed=0,1,2", "trainer.max_epochs=3", NO_MAP),
-    ]  # fmt: skip
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not list(tmp_path.glob("multirun/*/seed=1/checkpoints/last.ckpt")) and process.poll() is None:
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    log, command = tmp_path / "log", line(parts, "seed=0,1,2", "trainer.max_epochs=3", NO_MAP)
+    with forked(log, train, tmp_path, command) as process:
+        while not list(tmp_path.glob("multirun/*/seed=1/checkpoints/last.ckpt")) and process.is_alive():
+            time.sleep(0.01)
+        process.kill()
+    assert process.exitcode == -signal.SIGKILL, log.read_text()
     (finished,) = tmp_path.glob("multirun/*/seed=0/metrics.json")
     written = finished.stat().st_mtime_ns
     assert set(jobs(tmp_path)) == {"seed=0"}
     again = [*command, "resume=true", "hydra.sweeper.max_batch_size=2"]  # how it is launched does not matter
-    result = subprocess.run(again, cwd=tmp_path, check=True, capture_output=True, text=True)
-    assert (result.stdout + result.stderr).count("Restored all states from the checkpoint") == 1
+    assert finish(log, train, tmp_path, again) == 0, log.read_text()
+    assert log.read_text().count("Restored all states from the checkpoint") == 1
     found = jobs(tmp_path)
     assert set(found) == {"seed=0", "seed=1", "seed=2"}
     assert finished.stat().st_mtime_ns == written
     assert [record["epoch"] for record in found["seed=1"]["forgetting"]["history"]] == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 @needs("optuna", "optuna")
 def test_a_search_maximises_the_validation_signal_and_resumes(
     parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -327,6 +329,7 @@ class Signals:
         return [JobReturn(status=JobStatus.COMPLETED, _return_value=self.signals.pop(0)) for _ in job_overrides]
 
 
+@pytest.mark.slow
 @needs("optuna", "optuna")
 def test_a_trial_without_a_finite_signal_counts_as_failed(
     parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -356,6 +359,7 @@ def composed(*overrides: str) -> DictConfig:
         return compose("train", ["+category=screw", *overrides])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("lines", "changed"),
     [
@@ -389,6 +393,7 @@ def test_a_search_may_not_vary_what_it_is_judged_by(lines: list[str], changed: s
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "lines",
     [
@@ -407,6 +412,7 @@ def test_a_search_may_vary_what_trains_and_scores(lines: list[str]) -> None:
     refuse_other_judges(lambda chosen: composed(*chosen), {"the_key": lines})
 
 
+@pytest.mark.slow
 @needs("optuna", "optuna")
 @pytest.mark.parametrize(
     "varied",
@@ -437,6 +443,7 @@ def serial(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, d
     return jobs(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "launcher",
     [

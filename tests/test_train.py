@@ -6,7 +6,6 @@ import csv
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -17,12 +16,16 @@ import pytest
 import torch
 import wandb
 from conftest import TINY
+from forked import finish, forked
+from forked import train as train_in
 from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from gaussad_pl import train
 from gaussad_pl.inference.detector import Detector
 from gaussad_pl.results import dashboard
+
+pytestmark = pytest.mark.slow
 
 QUICK = [
     f"backbone.name={TINY['name']}",
@@ -133,10 +136,10 @@ def test_a_run_leaves_a_calibrated_detector_that_scores_as_it_did(finished: Path
     assert detector.calibration.scheme == calibration["scheme"]
     tuned = found["forgetting"]["fine_tuning_used"]
     assert calibration["images"] == len(detector.calibration) == (5 if tuned else 19)
-    assert ("chose the epoch" if tuned else "cross-conformal") in calibration["scheme"]
+    assert ("choose the epoch" if tuned else "cross-conformal") in calibration["scheme"]
     good = [each.score for each, row in zip(predictions, rows, strict=True) if row["label"] == "0"]
-    for wished, entry in calibration["thresholds"].items():
-        threshold = detector.threshold(float(wished))
+    for target, entry in calibration["thresholds"].items():
+        threshold = detector.threshold(float(target))
         assert entry["rule"] == threshold.rule and (entry["value"] or np.inf) == pytest.approx(threshold.value)
         assert entry["observed"] == pytest.approx(np.mean(np.array(good) > threshold.value))
     assert detector.provenance["seed"] == 0 and detector.provenance["config"]["data"]["name"] == "screw"
@@ -225,24 +228,18 @@ def test_other_running_estimates_run_through(
     assert len(metrics(tmp_path / "run")["forgetting"]["history"]) == 4
 
 
-def command(*overrides: str) -> list[str]:
-    return [sys.executable, "-m", "gaussad_pl.train", *overrides]
-
-
 def test_a_killed_run_resumes_to_the_same_metrics(parts: Path, tmp_path: Path) -> None:
     more = ["trainer.max_epochs=12", "callbacks.forgetting.patience=12"]
-    subprocess.run(command(*arguments(parts, tmp_path / "whole", *more)), check=True, capture_output=True)
-    killed = tmp_path / "killed"
+    log, killed = tmp_path / "log", tmp_path / "killed"
+    assert finish(log, train_in, tmp_path, arguments(parts, tmp_path / "whole", *more)) == 0, log.read_text()
     checkpoint = killed / "checkpoints" / "last.ckpt"
-    process = subprocess.Popen(
-        command(*arguments(parts, killed, *more)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    while not checkpoint.exists() and process.poll() is None:
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    with forked(log, train_in, tmp_path, arguments(parts, killed, *more)) as process:
+        while not checkpoint.exists() and process.is_alive():
+            time.sleep(0.01)
+        process.kill()
+    assert process.exitcode == -signal.SIGKILL, log.read_text()
     assert checkpoint.exists() and not (killed / "metrics.json").exists()
-    subprocess.run(command(*arguments(parts, killed, *more, "resume=true")), check=True, capture_output=True)
+    assert finish(log, train_in, tmp_path, arguments(parts, killed, *more, "resume=true")) == 0, log.read_text()
     one, two = metrics(tmp_path / "whole"), metrics(killed)
     assert one["forgetting"] == two["forgetting"]
     assert one["finetuned"] == two["finetuned"] and one["frozen"] == two["frozen"]
@@ -255,12 +252,15 @@ def test_resuming_a_finished_run_leaves_it_alone(finished: Path, parts: Path, mo
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def test_a_sweep_leaves_one_run_and_one_offline_wandb_run_a_job(parts: Path, tmp_path: Path) -> None:
+def test_a_sweep_leaves_one_run_and_one_offline_wandb_run_a_job(
+    parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
     sweep = [
         argument if not argument.startswith(("hydra.run.dir", "logger")) else f"hydra.sweep.dir={tmp_path / 'sweep'}"
         for argument in arguments(parts, tmp_path, "fold=0,1", "trainer.max_epochs=1")
     ]
-    subprocess.run(command("--multirun", *sweep), check=True, capture_output=True)
+    run(monkeypatch, "--multirun", *sweep)
     folders = [path.parent for path in (tmp_path / "sweep").rglob("metrics.json")]
     assert sorted(metrics(folder)["fold"] for folder in folders) == [0, 1]
     for folder in folders:
@@ -272,7 +272,7 @@ def test_a_sweep_leaves_one_run_and_one_offline_wandb_run_a_job(parts: Path, tmp
     [
         (["+category=srew"], "Could not find 'category/srew'"),
         (["backbone=resnet1"], "Could not find 'backbone/resnet1'"),
-        ([], "no category chosen: add for example +category=screw"),
+        ([], "no category chosen: add one, for example +category=screw"),
         (["+category=screw", "data.root=/nowhere"], "/nowhere"),
         (["+category=screw", "backbone.levels=[12]"], "levels=[12]"),
         (["+category=screw", "backbone.weights=missing.pth"], "missing.pth"),
@@ -285,7 +285,7 @@ def test_a_sweep_leaves_one_run_and_one_offline_wandb_run_a_job(parts: Path, tmp
         (["+category=screw", "trainer.precision=16-true"], "expected 32-true, 16-mixed or bf16-mixed"),
         (["+category=screw", "data=folder"], "data.category: there is no such setting; leave it out"),
         (["backbone=50"], "takes a name, as in logger=csv"),
-        (["data.root=/a=b"], """data.root=/a=b: not understood"""),
+        (["data.root=/a=b"], """data.root=/a=b: cannot be parsed"""),
         (["data=demo", "data.category=cable", "data.root=unused"], "cable"),
     ],
 )

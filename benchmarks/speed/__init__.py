@@ -1,0 +1,1 @@
+"""Benchmark of speed, see `python -m benchmarks.speed --help`."""

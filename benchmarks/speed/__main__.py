@@ -1,9 +1,10 @@
-"""How close to the limit is everything a user waits for?
+"""Benchmark of speed: everything a user waits for, relative to a lower bound.
 
     python -m benchmarks.speed --data /data/mvtec_ad/screw [--quick] [--device cuda] [--parts 1 3 5]
 
-Prints one table of ratios: every pair is timed side by side in one process, in turns, and the median counts. Part 6
-(the peers) is `python -m benchmarks.segmentation --peers-python ...`, which needs their environment.
+Prints one table of ratios of medians. The members of each pair are timed alternately in one process. Part 6, the
+comparison with PaDiM and PatchCore, is `python -m benchmarks.segmentation --peers-python ...`, as it needs their
+environment.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from gaussad_pl.cli.hydra_command import keep_freed_memory
 
 
 def machine(setting: Setting) -> str:
-    """What the figures were measured on."""
+    """Describe the hardware and software that the figures were measured on."""
     model = next(
         (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
         "",
@@ -44,6 +45,7 @@ def machine(setting: Setting) -> str:
 
 
 def table(title: str, rows: list[Row]) -> Table:
+    """Return the rows as a table, with exceeded limits in red."""
     result = Table(title=title, title_justify="left")
     for column in ("part", "what", "ratio", "limit", "against", "note"):
         result.add_column(column, justify="right" if column in ("part", "ratio", "limit") else "left")
@@ -57,18 +59,19 @@ def table(title: str, rows: list[Row]) -> Table:
 
 
 def main() -> None:
+    """Measure the requested parts and print the table."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.speed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, required=True, help="folder in the layout of MVTec AD")
     parser.add_argument("--quick", action="store_true", help="fewer repeats and smaller sizes: minutes on two cores")
-    parser.add_argument("--parts", type=int, nargs="+", default=[1, 2, 3, 4, 5, 7, 8])
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--parts", type=int, nargs="+", default=[1, 2, 3, 4, 5, 7, 8], help="parts to measure")
+    parser.add_argument("--device", default="cpu", help="torch device of parts 1, 3 and 4")
     parser.add_argument("--precision", choices=("32", "bf16", "16"), default="32", help="of the backbone in 1, 3, 4")
-    parser.add_argument("--compile", action="store_true", help="the backbone, bare and ours, in parts 1 and 4")
-    parser.add_argument("--threads", type=int, help="as torch decides where not given")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--out", type=Path, default=Path("runs/speed"))
+    parser.add_argument("--compile", action="store_true", help="compile both backbones in parts 1 and 4")
+    parser.add_argument("--threads", type=int, help="threads of torch; default: its own choice")
+    parser.add_argument("--batch", type=int, default=32, help="batch size of parts 1 and 4")
+    parser.add_argument("--out", type=Path, default=Path("runs/speed"), help="folder for results")
     given = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""The exported graph against the exported bare backbone, in ONNX Runtime and in OpenVINO."""
+"""Speed of the exported graph relative to the exported bare backbone, in ONNX Runtime and OpenVINO."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from gaussad_pl.data.loading import decoded
 from gaussad_pl.inference.detector import Detector
 from gaussad_pl.inference.exported import open_session
 
-BATCHES = (1, 16)  # a line looks at one part, a folder is scored in batches
+BATCHES = (1, 16)  # single images on a production line, batches for a folder
 PHOTO = 1024  # side of the JPEGs on disk in pixels
 RUNTIMES = ("onnxruntime", "openvino")
 
@@ -30,7 +30,7 @@ Run = Callable[[np.ndarray], list[np.ndarray]]
 
 
 class Bare(nn.Module):
-    """Normalisation and backbone up to the last level of the detector, whose map alone comes out."""
+    """Normalisation and backbone up to the last level of the detector; returns only the map of that level."""
 
     def __init__(self, detector: Detector) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Bare(nn.Module):
 
 
 def exported(folder: Path, repeats: int) -> list[Row]:
-    """Part 2: whole graphs against the bare backbone, both on one thread; JPEGs are written to ``folder``."""
+    """Part 2: whole graphs relative to the bare backbone, both on one thread; writes JPEGs to ``folder``."""
     missing = [name for name in ("onnx", "onnxscript", *RUNTIMES) if find_spec(name) is None]
     if missing:
         note = f"no {', '.join(missing)}: pip install 'gaussad_pl[export]'"
@@ -56,11 +56,11 @@ def exported(folder: Path, repeats: int) -> list[Row]:
 
 
 def detectors() -> Iterator[tuple[str, Detector]]:
-    """The models of part 1 as detectors."""
+    """Yield the models of part 1 as detectors."""
     for name, model in models("cpu"):
         with torch.inference_mode():
-            found = model(images(32, 7))
-        yield name, Detector.of(model, Calibration.of(found.scores, found.distances, "random images"), {})
+            detection = model(images(32, 7))
+        yield name, Detector.of(model, Calibration.of(detection.scores, detection.distances, "random images"), {})
 
 
 def _rows(name: str, detector: Detector, paths: list[Path], repeats: int) -> list[Row]:
@@ -86,7 +86,7 @@ def _rows(name: str, detector: Detector, paths: list[Path], repeats: int) -> lis
                 "eager": partial(detector.detect, pixels),
             }
             times = interleaved(candidates, repeats)
-            note = f"{1e3 * times['whole'] / batch:.1f} ms an image"
+            note = f"{1e3 * times['whole'] / batch:.1f} ms per image"
             rows.append(Row(2, f"{where}, batch {batch}", times["whole"] / times["bare"], backbone, 1.05, note))
             rows.append(Row(2, f"{where}, batch {batch}", times["whole"] / times["eager"], "eager torch, 1 thread"))
         candidates = {
@@ -101,12 +101,12 @@ def _rows(name: str, detector: Detector, paths: list[Path], repeats: int) -> lis
         times = interleaved(candidates, repeats)
         what = f"JPEG of {PHOTO} px to verdict, {where}"
         rows.append(Row(2, what, times["in turns"] / times["bare"], backbone, 1.2))
-        rows.append(Row(2, f"{what}, decoding on others, as predict", times["ahead"] / times["bare"], backbone, 1.2))
+        rows.append(Row(2, f"{what}, decoding ahead as in predict", times["ahead"] / times["bare"], backbone, 1.2))
     return rows
 
 
 def load(runtime: str, model: bytes) -> Run:
-    """The model in a runtime on one thread: a function of images ``(N, size, size, 3)``."""
+    """Load a model in a runtime on one thread, as a function of images ``(N, size, size, 3)``."""
     if runtime == "onnxruntime":
         session = open_session(model)
         return lambda x: session.run(None, {"images": x})

@@ -1,4 +1,4 @@
-"""One epoch of fine-tuning against a bare training loop on tensors in memory."""
+"""Speed of an epoch of fine-tuning relative to a bare training loop on tensors in memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gaussad_pl.training.module import GaussianAD
 
 
 class Epochs(Callback):
-    """Seconds of each epoch: its steps, and from its first step to the end of its validation."""
+    """Callback that times the steps of each epoch, and the epoch including its validation, in seconds."""
 
     def __init__(self) -> None:
         self.steps: list[float] = []
@@ -37,7 +37,7 @@ class Epochs(Callback):
 
 
 def epoch(folder: Path, setting: Setting, epochs: int) -> list[Row]:
-    """Part 3: an epoch, from the second on, and the same number of images through forward, backward and step alone."""
+    """Part 3: an epoch relative to the bare forward, backward and optimizer steps; the first epoch does not count."""
     rows = []
     for name, settings in (("all levels train", ["model.train_levels=null"]), ("default", [])):
         precision = {"32": "32-true"}.get(setting.precision, f"{setting.precision}-mixed")
@@ -54,16 +54,16 @@ def epoch(folder: Path, setting: Setting, epochs: int) -> list[Row]:
         steps = [_bare_steps(module, data, setting) for _ in range(3)]
         passes = [_bare_passes(module, data, setting.device) for _ in range(3)]
         bare_step, bare = sorted(steps)[1], sorted(steps)[1] + sorted(passes)[1]
-        inner, whole = (sorted(found[1:])[len(found[1:]) // 2] for found in (timed.steps, timed.whole))
+        inner, whole = (sorted(times[1:])[len(times[1:]) // 2] for times in (timed.steps, timed.whole))
         rows += [
-            Row(3, f"the steps of an epoch, {name}", inner / bare_step, "bare loop on tensors", 1.15),
-            Row(3, f"an epoch with its validation, {name}", whole / bare, "bare loop and bare forwards", 1.15),
+            Row(3, f"training steps of an epoch, {name}", inner / bare_step, "bare loop on tensors", 1.15),
+            Row(3, f"epoch with validation, {name}", whole / bare, "bare loop and bare forward passes", 1.15),
         ]
     return rows
 
 
 def _bare_steps(module: GaussianAD, data: ImageDataModule, setting: Setting) -> float:
-    """Seconds of the steps of an epoch with images in memory, a plain loss and nothing else."""
+    """Return the seconds of the steps of an epoch with images in memory and a plain loss."""
     backbone = module.model.backbone.to(setting.device)
     steps, size = data.steps_per_epoch or 1, data.batch_size
     x = data.good_images[: steps * size].to(setting.device)
@@ -82,7 +82,7 @@ def _bare_steps(module: GaussianAD, data: ImageDataModule, setting: Setting) -> 
 
 @torch.inference_mode()
 def _bare_passes(module: GaussianAD, data: ImageDataModule, device: str) -> float:
-    """Seconds of the forward passes that re-estimating and validating need: every view of every image once."""
+    """Return the seconds of the forward passes needed to re-estimate and validate: every view of every image once."""
     backbone = module.model.backbone.to(device)
     count = len(data.views) * len(data.split[0]) + (len(data.augmentations) + 1) * len(data.split[1])
     x = data.good_images[: data.eval_batch_size].to(device)

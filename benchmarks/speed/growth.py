@@ -1,4 +1,4 @@
-"""How time and memory grow with the number of training images and the width of the features."""
+"""Growth of time and memory with the number of training images and the number of features."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from benchmarks.speed.timing import Row
 from gaussad_pl.data.samples import IMAGE_SUFFIXES
 
-# a process for each point: the peak of its memory is what counts
+# one process per point, as its peak memory is measured
 SCRIPT = """
 import json, resource, sys, time
 import torch
@@ -21,8 +21,9 @@ kind, count, width = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 torch.set_num_threads(1)
 from gaussad_pl.cli.hydra_command import keep_freed_memory
 from gaussad_pl.density.cluster import ClusterGaussians
-from gaussad_pl.density.patches import PositionGaussians
-from gaussad_pl.density.gaussian import Gaussian, moments, update_moments
+from gaussad_pl.density.position import PositionGaussians
+from gaussad_pl.density.gaussian import Gaussian
+from gaussad_pl.density.moments import moments, update_moments
 keep_freed_memory()
 batch = 32
 x = torch.randn(batch, 196, width) if kind != "pooled" else torch.randn(batch, width)
@@ -42,7 +43,7 @@ peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 print(json.dumps({"seconds": time.process_time() - start, "peak": peak}))
 """
 
-# the same for a whole frozen run without its test: decoding, Gaussians, validation, the choice of the map
+# the same for a whole frozen run without testing: decoding, Gaussians, validation, choice of the map
 WHOLE = """
 import json, resource, sys, time, warnings
 import torch
@@ -67,12 +68,14 @@ RUN = "a frozen run"
 
 
 def growth(folder: Path, out: Path, scratch: Path, counts: list[int], widths: list[int]) -> list[Row]:
-    """Part 7: exponents of time in images and in width, peaks of memory, and a plot of both.
+    """Part 7: exponents of time in images and features, and growth of peak memory; saves a plot of both.
 
     Args:
-        folder: whose good training images are repeated for the frozen run.
-        out: where the plot goes.
-        scratch: for links to the images.
+        folder: dataset whose good training images are repeated for the frozen run.
+        out: folder for the plot.
+        scratch: folder for links to the images.
+        counts: numbers of training images.
+        widths: numbers of features.
     """
     by_count = {kind: [_run(SCRIPT, kind, count, 128) for count in counts] for kind in ESTIMATORS}
     by_count[RUN] = [_run(WHOLE, _repeated(folder, scratch, count)) for count in counts]
@@ -85,7 +88,7 @@ def growth(folder: Path, out: Path, scratch: Path, counts: list[int], widths: li
         if kind in by_width:
             wide = [point["seconds"] for point in by_width[kind]]
             rows.append(Row(7, f"{kind}: exponent of time in features", slope(widths, wide), "3 is cubic", 3.15))
-        what = f"{kind}: peak memory{' beyond the images' if kind == RUN else ''}, most over fewest images"
+        what = f"{kind}: peak memory{' without the images' if kind == RUN else ''}, most vs. fewest images"
         note = f"{peaks[0]:.0f} to {peaks[-1]:.0f} MB"
         rows.append(Row(7, what, peaks[-1] / peaks[0], "1 is flat", 1.1, note))
     return rows
@@ -113,12 +116,16 @@ def _plot(file: Path, counts: list[int], by_count: Points, widths: list[int], by
 
 
 def slope(x: list[int], seconds: list[float]) -> float:
-    """Exponent of growth between the last two points."""
+    """Return the exponent of growth between the last two points.
+
+    >>> slope([10, 20], [1.0, 4.0])
+    2.0
+    """
     return math.log(seconds[-1] / seconds[-2]) / math.log(x[-1] / x[-2])
 
 
 def _repeated(folder: Path, scratch: Path, count: int) -> str:
-    """A folder of ``count`` links to the good training images, all of them again and again."""
+    """Create a folder of ``count`` links to the good training images, repeated in order."""
     images = sorted(path for path in (folder / "train" / "good").iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
     made = scratch / str(count)
     made.mkdir()

@@ -1,4 +1,4 @@
-"""Scoring and estimating against the bare forward pass of the same backbone."""
+"""Speed of scoring and estimating relative to the bare forward pass of the same backbone."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ WEIGHTS = {"name": "tf_efficientnet_lite0", "weights": "bundled", "levels": None
 
 
 def images(count: int, seed: int = 0) -> Tensor:
-    """Smooth random images ``(N, 3, 224, 224)``, uint8: patches of noise alone would all fall into few clusters."""
+    """Return random images ``(N, 3, 224, 224)`` uint8, smooth because the patches of white noise fill few clusters."""
     random = torch.Generator().manual_seed(seed)
     small = torch.rand(count, 3, 28, 28, generator=random)
     return (255 * torch.nn.functional.interpolate(small, size=(SIZE, SIZE), mode="bicubic").clamp(0, 1)).byte()
 
 
 def models(device: str) -> Iterator[tuple[str, GaussianModel]]:
-    """The pooled model, and one with each form of the map, with Gaussians of random images."""
+    """Yield the pooled model and one model per form of the map, with Gaussians of random images."""
     pooled = GaussianModel(WEIGHTS).eval().to(device)
     yield "pooled", pooled
     for form in DENSITIES:
@@ -42,7 +42,7 @@ def models(device: str) -> Iterator[tuple[str, GaussianModel]]:
 
 
 class Prepared(nn.Module):
-    """A backbone compiled and in mixed precision as the setting wants it; feature maps of 32 bits."""
+    """Backbone with the compilation and precision of the setting, and feature maps in 32 bits."""
 
     def __init__(self, backbone: Backbone, setting: Setting) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Prepared(nn.Module):
 
 
 def bare_forward(backbone: Backbone, x: Tensor, setting: Setting) -> Callable[[], object]:
-    """timm's own forward pass on normalised images."""
+    """Return timm's forward pass on normalised images as a function without arguments."""
     normalised = torch.addcmul(backbone.offset, x, backbone.scale).contiguous(memory_format=torch.channels_last)
     forward = setting.compiled(backbone.model.forward_features)
 
@@ -68,14 +68,14 @@ def bare_forward(backbone: Backbone, x: Tensor, setting: Setting) -> Callable[[]
 
 @torch.inference_mode()
 def scoring(setting: Setting, batch: int, repeats: int) -> list[Row]:
-    """Part 1: every kind of score against the bare forward pass on the same batch."""
+    """Part 1: every kind of score relative to the bare forward pass on the same batch."""
     x = images(batch).to(setting.device)
     rows = []
     for name, model in models(setting.device):
         limit = 1.05 if name == "pooled" else 1.15
         plain, backbone = model.backbone, folded(model.backbone)
         bare = bare_forward(plain, x, setting)
-        for how, used in (("", plain), (", folded as the detector does", backbone)):
+        for how, used in (("", plain), (", folded as in the detector", backbone)):
             model.backbone = Prepared(used, setting)  # type: ignore[assignment]
             times = interleaved({"bare": bare, "ours": lambda m=model: m(x)}, repeats, setting.device)  # type: ignore[misc]
             rows.append(Row(1, f"scoring, {name}{how}", times["ours"] / times["bare"], "bare forward", limit))
@@ -84,7 +84,10 @@ def scoring(setting: Setting, batch: int, repeats: int) -> list[Row]:
 
 @torch.inference_mode()
 def estimating(setting: Setting, batch: int, repeats: int) -> list[Row]:
-    """Part 4: the Gaussians of one pass over eight batches, as many images as a category has, against bare passes."""
+    """Part 4: estimating Gaussians in one pass over eight batches, relative to bare forward passes.
+
+    Eight batches of 32 are about the size of a category.
+    """
     batches = [images(batch, seed).to(setting.device) for seed in range(8)]
     pooled, position, *_ = (model for _, model in models(setting.device))
     forwards = [bare_forward(pooled.backbone, x, setting) for x in batches]
@@ -97,8 +100,8 @@ def estimating(setting: Setting, batch: int, repeats: int) -> list[Row]:
     def estimate() -> None:
         total = None
         for x in batches:
-            found = pool(run(x))
-            total = [moments(level) for level in found] if total is None else update_moments(total, found)
+            levels = pool(run(x))
+            total = [moments(level) for level in levels] if total is None else update_moments(total, levels)
         for gaussian, level in zip(pooled.gaussians, total or [], strict=True):
             gaussian.fit(level)
 
@@ -125,6 +128,6 @@ def estimating(setting: Setting, batch: int, repeats: int) -> list[Row]:
             "bare forwards",
             1.10,
         ),
-        Row(4, "taking in patches by position", times["position"] / times["bare"], "bare forwards"),
+        Row(4, "observing patches by position", times["position"] / times["bare"], "bare forwards"),
         Row(4, "factorising 784 covariances of 152", times["factorise"] / times["bare"], "bare forwards"),
     ]

@@ -1,4 +1,4 @@
-"""Where the time goes from the command to the first training step, and how fast files are decoded."""
+"""Time from the command to the first training step, by stage, and speed of decoding."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from gaussad_pl.data.loading import load_images
 COUNT = 64  # PNGs
 SIDE = 1024  # of each, in pixels
 
-# a process of its own: what was imported before would be missing from the count
+# run in a separate process, as modules already imported would not be counted
 SCRIPT = """
 import json, sys, time
 start, folder = float(sys.argv[1]), sys.argv[2]
@@ -62,18 +62,18 @@ quiet_trainer(config, [First()]).fit(module, data)
 
 
 def cold_start(folder: Path) -> list[Row]:
-    """Part 5: shares of the time to the first training step."""
+    """Part 5: share of each stage in the time to the first training step."""
     command = [sys.executable, "-c", SCRIPT, str(time.time()), str(folder.resolve())]
-    found = subprocess.run(
+    done = subprocess.run(
         command, capture_output=True, text=True, check=True, env={**os.environ, "WANDB_MODE": "disabled"}
     )
-    marks = json.loads(found.stdout.split("MARKS")[1])
+    marks = json.loads(done.stdout.split("MARKS")[1])
     total = sum(marks.values())
     return [Row(5, f"cold start: {name}", seconds / total, "command to first step") for name, seconds in marks.items()]
 
 
 def decoding(folder: Path, repeats: int) -> list[Row]:
-    """Part 5: all cores decode PNGs of 1024 px; against the fastest of the decoders, on all cores as well."""
+    """Part 5: decoding PNGs of 1024 px on all cores, relative to the fastest of three decoders."""
     paths = [folder / f"{i}.png" for i in range(COUNT)]
     rng = np.random.default_rng(0)
     for path in paths:
@@ -100,6 +100,6 @@ def decoding(folder: Path, repeats: int) -> list[Row]:
     fastest = min(readers, key=lambda name: times[name])
     rows = [
         Row(5, f"decoding {SIDE} px PNGs by {name}{why}", times[name] / times[fastest], fastest, limit)
-        for name, why, limit in (("Pillow", ", as we do", 1.0), ("OpenCV", "", None), ("torchvision", "", None))
+        for name, why, limit in (("Pillow", ", our decoder", 1.0), ("OpenCV", "", None), ("torchvision", "", None))
     ]
     return [*rows, Row(5, "decoding and resizing to 224 px, ours", times["ours"] / times[fastest], f"{fastest} alone")]

@@ -1,4 +1,4 @@
-"""A sweep of four jobs: one after the other against two at once."""
+"""Speed of a sweep of four jobs, two at once relative to one after the other."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ JOBS = ["data=demo", "+category=screw,tile", "seed=0,1", "fine_tune=false", "log
 
 
 def sweeping(folder: Path) -> list[Row]:
-    """Part 8: wall-clock time of the same sweep by each launcher; the demo data is drawn before."""
+    """Part 8: wall time of the same sweep with each launcher; the demo data is drawn beforehand."""
     root = [f"data.root={folder / 'demo'}", "hydra/job_logging=disabled"]
     _sweep([*JOBS, *root, "seed=0"], folder / "first")
     serial = _sweep([*JOBS, *root], folder / "serial")

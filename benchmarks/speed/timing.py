@@ -1,4 +1,4 @@
-"""Pairs of things timed side by side, and the rows of the table."""
+"""Alternating timing of candidates, and the rows of the table."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import torch
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table.
+    """One row of the table.
 
     Attributes:
-        part: number of the question it answers.
-        what: what was timed.
-        ratio: its time over that of ``against``, None where it could not be measured.
-        against: what it is compared with.
-        limit: the most it may be, if there is one.
-        note: what else was measured.
+        part: part of the benchmark.
+        what: the timed operation.
+        ratio: its time divided by that of ``against``; None if it could not be measured.
+        against: the reference.
+        limit: upper limit of the ratio, if there is one.
+        note: further measurements.
     """
 
     part: int
@@ -34,17 +34,19 @@ class Row:
 
 @dataclass(frozen=True)
 class Setting:
-    """Where and how everything runs, bare or ours: device, "32", "bf16" or "16" bits, compiled or not."""
+    """Device, precision ("32", "bf16" or "16") and compilation, for our code and the references."""
 
     device: str = "cpu"
     precision: str = "32"
     compile: bool = False
 
     def autocast(self) -> torch.autocast:
+        """Return the autocast context of the precision."""
         kind = {"16": torch.float16, "bf16": torch.bfloat16}.get(self.precision)
         return torch.autocast(torch.device(self.device).type, dtype=kind, enabled=kind is not None)
 
     def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Compile a function, if the setting asks for it."""
         return torch.compile(function) if self.compile else function
 
     def __str__(self) -> str:
@@ -52,7 +54,7 @@ class Setting:
 
 
 def interleaved(candidates: Mapping[str, Callable[[], object]], repeats: int, device: str = "cpu") -> dict[str, float]:
-    """Median seconds of each of several things, run in turns so that a busy machine slows all of them alike."""
+    """Return the median seconds of each candidate, run alternately so that load on the machine affects all equally."""
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for turn in range(repeats + 1):
         for name, run in candidates.items():
@@ -62,7 +64,7 @@ def interleaved(candidates: Mapping[str, Callable[[], object]], repeats: int, de
             _wait(device)
             if turn:  # the first turn warms up
                 times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(found) for name, found in times.items()}
+    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def _wait(device: str) -> None:

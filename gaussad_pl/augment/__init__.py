@@ -1,6 +1,6 @@
-"""Augmentations of good images: vicinal ones make them look anomalous, nuisances leave them good.
+"""Augmentations of good images: vicinal ones make them look anomalous, nuisances keep them good.
 
-This package is the one place that knows albumentations.
+This is the only package that depends on albumentations.
 """
 
 import gaussad_pl.augment.functions  # noqa: F401  (registers the augmentations)

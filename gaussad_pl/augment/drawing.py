@@ -1,4 +1,4 @@
-"""Shapes, noise and blending that the vicinal augmentations are made of: pure functions on numpy arrays."""
+"""Building blocks of the vicinal augmentations: shapes, noise and blending, as pure functions on numpy arrays."""
 
 import cv2
 import numpy as np
@@ -11,16 +11,16 @@ Floats = NDArray[np.float32]
 
 
 def blend(image: Image, layer: Image | Floats, alpha: Floats, opacity: float) -> tuple[Image, Mask]:
-    """Draw a layer over an image.
+    """Blend a layer over an image.
 
     Args:
         image: uint8 (H, W, 3).
         layer: (H, W, 3) in grey levels; values outside [0, 255] are clipped.
-        alpha: shape of the layer, (H, W) in [0, 1].
-        opacity: of the whole layer, in [0, 1].
+        alpha: opacity of each pixel, (H, W) in [0, 1].
+        opacity: opacity of the layer as a whole, in [0, 1]; multiplies alpha.
 
     Returns:
-        The blended image, uint8 (H, W, 3), and where the layer has any weight, bool (H, W).
+        The blended image, uint8 (H, W, 3), and a mask of the pixels that the layer covers, bool (H, W).
     """
     layer = np.clip(layer, 0, 255, dtype=np.float32)
     return np.rint(image + opacity * alpha[..., None] * (layer - image)).astype(np.uint8), alpha > 0
@@ -29,11 +29,11 @@ def blend(image: Image, layer: Image | Floats, alpha: Floats, opacity: float) ->
 def random_box(
     shape: tuple[int, ...], area: float, aspect: float, rng: Generator
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Random centre (y, x) and size (height, width), both (2,) in pixels, of a box inside an image.
+    """Draw a random box inside an image: its centre (y, x) and size (height, width), both (2,) in pixels.
 
     Args:
         shape: (H, W, ...) of the image.
-        area: fraction of the image's area.
+        area: area of the box as a fraction of the image.
         aspect: height / width, relative to that of the image.
         rng: draws the centre.
     """
@@ -45,14 +45,14 @@ def random_box(
 def rectangle(
     shape: tuple[int, ...], centre: NDArray[np.float64], size: NDArray[np.float64], angle: float, feather: float
 ) -> Floats:
-    """Weights (H, W) of a rectangle: 0 outside, rising to 1 towards its middle.
+    """Opacity (H, W) of a rectangle: 0 outside, rising to 1 towards its centre.
 
     Args:
         shape: (H, W, ...) of the image.
         centre: (y, x) in pixels.
         size: (height, width) in pixels.
         angle: counter-clockwise rotation in degrees.
-        feather: width of the soft border as a fraction of the way to the middle: 0 gives hard edges.
+        feather: width of the soft border as a fraction of the distance to the centre; 0 gives hard edges.
     """
     y = np.arange(shape[0])[:, None] + 0.5 - centre[0]
     x = np.arange(shape[1])[None, :] + 0.5 - centre[1]
@@ -64,11 +64,11 @@ def rectangle(
 
 
 def perlin_noise(shape: tuple[int, ...], cells: tuple[int, int], rng: Generator) -> Floats:
-    """Smooth noise (H, W), about in [-1, 1]: Perlin, An Image Synthesizer, SIGGRAPH 1985.
+    """Perlin noise (H, W), approximately in [-1, 1] (Perlin, An Image Synthesizer, SIGGRAPH 1985).
 
     Args:
         shape: (H, W, ...) of the image.
-        cells: lattice cells along (y, x); every corner of the lattice has a random gradient.
+        cells: number of lattice cells along (y, x); every lattice point has a random gradient.
         rng: draws the gradients.
     """
     angles = rng.uniform(0, 2 * np.pi, size=(cells[0] + 1, cells[1] + 1)).astype(np.float32)
@@ -88,22 +88,22 @@ def perlin_noise(shape: tuple[int, ...], cells: tuple[int, int], rng: Generator)
 
 
 def jitter(image: Image, amount: float, rng: Generator) -> Floats:
-    """Contrast and colour changed by up to ``amount`` (1: the full range), unclipped float32 (H, W, 3)."""
+    """Change contrast and colour by up to ``amount`` (1: the full range); returns unclipped float32 (H, W, 3)."""
     mean = image.mean(axis=(0, 1), dtype=np.float32)
     contrast = np.float32(rng.uniform(1 - amount, 1 + amount))
     return mean + contrast * (image - mean) + random_tint(image, amount, rng)
 
 
 def random_tint(image: Image, amount: float, rng: Generator) -> Floats:
-    """Random offset of the channels, (3,) in grey levels, up to ``amount`` of their range.
+    """Draw a random offset for the channels, (3,) in grey levels, up to ``amount`` of their range.
 
-    It is the same for all channels of a grey image: colour in it would give the copy away at first sight.
+    Grey images get the same offset in all channels, as colour would give the copy away immediately.
     """
     grey = bool((image == image[..., :1]).all())
     return np.broadcast_to(255 * rng.uniform(-amount, amount, size=1 if grey else 3), 3).astype(np.float32)
 
 
 def warp(image: Image, matrix: NDArray) -> Image:
-    """Affine map (2, 3) of pixel positions (x, y), bilinear, the image mirrored at its borders."""
+    """Apply an affine map (2, 3) to pixel positions (x, y): bilinear, with the image mirrored at its borders."""
     warped = cv2.warpAffine(image, matrix, image.shape[1::-1], borderMode=cv2.BORDER_REFLECT_101)
     return np.asarray(warped, dtype=np.uint8)

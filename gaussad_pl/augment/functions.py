@@ -1,10 +1,10 @@
-"""The vicinal augmentations, one function each; :class:`gaussad_pl.augment.vicinal.VicinalFunction` is their contract.
+"""The vicinal augmentations, one function each, with the interface of `gaussad_pl.augment.vicinal.VicinalFunction`.
 
-At strength 1 each has the form usual in the literature. Smaller values change a smaller area, in proportion to the
-strength, more faintly, with its square root, and with softer edges.
+At strength 1 each takes the form usual in the literature. A lower strength changes a smaller area (proportional to the
+strength), more faintly (proportional to its square root) and with softer edges.
 
-To add an augmentation, write a function here, decorate it with ``@register`` and give its name a strength in a file
-of ``conf/augmentation/``.
+To add an augmentation, write a function here, decorate it with ``@register`` and set its strength in a file of
+``conf/augmentation/``.
 """
 
 import cv2
@@ -34,14 +34,17 @@ def mixup(image: Image, partner: Image, rng: Generator, strength: float) -> tupl
 
 @register
 def cutmix(image: Image, partner: Image, rng: Generator, strength: float) -> tuple[Image, Mask]:
-    """Draw a rectangle of the partner, from the same place, over the image (Yun et al., CutMix, ICCV 2019)."""
+    """Replace a rectangle of the image by the same region of the partner (Yun et al., CutMix, ICCV 2019)."""
     centre, size = random_box(image.shape, strength * _partner_share(rng), 1.0, rng)
     return blend(image, partner, rectangle(image.shape, centre, size, 0.0, (1 - strength) / 2), strength**0.5)
 
 
 @register
 def cutout(image: Image, partner: Image, rng: Generator, strength: float) -> tuple[Image, Mask]:
-    """Cover a square, half the image's side at strength 1, with the mean colour (DeVries and Taylor, Cutout, 2017)."""
+    """Cover a square with the mean colour (DeVries and Taylor, Cutout, 2017).
+
+    At strength 1 its side is half that of the image.
+    """
     centre, size = random_box(image.shape, strength / 4, 1.0, rng)
     mean = np.broadcast_to(image.mean(axis=(0, 1), dtype=np.float32), image.shape)
     return blend(image, mean, rectangle(image.shape, centre, size, 0.0, (1 - strength) / 2), strength**0.5)
@@ -64,15 +67,15 @@ def cutpaste(image: Image, partner: Image, rng: Generator, strength: float) -> t
 def scar(image: Image, partner: Image, rng: Generator, strength: float) -> tuple[Image, Mask]:
     """Paste a thin, rotated, colour-jittered strip of the image elsewhere in it (CutPaste-Scar, Li et al., CVPR 2021).
 
-    At strength 1 it is 2 to 16 pixels wide and 10 to 25 long for a side of 256, turned by up to 45 degrees, as in the
-    paper.
+    At strength 1 it is 2 to 16 pixels wide and 10 to 25 long in an image of side 256, and rotated by up to 45 degrees,
+    as in the paper.
     """
     sides = np.array(image.shape[:2])
     size = strength**0.5 * np.sqrt(sides.prod()) / 256 * rng.uniform([10, 2], [25, 16])
     size = np.maximum(size, 2)
     source, target = rng.uniform(0.1 * sides, 0.9 * sides, size=(2, 2))
     angle = rng.uniform(-45, 45)
-    # Turns the strip where it is, then carries it to where it goes.
+    # Rotate the strip in place, then move it to the target.
     motion = np.asarray(cv2.getRotationMatrix2D(source[::-1], angle, 1.0))
     motion[:, 2] += (target - source)[::-1]
     strip = jitter(warp(image, motion), 0.1, rng)
@@ -83,7 +86,7 @@ def scar(image: Image, partner: Image, rng: Generator, strength: float) -> tuple
 def confetti(image: Image, partner: Image, rng: Generator, strength: float) -> tuple[Image, Mask]:
     """Shift the colours of one to four rotated squares: confetti noise (Liznerski et al., FCDD, ICLR 2021).
 
-    At strength 1 their sides are 8 to 54 pixels for an image of 256.
+    At strength 1 their sides are 8 to 54 pixels in an image of side 256.
     """
     sides = np.array(image.shape[:2])
     shift, alpha = np.zeros(image.shape, np.float32), np.zeros(image.shape[:2], np.float32)
@@ -98,10 +101,10 @@ def confetti(image: Image, partner: Image, rng: Generator, strength: float) -> t
 
 @register
 def perlin(image: Image, partner: Image, rng: Generator, strength: float) -> tuple[Image, Mask]:
-    """Blend the jittered image or partner through thresholded Perlin noise (Zavrtanik et al., DRAEM, ICCV 2021).
+    """Blend in the jittered image or partner through thresholded Perlin noise (Zavrtanik et al., DRAEM, ICCV 2021).
 
-    At strength 1 the patches are anywhere in the image; the subtler the change, the more they gather in one place.
-    DRAEM takes foreign textures for the layer; good images do without a second data set and give fainter defects.
+    At strength 1 the patches are spread over the image; the lower the strength, the more they cluster in one place.
+    DRAEM blends in textures from another dataset; good images need no second dataset and give fainter defects.
     """
     sides = np.array(image.shape[:2])
     cells = np.minimum(2 ** rng.integers(0, 6, size=2), sides // 4)
@@ -117,10 +120,10 @@ def perlin(image: Image, partner: Image, rng: Generator, strength: float) -> tup
 
 @register
 def elastic(image: Image, partner: Image, rng: Generator, strength: float) -> tuple[Image, Mask]:
-    """Push the pixels of one round region aside: a local elastic deformation (after Simard et al., ICDAR 2003).
+    """Displace the pixels of a round region: a local elastic deformation (after Simard et al., ICDAR 2003).
 
-    Something bent, stretched or out of place, without a new texture or an edge. At strength 1 the region's radius is
-    10 to 35 % of the image's side and the push 12 to 50 % of the radius: less than what would fold the image.
+    The part looks bent, stretched or out of place, without new texture or edges. At strength 1 the region's radius is
+    10 to 35 % of the image's side, and the displacement 12 to 50 % of the radius, too little to fold the image.
     """
     sides = np.array(image.shape[:2])
     radius = max(np.sqrt(strength * sides.prod()) * rng.uniform(0.1, 0.35), 3.0)
@@ -141,7 +144,7 @@ def elastic(image: Image, partner: Image, rng: Generator, strength: float) -> tu
 def augmix(image: Image, partner: Image, rng: Generator, strength: float) -> tuple[Image, Mask]:
     """Blend the image with a mixture of three randomly augmented versions (Hendrycks et al., AugMix, ICLR 2020).
 
-    Each version went through one to three operations; strength 1 is the paper's severity 3 of 10.
+    Each version goes through one to three operations; strength 1 is severity 3 of 10 in the paper.
     """
     shares = rng.dirichlet(np.ones(3))
     mixture = np.zeros(image.shape, np.float32)
@@ -154,7 +157,7 @@ def augmix(image: Image, partner: Image, rng: Generator, strength: float) -> tup
 
 
 def _augmix_operation(image: Image, level: float, rng: Generator) -> Image:
-    """One of AugMix's nine operations, image uint8 (H, W, 3); ``level`` in [0, 1] is a tenth of its severity."""
+    """Apply a random one of AugMix's nine operations to an image, uint8 (H, W, 3); ``level`` is its severity / 10."""
     height, width = image.shape[:2]
     signed = float(rng.choice([-level, level]))
     match rng.integers(9):
@@ -185,5 +188,8 @@ def _everywhere(image: Image) -> Floats:
 
 
 def _partner_share(rng: Generator) -> float:
-    """Uniform in [0, 1/2]: the papers' Beta(1, 1), folded, because a share near 1 is no anomaly but the partner."""
+    """Draw the partner's share, uniform in [0, 1/2].
+
+    This is the papers' Beta(1, 1), folded: a share near 1 would give the partner, which is good, not an anomaly.
+    """
     return rng.uniform(0, 0.5)

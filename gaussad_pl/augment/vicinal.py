@@ -1,7 +1,7 @@
-"""Vicinal copies: good images become synthetic, anomalous-looking copies of themselves, with masks.
+"""Vicinal copies: synthetic, anomalous-looking versions of good images, with masks.
 
-Telling held-out good images from their copies is a validation task that needs no real anomaly (vicinal risk
-minimisation). The augmentations themselves are in :mod:`gaussad_pl.augment.functions`.
+Distinguishing held-out good images from their copies is a validation task that needs no real anomalies (vicinal risk
+minimisation). The augmentations themselves are in `gaussad_pl.augment.functions`.
 """
 
 import zlib
@@ -17,13 +17,13 @@ from gaussad_pl.errors import UserError
 
 
 class VicinalFunction(Protocol):
-    """A pure function of its arguments, which it leaves unmodified.
+    """Interface of a vicinal augmentation: a pure function that does not modify its arguments.
 
     Args:
         image: good image, uint8 (H, W, 3).
         partner: another good image of the same size, uint8 (H, W, 3).
         rng: the only source of randomness.
-        strength: in (0, 1]. 1 is the form usual in the literature; towards 0 the copy becomes the image itself.
+        strength: in (0, 1]. 1 is the form usual in the literature; towards 0 the copy approaches the image.
 
     Returns:
         The augmented copy, uint8 (H, W, 3), and the region that was changed, bool (H, W).
@@ -38,21 +38,20 @@ VICINAL: dict[str, VicinalFunction] = {}
 
 
 def register(function: VicinalFunction) -> VicinalFunction:
-    """Make an augmentation known under its own name."""
+    """Register an augmentation under its function name in `VICINAL`."""
     VICINAL[function.__name__] = function
     return function
 
 
 def vicinal_copies(images: Tensor, name: str, strength: float, seed: int) -> tuple[Tensor, Tensor]:
-    """One augmented copy of every image: always the same one for the same seed, whatever else has run before.
+    """Return one augmented copy of every image, reproducible from the seed alone.
 
-    The random numbers of an image depend on ``(seed, name, index)`` only. They choose the severity of its copy
-    (:func:`draw_severity`) and its partner among the other images; an image on its own is partnered with its mirror
-    image.
+    The random numbers of an image depend only on ``(seed, name, index)``. They determine the severity of its copy
+    (`draw_severity`) and its partner among the other images; a single image is paired with its own mirror image.
 
     Args:
         images: good images, uint8 (N, 3, H, W).
-        name: a key of :data:`VICINAL`.
+        name: a key of `VICINAL`.
         strength: mean severity of the copies, in (0, 1].
         seed: non-negative.
 
@@ -60,7 +59,7 @@ def vicinal_copies(images: Tensor, name: str, strength: float, seed: int) -> tup
         The copies, uint8 (N, 3, H, W), and the regions that were changed, bool (N, H, W).
     """
     if name not in VICINAL:
-        raise UserError(f"unknown augmentation '{name}': known are {', '.join(sorted(VICINAL))}")
+        raise UserError(f"unknown augmentation '{name}': expected one of {', '.join(sorted(VICINAL))}")
     if not 0 < strength <= 1:
         raise UserError(f"strength of augmentation '{name}' is {strength}: set it to a number in (0, 1]")
     arrays = images.permute(0, 2, 3, 1).contiguous().cpu().numpy()
@@ -75,10 +74,11 @@ def vicinal_copies(images: Tensor, name: str, strength: float, seed: int) -> tup
 
 
 def draw_severity(strength: float, rng: Generator) -> float:
-    """Random strength of one copy, Beta distributed with mean ``strength`` and never below a tenth of it.
+    """Draw the severity of one copy: Beta distributed with mean ``strength``, and at least a tenth of it.
 
-    It is always 1 for strength 1 and uniform in [0, 1] for 1/2. One severity for all copies would saturate: what is
-    invisible on one kind of part is told apart without error on another, and an AUROC of 50 or 100 holds no signal.
+    It is always 1 for strength 1, and uniform in [0, 1] for strength 1/2. A single severity for all copies would
+    saturate: a change that is invisible on one kind of part is detected without error on another, and an AUROC of 50 or
+    100 carries no information.
     """
     if strength == 1:
         return 1.0

@@ -1,0 +1,1 @@
+"""Pretrained timm backbones: features by level, weights, and faster inference and fine-tuning."""

@@ -1,4 +1,4 @@
-"""Any timm model as a list of levels: feature maps from shallow to deep."""
+"""Any timm model as a feature extractor with levels: feature maps from shallow to deep."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Level:
     """One feature map of the backbone.
 
     Attributes:
-        index: place among all feature maps of the network, from the shallowest.
-        channels: C.
-        side: height and width, in cells.
+        index: position among all feature maps of the network, starting from the shallowest.
+        channels: number of channels, C.
+        side: height and width in cells.
         reduction: side of the image divided by the side of the map, as in timm's feature info.
     """
 
@@ -35,27 +35,27 @@ class Level:
 class Backbone(nn.Module):
     """A pretrained timm model that turns uint8 images into the feature maps of its levels.
 
-    Levels are what timm's `forward_intermediates` returns, with every stage where the model offers that, and the
-    final convolution where it changes the width: 9 for EfficientNet (stem, 7 stages, head), 5 for ResNet, one a block
-    for transformers.
+    Levels are the outputs of timm's `forward_intermediates`, including every stage if the model supports it, and the
+    final convolution if it changes the number of channels: 9 for EfficientNet (stem, 7 stages, head), 5 for ResNet, one
+    per block for transformers.
 
     Args:
-        name: timm model name; with its tag (``tf_efficientnet_b4.aa_in1k``) it means the same weights for ever.
+        name: timm model name; with its tag (``tf_efficientnet_b4.aa_in1k``) it always refers to the same weights.
         weights: "auto", "bundled", "hub", "random" or a file; see `gaussad_pl.backbones.weights.load_pretrained`.
-        levels: indices of the levels to use, None for all.
+        levels: indices of the levels to use; None for all.
         image_size: side of the square input images in pixels.
 
     Attributes:
         name: timm model name with its tag.
         source: where the weights came from.
-        weights_sha256: of the weights as they were loaded, before any fine-tuning; None for random ones.
-        levels: the `Level` of each feature map, in order.
+        weights_sha256: digest of the weights as loaded, before any fine-tuning; None for random weights.
+        levels: description of each feature map, in order.
 
     Raises:
-        UserError: unknown model, missing weights, or a level that does not exist.
+        UserError: the model is unknown, its weights are unavailable, or a level does not exist.
     """
 
-    model: Any  # timm's models share `forward_intermediates`, but no class that declares it
+    model: Any  # timm's models share `forward_intermediates`, but no base class that declares it
     scale: Tensor
     offset: Tensor
 
@@ -69,7 +69,7 @@ class Backbone(nn.Module):
         random = self.source.text == "random"
         self.weights_sha256 = None if random else tensors_sha256(self.model.state_dict())
         if not hasattr(self.model, "forward_intermediates"):
-            raise UserError(f"backbone.name={name}: this timm model gives no intermediate features; choose another")
+            raise UserError(f"backbone.name={name}: this timm model has no intermediate features: choose another one")
         config = self.model.pretrained_cfg
         mean, std = torch.tensor(config["mean"]).reshape(3, 1, 1), torch.tensor(config["std"]).reshape(3, 1, 1)
         self.register_buffer("scale", 1 / (255 * std), persistent=False)
@@ -78,15 +78,15 @@ class Backbone(nn.Module):
         self.model.to(memory_format=torch.channels_last)  # nearly twice as fast on CPUs
         self._options = {"extra_blocks": True} if _accepts_extra_blocks(self.model) else {}
         self._count, self._has_head, all_levels = self._probe()
-        self.indices = _chosen(levels, len(all_levels), self.name)
+        self.indices = _level_indices(levels, len(all_levels), self.name)
         self.levels = [all_levels[i] for i in self.indices]
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Feature maps of the chosen levels of ``images`` ``(N, 3, H, W)``, uint8: a list of ``(N, C, h, w)``."""
+        """Return feature maps of the selected levels, a list of ``(N, C, h, w)``, for uint8 images ``(N, 3, H, W)``."""
         return self.maps(torch.addcmul(self.offset, images, self.scale).contiguous(memory_format=torch.channels_last))
 
     def maps(self, x: Tensor) -> list[Tensor]:
-        """Feature maps of the chosen levels of normalised images ``(N, 3, H, W)``: a list of ``(N, C, h, w)``."""
+        """Return feature maps like `forward`, but for normalised images ``(N, 3, H, W)``."""
         middle = [i for i in self.indices if i < self._count]
         wants_head = len(middle) < len(self.indices)
         final, maps = self.model.forward_intermediates(
@@ -96,16 +96,16 @@ class Backbone(nn.Module):
         return [*maps, final] if wants_head else maps
 
     def pooled(self, images: Tensor) -> list[Tensor]:
-        """Globally average-pooled features of the chosen levels: a list of ``(N, C)``."""
+        """Return the globally average-pooled features of the selected levels: a list of ``(N, C)``."""
         return pool(self(images))
 
     def parameters_of(self, levels: Sequence[int]) -> list[nn.Parameter]:
-        """Parameters that first take part in one of these levels (indices as in the constructor).
+        """Return the parameters that are first used in one of these levels (indices as in the constructor).
 
-        Found by differentiation, so that it holds for any architecture: a parameter belongs to the first level whose
-        output has a gradient with respect to it.
+        A parameter belongs to the first level whose output has a gradient with respect to it. Differentiating makes
+        this work for any architecture.
         """
-        wanted = _chosen(levels, self._count + self._has_head, self.name)
+        selected = _level_indices(levels, self._count + self._has_head, self.name)
         trainable = {p: p.requires_grad for p in self.model.parameters()}
         self.model.requires_grad_(True)
         image = torch.zeros(1, 3, self.image_size, self.image_size, device=self.scale.device)
@@ -115,7 +115,7 @@ class Backbone(nn.Module):
             for index, output in enumerate([*maps, final] if self._has_head else maps):
                 gradients = torch.autograd.grad(output.sum(), rest, retain_graph=True, allow_unused=True)
                 reached = {p for p, gradient in zip(rest, gradients, strict=True) if gradient is not None}
-                owned += [p for p in rest if p in reached and index in wanted]
+                owned += [p for p in rest if p in reached and index in selected]
                 rest = [p for p in rest if p not in reached]
         for parameter, flag in trainable.items():
             parameter.requires_grad = flag
@@ -123,15 +123,15 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def _probe(self) -> tuple[int, bool, list[Level]]:
-        """Run one black image through the model to learn its levels: counts and widths are never hard-coded."""
+        """Run one black image through the model to find its levels, so that no counts or widths are hard-coded."""
         image = torch.zeros(1, 3, self.image_size, self.image_size)
         try:
             final, maps = self.model.forward_intermediates(image, **self._options)
         except (RuntimeError, AssertionError) as error:
             raise UserError(
-                f"backbone.image_size={self.image_size}: {self.name} cannot take images of this size ({error})"
+                f"backbone.image_size={self.image_size}: {self.name} does not accept images of this size ({error})"
             ) from error
-        # the same grid with another width: a convolution of its own, not a mere reshape or norm of the last map
+        # same grid, different width: a separate convolution rather than a reshape or norm of the last map
         has_head = final.shape[2:] == maps[-1].shape[2:] and final.shape[1] != maps[-1].shape[1]
         outputs = [*maps, final] if has_head else maps
         levels = [
@@ -141,7 +141,11 @@ class Backbone(nn.Module):
 
 
 def pool(maps: Sequence[Tensor]) -> list[Tensor]:
-    """Global average of each feature map ``(N, C, h, w)``: a list of ``(N, C)``."""
+    """Average each feature map ``(N, C, h, w)`` over its cells: a list of ``(N, C)``.
+
+    >>> [features.shape for features in pool([torch.zeros(2, 16, 8, 8), torch.zeros(2, 32, 4, 4)])]
+    [torch.Size([2, 16]), torch.Size([2, 32])]
+    """
     return [feature_map.mean((-2, -1)) for feature_map in maps]
 
 
@@ -149,11 +153,11 @@ def _accepts_extra_blocks(model: Any) -> bool:
     return "extra_blocks" in inspect.signature(model.forward_intermediates).parameters
 
 
-def _chosen(levels: Sequence[int] | None, count: int, name: str) -> list[int]:
-    """Sorted indices of the chosen levels, all where None."""
+def _level_indices(levels: Sequence[int] | None, count: int, name: str) -> list[int]:
+    """Return the sorted, non-negative indices of the selected levels; all of them for None."""
     if levels is None:
         return list(range(count))
-    chosen = sorted({i + count if i < 0 else i for i in levels})
-    if not chosen or chosen[0] < 0 or chosen[-1] >= count:
+    indices = sorted({i + count if i < 0 else i for i in levels})
+    if not indices or indices[0] < 0 or indices[-1] >= count:
         raise UserError(f"levels={list(levels)}: {name} has levels 0 to {count - 1}")
-    return chosen
+    return indices

@@ -1,4 +1,4 @@
-"""Batch normalisation folded into the convolutions before it: the same features, a fifth sooner on a CPU."""
+"""Fold batch normalisation into the preceding convolutions: the same features, about 20 % faster on a CPU."""
 
 from __future__ import annotations
 
@@ -11,45 +11,46 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from gaussad_pl.backbones.backbone import Backbone
 
-TOLERANCE = 1e-3  # of the features, relative to their largest; rounding is far below, a wrong fold far above
+TOLERANCE = 1e-3  # relative to the largest feature: well above rounding errors, well below a wrong fold
 
 
 @torch.no_grad()
 def folded(backbone: Backbone) -> Backbone:
-    """A copy whose batch normalisations are part of the convolutions before them: for scoring alone.
+    """Return a copy with batch normalisations folded into the preceding convolutions, for inference only.
 
-    Where a normalisation does not directly follow a convolution, or the features would not stay the same, it is left.
+    A normalisation that does not directly follow a convolution is kept. If folding would change the features, the
+    backbone itself is returned.
     """
-    twin = copy.deepcopy(backbone)
-    for convolution, norm in _pairs(twin):
-        fused = fuse_conv_bn_eval(twin.model.get_submodule(convolution), twin.model.get_submodule(norm))
-        after = _activation(twin.model.get_submodule(norm))
-        _replace(twin.model, convolution, fused)
-        _replace(twin.model, norm, after)
+    result = copy.deepcopy(backbone)
+    for convolution, norm in _conv_norm_pairs(result):
+        fused = fuse_conv_bn_eval(result.model.get_submodule(convolution), result.model.get_submodule(norm))
+        activation = _activation(result.model.get_submodule(norm))
+        _replace(result.model, convolution, fused)
+        _replace(result.model, norm, activation)
     probe = _probe(backbone)
     same = all(
         torch.allclose(a, b, rtol=0, atol=TOLERANCE * float(b.abs().max()))
-        for a, b in zip(twin.maps(probe), backbone.maps(probe), strict=True)
+        for a, b in zip(result.maps(probe), backbone.maps(probe), strict=True)
     )
-    return twin if same else backbone
+    return result if same else backbone
 
 
-def _pairs(backbone: Backbone) -> list[tuple[str, str]]:
-    """Names of the convolutions whose output goes into a batch normalisation, with the names of these."""
-    made: dict[int, tuple[str, Tensor]] = {}  # the tensor, too: its identity is free again when it is gone
+def _conv_norm_pairs(backbone: Backbone) -> list[tuple[str, str]]:
+    """Return the names of each convolution and of the batch normalisation that directly follows it."""
+    produced: dict[int, tuple[str, Tensor]] = {}  # keeps the tensor alive, as its id could be reused otherwise
     pairs = []
 
     def watch(name: str, module: nn.Module) -> list[torch.utils.hooks.RemovableHandle]:
-        def entered(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            if id(inputs[0]) in made:
-                pairs.append((made[id(inputs[0])][0], name))
+        def before_norm(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            if id(inputs[0]) in produced:
+                pairs.append((produced[id(inputs[0])][0], name))
 
-        def left(_: nn.Module, __: object, output: Tensor) -> None:
-            made[id(output)] = (name, output)
+        def after_convolution(_: nn.Module, __: object, output: Tensor) -> None:
+            produced[id(output)] = (name, output)
 
         if isinstance(module, nn.Conv2d):
-            return [module.register_forward_hook(left)]
-        return [module.register_forward_pre_hook(entered)] if isinstance(module, nn.BatchNorm2d) else []
+            return [module.register_forward_hook(after_convolution)]
+        return [module.register_forward_pre_hook(before_norm)] if isinstance(module, nn.BatchNorm2d) else []
 
     hooks = [hook for name, module in backbone.model.named_modules() for hook in watch(name, module)]
     backbone.maps(_probe(backbone))
@@ -59,7 +60,7 @@ def _pairs(backbone: Backbone) -> list[tuple[str, str]]:
 
 
 def _activation(norm: nn.Module) -> nn.Module:
-    """What is left of a batch normalisation; timm's have an activation in them."""
+    """Return the rest of a folded batch normalisation: timm's contain dropout and an activation."""
     return nn.Sequential(norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else nn.Identity()
 
 

@@ -1,4 +1,4 @@
-"""What fine-tuning leaves alone: the same images, and what the frozen stages make of them, are computed once."""
+"""A cache for fine-tuning: the outputs of the frozen stages on recurring images are computed only once."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from torch import Tensor, nn
 
 from gaussad_pl.backbones.backbone import Backbone, pool
 
-LIMIT = 4 * 2**30  # bytes that are remembered; the stages run again for what does not fit
+LIMIT = 4 * 2**30  # bytes in the cache; batches that do not fit run through the frozen stages each time
 
 
 class FrozenStages:
-    """A backbone cut behind the last level before which nothing trains, and a memory of what comes before the cut.
+    """A backbone cut after its last frozen level, with a cache of the outputs before the cut.
 
     Attributes:
-        rest: the backbone without the modules before the cut, of shared parameters.
-        cut: number of levels before the cut; 0, and images are remembered, where the backbone cannot be cut because its
-            first level trains or because its stages are no mere chain (transformers add the positions in between).
+        rest: the backbone without the modules before the cut; it shares all parameters.
+        cut: number of levels before the cut. If the backbone cannot be cut, it is 0 and the cache holds the images: the
+            first level trains, or the stages do not form a plain chain (transformers add position embeddings).
     """
 
     def __init__(self, backbone: Backbone) -> None:
         self.backbone = backbone
         self.cut, self.rest = 0, backbone
         self._front = backbone
-        self._memory: dict[Hashable, tuple[Tensor, list[Tensor]]] = {}
+        self._cache: dict[Hashable, tuple[Tensor, list[Tensor]]] = {}
         self._free = LIMIT
         probe = torch.zeros(1, 3, backbone.image_size, backbone.image_size, device=backbone.scale.device)
         probe[..., ::7] = 1
@@ -35,42 +35,42 @@ class FrozenStages:
             for cut in range(_frozen_levels(backbone), 0, -1):
                 before = next((calls[: i + 1] for i, (_, out) in enumerate(calls) if out is maps[cut - 1]), [])
                 rest = _without(backbone, [module for module, _ in before])
-                if before and _continues(rest, maps, cut):
+                if before and _reproduces(rest, maps, cut):
                     self.cut, self.rest = cut, rest
                     self._front = copy.copy(backbone)
                     self._front.indices = backbone.indices[:cut]
                     return
 
     def before(self, images: Tensor) -> list[Tensor]:
-        """The maps before the cut of ``images`` ``(N, 3, H, W)``, uint8; none without a cut."""
+        """Return the maps before the cut of ``images`` ``(N, 3, H, W)``, uint8; an empty list without a cut."""
         return self._front(images) if self.cut else []
 
     def behind(self, rest: Backbone, images: Tensor, before: Sequence[Tensor]) -> list[Tensor]:
-        """All maps of ``images`` whose maps ``before`` the cut are known; ``rest`` is `rest` or a copy of it."""
+        """Return all maps of ``images``, given those ``before`` the cut; ``rest`` is `rest` or a copy of it."""
         return [*before, *rest.maps(before[-1])[self.cut :]] if self.cut else rest(images)
 
     def __contains__(self, key: Hashable) -> bool:
-        return key in self._memory
+        return key in self._cache
 
     def remember(self, key: Hashable, images: Tensor, maps: Sequence[Tensor]) -> None:
-        """Keep what comes before the cut of a batch of images and their feature maps."""
-        if key in self._memory:
+        """Cache a batch: the map at the cut (or the images) and the pooled features of the levels before it."""
+        if key in self._cache:
             return
         stem, features = maps[self.cut - 1] if self.cut else images, pool(maps[: self.cut])
         size = sum(part.nbytes for part in (stem, *features))
         if size <= self._free:
             self._free -= size
-            self._memory[key] = (stem, features)
+            self._cache[key] = (stem, features)
 
     def features(self, key: Hashable) -> list[Tensor]:
-        """Pooled features of all levels of a remembered batch, for the present weights: a list of ``(N, C)``."""
-        stem, features = self._memory[key]
+        """Return the pooled features of all levels for a cached batch and the current weights: a list of ``(N, C)``."""
+        stem, features = self._cache[key]
         maps = self.rest.maps(stem)[self.cut :] if self.cut else self.backbone(stem)
         return [*features, *pool(maps)]
 
 
 def _frozen_levels(backbone: Backbone) -> int:
-    """Number of levels, from the shallowest on, that no trained parameter takes part in; the last is never counted."""
+    """Count the levels, from the shallowest, before the first trained parameter; the last level never counts."""
     count = len(backbone.levels) - 1
     for i, level in enumerate(backbone.levels[:-1]):
         if any(parameter.requires_grad for parameter in backbone.parameters_of([level.index])):
@@ -79,17 +79,17 @@ def _frozen_levels(backbone: Backbone) -> int:
     return count
 
 
-def _continues(rest: Backbone, maps: Sequence[Tensor], cut: int) -> bool:
-    """Whether the rest makes the maps behind the cut out of the last one before it."""
+def _reproduces(rest: Backbone, maps: Sequence[Tensor], cut: int) -> bool:
+    """Return True if the rest, given the last map before the cut, reproduces the maps after it."""
     try:
-        found = rest.maps(maps[cut - 1])[cut:]
-    except (RuntimeError, AssertionError):  # something between the stages expects an image
+        result = rest.maps(maps[cut - 1])[cut:]
+    except (RuntimeError, AssertionError):  # a module between the stages expects an image
         return False
-    return all(torch.allclose(a, b, rtol=1e-4) for a, b in zip(found, maps[cut:], strict=True))
+    return all(torch.allclose(a, b, rtol=1e-4) for a, b in zip(result, maps[cut:], strict=True))
 
 
 def _trace(backbone: Backbone, x: Tensor) -> tuple[list[tuple[nn.Module, Tensor]], list[Tensor]]:
-    """The outermost modules that ran on ``x``, in their order, each with its output; and the feature maps."""
+    """Return the outermost modules called on ``x``, in order and with their outputs, and the feature maps."""
     calls: list[tuple[nn.Module, Tensor]] = []
     depth = 0
 
@@ -113,13 +113,13 @@ def _trace(backbone: Backbone, x: Tensor) -> tuple[list[tuple[nn.Module, Tensor]
 
 
 def _without(backbone: Backbone, skipped: Sequence[nn.Module]) -> Backbone:
-    """The same backbone, sharing all parameters, with some modules replaced by the identity."""
+    """Return the backbone with some modules replaced by the identity; all parameters are shared."""
 
-    def copied(module: nn.Module) -> nn.Module:
+    def shallow_copy(module: nn.Module) -> nn.Module:
         if any(module is other for other in skipped):
             return nn.Identity()
-        twin = copy.copy(module)
-        twin.__dict__["_modules"] = {name: child and copied(child) for name, child in module._modules.items()}
-        return twin
+        clone = copy.copy(module)
+        clone.__dict__["_modules"] = {name: child and shallow_copy(child) for name, child in module._modules.items()}
+        return clone
 
-    return copied(backbone)  # type: ignore[return-value]
+    return shallow_copy(backbone)  # type: ignore[return-value]

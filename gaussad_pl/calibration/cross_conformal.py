@@ -1,4 +1,4 @@
-"""Calibration scores from images that took no part in what scores them: by turns, as few images must suffice.
+"""K-fold cross-conformal calibration: each image is scored by Gaussians estimated without its fold.
 
 Source: Vovk, "Cross-conformal predictors", Annals of Mathematics and Artificial Intelligence 2015.
 """
@@ -20,122 +20,126 @@ from gaussad_pl.data.base import ImageDataModule
 from gaussad_pl.data.near_duplicates import in_order, near_duplicates
 from gaussad_pl.data.part_features import middle, whitened
 from gaussad_pl.data.splitting import partition
+from gaussad_pl.density.gaussian import SingularCovarianceError
 from gaussad_pl.density.moments import Moments, merge, moments, update_moments
-from gaussad_pl.density.whitening import SingularCovarianceError
 from gaussad_pl.model.anomaly_maps import smooth
 from gaussad_pl.model.detection import Detection
 from gaussad_pl.model.model import GaussianModel, level_distances
 
-PARTS = 4
-CACHE = 2 * 2**30  # bytes of patches that are kept at most; beyond, the backbone runs anew for each part
+FOLDS = 4
+CACHE = 2 * 2**30  # bytes of patches to keep at most; if there are more, the backbone runs again for each fold
 
 
 def calibrate(
     model: GaussianModel, data: ImageDataModule, cross_fit: bool, fine_tuned: bool, every_image: bool = False
 ) -> Calibration:
-    """Good images as a model scores them that has not seen them.
+    """Calibrate a model on good images that it has not seen.
 
     Args:
-        model: the final one.
-        data: that it was trained on.
-        cross_fit: see `cross_conformal`; otherwise `held_out`.
-        fine_tuned: whether training images shaped the features.
-        every_image: the Gaussians were estimated from the held-out images, too.
+        model: the final model.
+        data: the data it was trained on.
+        cross_fit: use `cross_conformal`, and `held_out` only if its folds are too small for a covariance.
+        fine_tuned: whether the backbone was fine-tuned on the training images.
+        every_image: whether the Gaussians were estimated from the held-out images, too.
     """
     if cross_fit:
         try:
             return cross_conformal(model, data, fine_tuned, every_image)
-        except SingularCovarianceError:  # all images were enough for the Gaussian, a part of them is not
+        except SingularCovarianceError:  # all images are enough for a covariance, three quarters of them are not
             pass
     return held_out(model, data)
 
 
 @torch.no_grad()
 def held_out(model: GaussianModel, data: ImageDataModule) -> Calibration:
-    """The held-out images as the model scores them: in no Gaussian and no loss, but the choices looked at them."""
+    """Calibrate on the held-out images: they are in no Gaussian and no loss, but were used for model selection."""
     images = data.split[1]
     if not images:
         none = torch.zeros(0)
         return Calibration.of(none, torch.zeros(0, len(model.gaussians)), "none: no image was held out")
     device = model.level_weights.device
-    found = Detection.join([model(batch["image"].to(device)).cpu() for batch in data.good_dataloader(images)])
+    detection = Detection.join([model(batch["image"].to(device)).cpu() for batch in data.good_dataloader(images)])
     scheme = (
-        f"{len(found.scores)} held-out images: in no Gaussian and no training step, but they chose the epoch, the "
-        "levels and the map, so the false-alarm rate may be a little above the one wished"
+        f"{len(detection.scores)} held-out images: in no Gaussian and no training step, but used to choose the epoch, "
+        "the levels and the map, so the false-alarm rate may be slightly above its target"
     )
-    return Calibration.of(found.scores, found.distances, scheme)
+    return Calibration.of(detection.scores, detection.distances, scheme)
 
 
 @torch.no_grad()
 def cross_conformal(
     model: GaussianModel, data: ImageDataModule, fine_tuned: bool, every_image: bool = False
 ) -> Calibration:
-    """Good images, each scored by Gaussians estimated without the part of the training images it belongs to.
+    """Calibrate on good images, each scored by Gaussians estimated without its fold of the training images.
 
-    Images that show the same part are in one part of the images: near-duplicates, or what `data.group` says. Where the
-    network is the pretrained one, every training image is scored: levels, form of the map, combination and units were
-    chosen on the held-out images, so that all that scores an image is independent of it. Where it was fine-tuned, the
-    training images shaped the features, and the held-out ones are scored; they took part in the choices, and images
-    that look like them in the training.
+    Images of the same part, which are near-duplicates or share a `data.group`, are in the same fold.
 
-    What is not exact, either way: the final Gaussians come from all training images, those of the calibration from
-    three quarters of them, which puts its images a little farther out. The p-values are too large by that, so the error
-    is towards fewer false alarms.
+    With a pretrained backbone, every training image is scored. Levels, form of the map, combination and units were
+    chosen on the held-out images, so the scores of an image are independent of it. If the final Gaussians were
+    estimated from every image, the held-out ones are scored like the others, although they took part in those choices.
+    With a fine-tuned backbone, the training images shaped the features, so the held-out images alone are scored. These
+    were used for model selection, and similar images may have been used for training.
+
+    Both are slightly conservative: the final Gaussians are estimated from all training images, those of the calibration
+    from three quarters of them, so its distances are slightly larger. The p-values are too large, and false alarms
+    rarer than the target.
 
     Raises:
         SingularCovarianceError: three quarters of the images are too few for a covariance without shrinkage.
     """
     used, unused = data.split
     images = used + (unused if fine_tuned or every_image else [])  # the training images come first
-    plain = _Patches(model, data)
-    pooled = [torch.cat(level) for level in zip(*plain.features(images), strict=True)]
+    unaugmented = _Patches(model, data)
+    pooled = [torch.cat(level) for level in zip(*unaugmented.features(images), strict=True)]
     if data.groups_are_given:
         groups = in_order(data.groups[images])
     else:
         groups = near_duplicates(whitened(middle(pooled), middle(model.gaussians)))
-    if groups.max() == 0:  # they all show the same
+    if groups.max() == 0:  # all images look the same
         groups = np.arange(len(images))
-    count = min(PARTS, int(groups.max()) + 1)
-    parts = partition(groups, count, data.seed)
-    trained = parts if every_image else [[i for i in part if i < len(used)] for part in parts]
-    scored = [[i for i in part if i >= len(used)] for part in parts] if fine_tuned else trained
+    count = min(FOLDS, int(groups.max()) + 1)
+    folds = partition(groups, count, data.seed)
+    trained = folds if every_image else [[i for i in fold if i < len(used)] for fold in folds]
+    scored = [[i for i in fold if i >= len(used)] for fold in folds] if fine_tuned else trained
     sums: list[list[Moments]] = [
-        _moments(model, data, [images[i] for i in part], [level[part] for level in pooled]) for part in trained
+        _moments(model, data, [images[i] for i in fold], [level[fold] for level in pooled]) for fold in trained
     ]
-    found = []
-    for k, part in track(list(enumerate(scored)), "Calibrating: scores", transient=True):
-        if not part:
+    detections = []
+    for k, fold in track(list(enumerate(scored)), "Calibrating: scores", transient=True):
+        if not fold:
             continue
-        others = [j for j in range(len(parts)) if j != k]
+        others = [j for j in range(len(folds)) if j != k]
         gaussians = deepcopy(model.gaussians)
         total: list[Moments] = reduce(_merge_levels, [sums[j] for j in others])
         for gaussian, level in zip(gaussians, total, strict=True):
             gaussian.fit(level)
-        distances = level_distances([level[part] for level in pooled], gaussians)
+        distances = level_distances([level[fold] for level in pooled], gaussians)
         scores = model.scores(distances.double())
         if model.segmenter is not None:
             rest = sorted(i for j in others for i in trained[j])
-            scores = _with_maps(model, scores, plain.patches(images, rest), plain.patches(images, part))
-        found.append(Detection(distances, scores, None).cpu())
-    everything = Detection.join(found)
-    different = len(set(groups[[i for part in scored for i in part]].tolist()))
-    which, flaw = "training", "levels, map and units were chosen on other images"
+            scores = _with_maps(model, scores, unaugmented.patches(images, rest), unaugmented.patches(images, fold))
+        detections.append(Detection(distances, scores, None).cpu())
+    detection = Detection.join(detections)
+    different = len(set(groups[[i for fold in scored for i in fold]].tolist()))
+    which, caveat = "training", "levels, map and units were chosen on other images"
+    if every_image:
+        which, caveat = "good", "levels and units were chosen on some of them"
     if fine_tuned:
-        which, flaw = "held-out", "in no training step, but they chose the epoch, the levels and the map"
+        which, caveat = "held-out", "in no training step, but used to choose the epoch, the levels and the map"
     scheme = (
-        f"cross-conformal: {len(everything.scores)} {which} images ({different} that look different), each scored by "
-        f"Gaussians estimated without its part, one of {count}; {flaw}"
+        f"cross-conformal: {len(detection.scores)} {which} images ({different} distinct), each scored by Gaussians "
+        f"estimated without its fold, one of {count}; {caveat}"
     )
-    return Calibration.of(everything.scores, everything.distances, scheme, different)
+    return Calibration.of(detection.scores, detection.distances, scheme, different)
 
 
-def _moments(model: GaussianModel, data: ImageDataModule, images: list[int], plain: list[Tensor]) -> list[Moments]:
-    """Moments of each level over some training images, as they are and changed."""
-    total = [moments(level, gaussian.mean) for level, gaussian in zip(plain, model.gaussians, strict=True)]
-    changed = range(1, len(data.views))
-    if not changed:
+def _moments(model: GaussianModel, data: ImageDataModule, images: list[int], pooled: list[Tensor]) -> list[Moments]:
+    """Moments of each level over some training images and their augmented views; ``pooled`` are the images' own."""
+    total = [moments(level, gaussian.mean) for level, gaussian in zip(pooled, model.gaussians, strict=True)]
+    augmented = range(1, len(data.views))
+    if not augmented:
         return total
-    for batch in data.reference_dataloader(images, changed):
+    for batch in data.reference_dataloader(images, augmented):
         total = update_moments(total, pool(model.backbone(batch["image"].to(model.level_weights.device))))
     return total
 
@@ -145,47 +149,56 @@ def _merge_levels(one: list[Moments], other: list[Moments]) -> list[Moments]:
 
 
 def _with_maps(model: GaussianModel, pooled: Tensor, estimate: Iterable[Tensor], score: Iterable[Tensor]) -> Tensor:
-    """Scores of images by Gaussians of patches from other images: both as batches ``(N, P, D)``; pooled ``(M,)``."""
+    """Combine scores with those of anomaly maps, whose Gaussians are estimated from other images.
+
+    Args:
+        pooled: scores without maps, ``(M,)``.
+        estimate: batches of patches ``(N, P, D)`` to estimate the Gaussians from.
+        score: batches of patches ``(N, P, D)`` of the M images.
+
+    Returns:
+        ``(M,)``.
+    """
     assert model.segmenter is not None
     head = model.segmenter.head
     gaussians = deepcopy(head.gaussians)
     for batch in estimate:
         gaussians.observe(batch)
     gaussians.estimate()
-    found, first = [], 0
+    scores, first = [], 0
     for batch in score:
         maps = smooth(gaussians(batch).unflatten(1, (head.side, head.side)))
-        found.append(model.segmenter.score(pooled[first : first + len(batch)], maps))
+        scores.append(model.segmenter.score(pooled[first : first + len(batch)], maps))
         first += len(batch)
-    return torch.cat(found)
+    return torch.cat(scores)
 
 
 class _Patches:
-    """Pooled features and patches of training images as they are; patches are kept where all fit into the memory."""
+    """Pooled features and patches of unaugmented images; patches are cached if all of them fit in `CACHE`."""
 
     def __init__(self, model: GaussianModel, data: ImageDataModule) -> None:
         self.model = model
         self.data = data
-        self.kept: list[Tensor] | None = None
+        self.cached: list[Tensor] | None = None
         self.device = model.level_weights.device
 
     def features(self, images: list[int]) -> Iterator[list[Tensor]]:
-        """Pooled features of each batch, a list of ``(N, C)``; on the way patches are kept."""
-        kept: list[Tensor] = []
+        """Yield the pooled features of each batch, one ``(N, C)`` per level, and cache the patches."""
+        cached: list[Tensor] = []
         for maps in self._maps(images):
             if self.model.segmenter is not None:
                 batch = self.model.segmenter.head.patches(maps)
                 if len(images) * batch[0].nbytes <= CACHE:
-                    kept.append(batch.cpu())
+                    cached.append(batch.cpu())
             yield pool(maps)
-        self.kept = [one for batch in kept for one in batch] or None
+        self.cached = [patches for batch in cached for patches in batch] or None
 
     def patches(self, images: list[int], chosen: list[int]) -> Iterator[Tensor]:
-        """Patches of the images at the places ``chosen``, in batches ``(N, P, D)``."""
+        """Yield the patches of the images at the positions ``chosen``, in batches ``(N, P, D)``."""
         size = self.data.eval_batch_size
-        if self.kept is not None:
+        if self.cached is not None:
             for first in range(0, len(chosen), size):
-                yield torch.stack([self.kept[i] for i in chosen[first : first + size]]).to(self.device)
+                yield torch.stack([self.cached[i] for i in chosen[first : first + size]]).to(self.device)
             return
         assert self.model.segmenter is not None
         for maps in self._maps([images[i] for i in chosen]):

@@ -1,16 +1,19 @@
-"""Whether new images look like the calibration ones, though some of them, even half, may be of bad parts.
+"""Drift detection: test whether new images still look like the calibration images, even if up to half show bad parts.
 
-Bad parts have large distances, so they say nothing about the *near half*: the images nearer to the Gaussian than the
-median calibration image. Two things are compared there, for the score and for the distance of each level:
+Bad parts have large distances, so they hardly ever appear in the *near half*: the images nearer to the Gaussian than
+the median calibration image. Two tests compare the near half, for the score and for the distance of each level:
 
-- Within the near half, good images like the calibration ones are distributed as those are, however many bad parts
-  there are beside them. Where the new ones crowd towards the median instead, all images have moved away: a one-sided
-  two-sample Kolmogorov-Smirnov test.
-- Of the good parts, half are in the near half. Where light or camera have changed so much that hardly any image is
-  near, the first test has nothing to look at, and this one speaks: it asks whether there are fewer near ones than half
-  of the images, those that are not bad, would give. It is exact (see `few_below`).
+- Distribution: within the near half, good images are distributed like the calibration images, whatever the number of
+  bad parts. If they crowd towards the median instead, all images have moved away. This is a one-sided two-sample
+  Kolmogorov-Smirnov test.
+- Size: half of the good parts are in the near half. If light or camera have changed so much that hardly any image is
+  near, the first test has no data. This one tests whether fewer images are near than expected if half of all images are
+  good. It is exact, see `few_below`.
 
-Both are tests against moving *away*: images nearer than the calibration ones (those of the training) raise no alarm.
+Both tests are one-sided: images nearer than the calibration images, such as the training images, raise no alarm.
+
+The beta-binomial probabilities of `few_below` are not taken from `scipy.stats.betabinom`: drift is also monitored in
+environments for prediction, which have no scipy. tests/test_properties.py compares the two.
 """
 
 from __future__ import annotations
@@ -24,19 +27,19 @@ from torch import Tensor
 
 from gaussad_pl.calibration.conformal import Calibration
 
-FEWEST = 20  # images without which nothing is said
-LEVEL = 0.01  # of all tests together
-SIZE = 0.15  # of the difference, below which it is too small to care about however many images show it
+FEWEST = 20  # images needed for the tests
+LEVEL = 0.01  # significance level of all tests together
+SIZE = 0.15  # smallest effect that is reported, however significant it is
 
 
 @dataclass(frozen=True)
 class Drift:
-    """What is to be said about N new images.
+    """Result of the drift tests on N new images.
 
     Attributes:
         images: N.
-        p_values: by what is compared ("score", "level 3"), of the hypothesis that nothing has moved away.
-        moved: names of what has moved.
+        p_values: by quantity ("score", "level 3"), of the hypothesis that it has not moved away; Bonferroni-corrected.
+        moved: the quantities that have moved away.
     """
 
     images: int
@@ -45,24 +48,24 @@ class Drift:
 
     @property
     def line(self) -> str:
-        """What to tell the user; empty where there is nothing to tell."""
+        """Warning for the user; empty if nothing has moved away."""
         if not self.moved:
             return ""
         worst = min(self.p_values[name] for name in self.moved)
-        kept = "" if "score" in self.moved else "; the scores themselves still look the same"
+        unchanged = "" if "score" in self.moved else "; the scores themselves have not changed noticeably"
         return (
-            f"the images do not look like the calibration images (other light, camera or pose, or most parts bad): "
-            f"{', '.join(self.moved)} moved away (p = {worst:.1g}){kept}; the false-alarm "
-            "rate may not be the one wished: train on images like these"
+            f"the images do not look like the calibration images (different light, camera or pose, or mostly bad "
+            f"parts): {', '.join(self.moved)} moved away (p = {worst:.1g}){unchanged}; the false-alarm "
+            "rate may differ from its target: train on images like these"
         )
 
 
 class DriftMonitor:
-    """Takes in new images one batch after the other; keeps counts alone, whatever their number.
+    """Tests new images for drift, batch by batch; keeps only counts, so its memory does not grow.
 
     Args:
-        calibration: n images with scores and distances of each level.
-        levels: names of the levels.
+        calibration: scores and distances of n calibration images.
+        levels: indices of the levels.
     """
 
     def __init__(self, calibration: Calibration, levels: Sequence[int]) -> None:
@@ -72,31 +75,31 @@ class DriftMonitor:
         self.counts = torch.zeros(len(self.sorted), len(calibration) + 1, dtype=torch.int64)
 
     def observe(self, scores: Tensor, distances: Tensor) -> None:
-        """Take in the scores ``(N,)`` and distances ``(N, levels)`` of new images."""
+        """Count the scores ``(N,)`` and distances ``(N, levels)`` of new images."""
         columns = torch.cat([scores[:, None].double(), distances.double()], dim=1).T.contiguous()
         below = torch.searchsorted(self.sorted, columns)
         self.counts.scatter_add_(1, below, torch.ones_like(below))
 
     def drift(self) -> Drift:
-        """What is to be said about all images so far."""
+        """Test all images observed so far."""
         images = int(self.counts[0].sum())
         if images < FEWEST or self.counts.shape[1] <= FEWEST:
             return Drift(images, {}, [])
-        found = {name: moved_away(counts) for name, counts in zip(self.names, self.counts, strict=True)}
-        p_values = {name: min(1.0, p * len(found)) for name, (p, _) in found.items()}
-        moved = [name for name, (_, size) in found.items() if p_values[name] < LEVEL and size > SIZE]
+        tests = {name: moved_away(counts) for name, counts in zip(self.names, self.counts, strict=True)}
+        p_values = {name: min(1.0, p * len(tests)) for name, (p, _) in tests.items()}
+        moved = [name for name, (_, size) in tests.items() if p_values[name] < LEVEL and size > SIZE]
         return Drift(images, p_values, moved)
 
 
 def moved_away(counts: Tensor) -> tuple[float, float]:
-    """p-value that new images have not moved away from n calibration images, and by how much they have.
+    """Test whether new images have moved away from n calibration images.
 
     Args:
         counts: number of new images with 0, 1, ... n calibration values below their own, ``(n + 1,)``.
 
     Returns:
-        The p-value of both tests together (the smaller one, twice), and the larger of the differences they are about:
-        of the distribution functions within the near half, and between the share in it and a quarter.
+        The p-value of both tests (twice the smaller one), and the larger of their effect sizes: the difference of the
+        distribution functions within the near half, and the shortfall of the share of near images from a quarter.
     """
     n, images = len(counts) - 1, int(counts.sum())
     half = n // 2
@@ -112,15 +115,16 @@ def moved_away(counts: Tensor) -> tuple[float, float]:
 
 
 def few_below(count: int, images: int, rank: int, n: int) -> float:
-    """Probability that at most ``count`` of ``images`` are below the ``rank``-th of n calibration values.
+    """Return the probability that at most ``count`` of ``images`` are below the ``rank``-th of n calibration values.
 
-    All being exchangeable, the number is beta-binomial: the share of values below an order statistic follows
+    If all are exchangeable, the number is beta-binomial, as the share of values below an order statistic follows
     Beta(rank, n + 1 - rank).
     """
     if count >= images:
         return 1.0
     a, b = float(rank), float(n + 1 - rank)
     k = torch.arange(count + 1, dtype=torch.float64)
-    ways = math.lgamma(images + 1) - torch.lgamma(k + 1) - torch.lgamma(images - k + 1)
-    beta = torch.lgamma(k + a) + torch.lgamma(images - k + b) - math.lgamma(images + a + b)
-    return min(1.0, float((ways + beta + math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)).exp().sum()))
+    log_binomial = math.lgamma(images + 1) - torch.lgamma(k + 1) - torch.lgamma(images - k + 1)
+    log_beta = torch.lgamma(k + a) + torch.lgamma(images - k + b) - math.lgamma(images + a + b)
+    log_mass = log_binomial + log_beta + math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
+    return min(1.0, float(log_mass.exp().sum()))

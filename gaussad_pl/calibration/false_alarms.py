@@ -1,4 +1,4 @@
-"""Wished against observed false-alarm rates: what metrics.json says about the calibration of a run."""
+"""Target and observed false-alarm rates of a run, for metrics.json."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from gaussad_pl.model.detection import Detection
 RATES = (0.01, 0.05, 0.1, 0.2)
 
 
-def compare(calibration: Calibration, found: Detection, data: ImageDataModule) -> dict[str, Any]:
-    """What metrics.json says: thresholds, and wished against observed false-alarm rates on good test images.
+def compare(calibration: Calibration, detection: Detection, data: ImageDataModule) -> dict[str, Any]:
+    """Compare target and observed false-alarm rates on the good test images.
 
     Args:
-        calibration: of the model.
-        found: in the test images; looked at here for the first time, after everything is chosen.
-        data: of the run.
+        calibration: that of the model.
+        detection: scores of all test images; they must not have been used for any choice.
+        data: the data of the run.
 
     Returns:
-        For each of `RATES` the threshold (None: there is none), its rule, what a gamma tail gives, and the share of
-        good test images above; and whether those look like the calibration images.
+        For each of `RATES`, the threshold (None if there is none), its rule, the quantile of the fitted gamma and the
+        share of good test images above the threshold; and the result of the drift tests on these images.
     """
     good = torch.tensor([bool(data.samples.test) and not sample.label for sample in data.test_samples])
-    scores = found.scores[good]
+    scores = detection.scores[good]
     thresholds = {}
     for fpr in RATES:
         threshold = calibration.threshold(fpr)
@@ -37,8 +37,8 @@ def compare(calibration: Calibration, found: Detection, data: ImageDataModule) -
             "gamma": calibration.gamma.quantile(fpr) if calibration.gamma is not None else None,
             "observed": float((scores > threshold.value).double().mean()) if len(scores) else None,
         }
-    monitor = DriftMonitor(calibration, range(found.distances.shape[1]))
-    monitor.observe(scores, found.distances[good])
+    monitor = DriftMonitor(calibration, range(detection.distances.shape[1]))
+    monitor.observe(scores, detection.distances[good])
     drift = monitor.drift()
     return {
         "scheme": calibration.scheme,
@@ -52,14 +52,14 @@ def compare(calibration: Calibration, found: Detection, data: ImageDataModule) -
     }
 
 
-def lines(found: dict[str, Any]) -> list[str]:
-    """What `compare` found, for the end of a run."""
-    said = []
-    if found["test_good"]:
-        rates = found["thresholds"].items()
-        compared = ", ".join(f"{float(wished):.0%} → {entry['observed']:.1%}" for wished, entry in rates)
-        said.append(f"false alarms on {found['test_good']} good test images, wished → observed: {compared}")
-    if found["test_good_moved_away"]:
-        moved = ", ".join(found["test_good_moved_away"])
-        said.append(f"the good test images do not look like the calibration images: {moved} moved away")
-    return said
+def lines(compared: dict[str, Any]) -> list[str]:
+    """Summarise the result of `compare` in lines, for the end of a run."""
+    messages = []
+    if compared["test_good"]:
+        rates = compared["thresholds"].items()
+        observed = ", ".join(f"{float(target):.0%} → {entry['observed']:.1%}" for target, entry in rates)
+        messages.append(f"false alarms on {compared['test_good']} good test images, target → observed: {observed}")
+    if compared["test_good_moved_away"]:
+        moved = ", ".join(compared["test_good_moved_away"])
+        messages.append(f"the good test images do not look like the calibration images: {moved} moved away")
+    return messages

@@ -1,11 +1,11 @@
-"""A gamma distribution with a shift, fitted to scores: what a tail looks like beyond the images there are.
+"""Shifted gamma distribution fitted to scores, to extrapolate their tail from few images.
 
-Squared distances of Gaussian features are sums of squares, whose distribution is close to a gamma; the score of an
-image is a standardised sum of distances, which may be negative, so the gamma may begin anywhere (Pearson's type III).
-Nothing guarantees that scores follow it: `misfit` says whether the scores at hand contradict it.
+Squared distances of Gaussian features are sums of squares, whose distribution is close to a gamma. The score of an
+image is a standardised sum of distances and may be negative, hence the shift (Pearson type III). Scores need not follow
+this distribution; `misfit` tests whether they do.
 
-The quantile here, and the Beta and beta-binomial probabilities beside it, are not scipy's: a detector scores, finds
-thresholds and watches for drift where scipy is not installed. tests/test_properties.py compares them.
+`Gamma.quantile` is not taken from `scipy.stats.gamma`: thresholds are also computed in environments for prediction,
+which have no scipy. tests/test_properties.py compares the two.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-LEAST_SKEWNESS = 0.1  # a gamma leans to the right; with less than this it cannot be told from a normal distribution
-DRAWS = 400  # samples that the fit is compared with
+LEAST_SKEWNESS = 0.1  # a gamma is right-skewed; with less skewness it is practically a normal distribution
+DRAWS = 400  # bootstrap samples
 
 
 @dataclass(frozen=True)
@@ -29,15 +29,15 @@ class Gamma:
     shift: float
 
     def below(self, x: Tensor) -> Tensor:
-        """Probability of a value of at most ``x``, any shape, float64."""
+        """Cumulative distribution function at ``x``, any shape, float64."""
         return torch.special.gammainc(torch.tensor(self.shape, dtype=torch.float64), self._standard(x))
 
     def above(self, x: Tensor) -> Tensor:
-        """Probability of a value above ``x``, any shape, float64; exact far into the tail, too."""
+        """Survival function at ``x``, any shape, float64; accurate far into the tail."""
         return torch.special.gammaincc(torch.tensor(self.shape, dtype=torch.float64), self._standard(x))
 
     def quantile(self, tail: float) -> float:
-        """The value that is exceeded with probability ``tail``, found by bisection."""
+        """Return the value that is exceeded with probability ``tail``, by bisection."""
         low, high = 0.0, 1.0
         while self._tail(high) > tail:
             high *= 2
@@ -55,17 +55,17 @@ class Gamma:
 
 
 def fit_gamma(x: Tensor) -> Gamma:
-    """The gamma with the mean, the standard deviation and the skewness of the observations ``x`` ``(n,)``."""
+    """Fit a gamma to the observations ``x`` ``(n,)`` by their mean, standard deviation and skewness."""
     shape, scale, shift = (float(each) for each in _matched(x.double()))
     return Gamma(shape, scale, shift)
 
 
 def misfit(x: Tensor, fitted: Gamma) -> float:
-    """p-value of the hypothesis that ``x`` ``(n,)`` follows the gamma fitted to it, by the Kolmogorov-Smirnov distance.
+    """Return the p-value of a Kolmogorov-Smirnov test of ``x`` ``(n,)`` against the gamma fitted to it.
 
-    The distance to a distribution that was fitted to the same observations is smaller than tables say, so it is
-    compared with those of samples drawn from the fitted distribution and fitted again (Lilliefors; Stute et al.,
-    "Bootstrap based goodness-of-fit tests", 1993).
+    The distance to a distribution fitted to the same observations is smaller than the standard tables assume, so it is
+    compared with the distances of samples that are drawn from the fitted distribution and refitted: a parametric
+    bootstrap (Lilliefors; Stute et al., "Bootstrap based goodness-of-fit tests", 1993).
     """
     draws = np.random.default_rng(0).standard_gamma(fitted.shape, size=(DRAWS, len(x)))
     larger = _distance(torch.from_numpy(draws)) >= _distance(x.double())
@@ -73,7 +73,7 @@ def misfit(x: Tensor, fitted: Gamma) -> float:
 
 
 def _matched(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Shape, scale and shift ``(...)`` by the moments of the observations ``(..., n)``."""
+    """Shape, scale and shift ``(...)`` of the gammas that match the moments of the observations ``(..., n)``."""
     mean, deviation = x.mean(-1), x.std(-1, correction=0)
     skewness = ((x - mean[..., None]) / deviation[..., None]).pow(3).mean(-1)
     shape = 4 / skewness.clamp(min=LEAST_SKEWNESS).square()
@@ -82,7 +82,7 @@ def _matched(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _distance(x: Tensor) -> Tensor:
-    """Largest difference ``(...)`` of the distribution functions of ``x`` ``(..., n)`` and the gamma fitted to it."""
+    """Kolmogorov-Smirnov distance ``(...)`` between ``x`` ``(..., n)`` and the gamma fitted to it."""
     shape, scale, shift = (each[..., None] for each in _matched(x))
     expected = torch.special.gammainc(shape, ((x.sort(-1).values - shift) / scale).clamp(min=0))
     steps = torch.arange(x.shape[-1] + 1, dtype=torch.float64) / x.shape[-1]

@@ -1,0 +1,1 @@
+"""Command lines: parsing, validation of the configuration, and errors in one line."""

@@ -1,4 +1,4 @@
-"""The edge between Hydra and the entry points: where conf/ is, and one line instead of a traceback."""
+"""Entry points based on Hydra: locate conf/, and report errors in one line instead of a traceback."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ from gaussad_pl.renamed import migrated
 from gaussad_pl.sweeps import folders, share, sweep
 
 _PACKAGE = Path(__file__).parent.parent
-# an installed wheel carries conf/ inside the package, a checkout beside it
+# an installed wheel has conf/ inside the package, a checkout next to it
 CONF = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir())
 
 _NO_NAME = "Config group override must be a string"  # Hydra's ValueError for backbone=50
 
 _VERBOSE = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
-# where Hydra finds our sweepers: it takes them from the namespace hydra_plugins alone
+# Hydra discovers sweepers only in the namespace package hydra_plugins
 sys.path.append(str(_PACKAGE / "sweeps" / "plugins"))
 
-# what conf/ may ask; with a cache, the jobs of a sweep get the answers of the process that launches them
+# resolvers for conf/; with use_cache, the jobs of a sweep get the values of the process that launches them
 OmegaConf.register_new_resolver("basename", lambda path: Path(path).resolve().name, replace=True)
 OmegaConf.register_new_resolver("folder_of", folders.folder_of, use_cache=True, replace=True)
 OmegaConf.register_new_resolver("sweep_name", folders.sweep_name, replace=True)
@@ -50,23 +50,24 @@ OmegaConf.register_new_resolver("gpus_here", share.gpus_here, use_cache=True, re
 
 
 def entry_point(task: Callable[[DictConfig], float | None], resumes: bool = False) -> Callable[[], None]:
-    """A command that composes conf/<file name of the task>.yaml and runs ``task`` on it.
+    """Return a command that composes conf/<file name of the task>.yaml and runs ``task`` with it.
 
-    A user's mistake, in the command line or in the data, or a full disk ends it with one line and exit code 1; a bug
-    with its traceback. HYDRA_FULL_ERROR=1 shows the traceback of both. In a sweep both stay in the folder of their job.
-    Ctrl-C and SIGTERM end it with one line and exit code 130 or 143; if it ``resumes``, the line says how.
+    A mistake in the command line or in the data, or a full disk, ends the command with one line and exit code 1; a bug
+    ends it with a traceback. HYDRA_FULL_ERROR=1 shows the traceback of both. In a sweep, both are saved in the folder
+    of the job. Ctrl-C and SIGTERM end the command with one line and exit code 130 or 143; if the task ``resumes``, the
+    line says how to continue.
     """
 
     name = Path(inspect.getfile(task)).stem
     command, launch = sys.orig_argv, uuid.uuid4().hex
 
-    def job(config: DictConfig) -> float | sweep.Failure | None:  # perhaps in another process
+    def job(config: DictConfig) -> float | sweep.Failure | None:  # may run in another process
         config = migrated(config)
-        sys.orig_argv = command  # what metrics.json names is what the user typed
+        sys.orig_argv = command  # metrics.json records what the user typed
         _quiet()
         keep_freed_memory()
         first = getattr(rank_zero_only, "rank", 0) == 0
-        if not first:  # of the processes that share a run, one speaks
+        if not first:  # of the processes that share a run, only rank 0 reports
             logging.disable(logging.INFO)
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             return sweep.attempt(task, config, launch, one_line)
@@ -103,7 +104,7 @@ def entry_point(task: Callable[[DictConfig], float | None], resumes: bool = Fals
 
 @contextlib.contextmanager
 def _hydra_raises() -> Iterator[None]:
-    """Let Hydra raise its errors instead of printing them and exiting; afterwards the environment is as before."""
+    """Make Hydra raise its errors instead of printing them and exiting; restore the environment afterwards."""
     before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
@@ -116,14 +117,14 @@ def _hydra_raises() -> Iterator[None]:
 
 
 def _is_users(error: BaseException) -> bool:
-    """Tell errors that the user can mend; of the operating system's, full disks and missing permissions."""
+    """Return True for errors that the user can fix; of OSErrors, only full disks and missing permissions."""
     if isinstance(error, OSError) and not isinstance(error, HydraException):
         return error.errno in UNWRITABLE
     return isinstance(error, OmegaConfBaseException) or not isinstance(error, ValueError) or _NO_NAME in str(error)
 
 
 def _check_place() -> None:
-    """Hydra and relative paths need the current folder."""
+    """Raise if the current folder no longer exists: Hydra and relative paths need it."""
     try:
         Path.cwd()
     except FileNotFoundError as error:
@@ -131,7 +132,7 @@ def _check_place() -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error on one line, with what Hydra's own errors leave out."""
+    """Format an error as one line, and add details that Hydra's own messages lack."""
     if isinstance(error, InstantiationException) and isinstance(error.__cause__, UserError):
         error = error.__cause__
     if isinstance(error, OSError) and not isinstance(error, HydraException):
@@ -140,20 +141,20 @@ def one_line(error: BaseException) -> str:
         key, _, value = error.override.partition("=")
         reason = str(error).partition("\n")[0]
         return (
-            f"{error.override}: not understood ({reason}): quote a value with special characters: '{key}=\"{value}\"'"
+            f"{error.override}: cannot be parsed ({reason}): quote values with special characters: '{key}=\"{value}\"'"
         )
     if _NO_NAME in str(error):
-        return "a group such as data or logger takes a name, as in logger=csv; ~logger leaves it out"
+        return "a group such as data or logger takes a name, as in logger=csv; ~logger removes it"
     text = str(error).partition("Config search path:")[0]
     if text.startswith("Could not override") and isinstance(error.__cause__, OmegaConfBaseException):
-        from gaussad_pl.cli.settings import unknown_override  # here: commands that only read files start without torch
+        from gaussad_pl.cli.settings import unknown_override  # needs torch, which not all commands load
 
         return unknown_override(error.__cause__)
     unknown = re.search(r"Error in call to target '([\w.]+)'.*unexpected keyword argument '(\w+)'", text, re.DOTALL)
     if unknown:
         return f"{unknown[1]} has no setting {unknown[2]}: leave it out"
     if "data.category" in text and "issing mandatory value" in text:
-        return "no category chosen: add for example +category=screw"
+        return "no category chosen: add one, for example +category=screw"
     if "Missing mandatory value" in text:
         return f"{text.splitlines()[0]}: give it on the command line, as key=value"
     causes = [text] if error.__cause__ is None or isinstance(error, UserError) else [text, str(error.__cause__)]
@@ -164,10 +165,10 @@ def one_line(error: BaseException) -> str:
 
 
 def keep_freed_memory() -> None:
-    """Keep freed memory for the next tensor instead of giving it back to the kernel.
+    """Keep freed memory for the next tensor instead of returning it to the kernel.
 
-    glibc maps every large tensor anew and pays a page fault for each of its pages: on a CPU that is a third of the time
-    of a forward pass and nearly half of a training step. Without glibc this does nothing.
+    By default, glibc maps every large tensor anew, with a page fault for each of its pages. On a CPU, this takes a
+    third of the time of a forward pass and nearly half of that of a training step. Does nothing without glibc.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         allocator = ctypes.CDLL(None)
@@ -177,17 +178,17 @@ def keep_freed_memory() -> None:
 
 
 def _quiet() -> None:
-    """Hide what libraries say that is of no use here."""
+    """Silence harmless third-party warnings."""
     logging.raiseExceptions = False  # a full disk would print a traceback for each line of a log file
-    # the names hydra/launcher=ray and so on are to be ours, on top of the plugins' own
+    # hydra/launcher=ray and so on deliberately override the configs of the plugins
     warnings.filterwarnings("ignore", message="(?s).*is validated against ConfigStore schema")
     warnings.filterwarnings("ignore", message=".*decompression bomb.*")  # such images are decoded one by one
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # images are tensors in memory
     warnings.filterwarnings("ignore", message=".*Checkpoint directory.*exists and is not empty.*")  # a resumed run
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # on purpose, see module.py
-    warnings.filterwarnings("ignore", message=".*broadcast_buffers. is deprecated.*")  # its heir needs a newer torch
-    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")  # lightning on a newer torch
-    warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a file's name in Chinese, in a picture
+    warnings.filterwarnings("ignore", message=".*broadcast_buffers. is deprecated.*")  # successor needs a newer torch
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")  # lightning with a newer torch
+    warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # for example Chinese file names in figures
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_tip)
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as one exception, so that a command ends cleanly wherever it is."""
+"""Ctrl-C and SIGTERM as one exception, so that a command ends cleanly at any point."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(BaseException):
-    """A signal that ends the command. Like KeyboardInterrupt it passes ``except Exception``.
+    """A signal that ends the command. Like KeyboardInterrupt, it is not caught by ``except Exception``.
 
     Attributes:
-        code: exit code, 128 + the number of the signal, as shells have it.
+        code: exit code, 128 + the number of the signal, as in shells.
     """
 
     def __init__(self, number: int) -> None:
@@ -29,7 +29,7 @@ class Interrupted(BaseException):
 def raising_signals() -> Iterator[None]:
     """Raise `Interrupted` on Ctrl-C and SIGTERM in the block; a second signal ends the process at once.
 
-    Only the main thread can do this; in any other the block runs as it is.
+    Only the main thread can handle signals; in any other thread, this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -52,6 +52,10 @@ def raising_signals() -> Iterator[None]:
 
 
 def resuming(command: Sequence[str]) -> str:
-    """The command line that continues ``command``, without what would begin it anew."""
-    anew = ("resume=", "overwrite=")
-    return shlex.join([*(word for word in command if not word.lstrip("+-").startswith(anew)), "resume=true"])
+    """Return the command line that continues ``command``, without the arguments that would start it anew.
+
+    >>> resuming(["python", "-m", "gaussad_pl.predict", "ckpt=run", "overwrite=true"])
+    'python -m gaussad_pl.predict ckpt=run resume=true'
+    """
+    dropped = ("resume=", "overwrite=")
+    return shlex.join([*(word for word in command if not word.lstrip("+-").startswith(dropped)), "resume=true"])

@@ -1,4 +1,4 @@
-"""key=value on the command line, as Hydra's, without Hydra: for commands that run where nothing is trained."""
+"""Command lines of key=value arguments like Hydra's, for commands that must run where Hydra is not installed."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _BOOLEAN = {"true": True, "yes": True, "1": True, "false": False, "no": False, "
 
 
 def parse(arguments: Sequence[str], options: type[T]) -> T:
-    """An instance of the dataclass ``options`` from ``key=value`` arguments; its fields are str, int, float or bool.
+    """Parse ``key=value`` arguments into the dataclass ``options``, whose fields are str, int, float or bool.
 
     Raises:
-        UserError: an unknown key, a value of another type, a key given twice, or one missing that has no default.
+        UserError: a key is unknown, is given twice, or is missing and has no default; or a value has the wrong type.
     """
     kinds = get_type_hints(options)
     known = [field.name for field in fields(options)]  # type: ignore[arg-type]
     given: dict[str, Any] = {}
     for argument in arguments:
         key, equals, value = argument.partition("=")
-        key = key.lstrip("+-")  # +key=value and --key=value are meant the same way
+        key = key.lstrip("+-")  # +key=value and --key=value are accepted, too
         if not equals:
             raise UserError(f"{argument}: expected key=value; the keys are {', '.join(known)}")
         if key not in known:
@@ -41,10 +41,10 @@ def parse(arguments: Sequence[str], options: type[T]) -> T:
 
 
 def command(task: Callable[[T], int | None], options: type[T], text: str | None) -> Callable[..., None]:
-    """A command that runs ``task`` with its options and ends with the exit code it returns, if it returns one.
+    """Return a command that runs ``task`` with its options and exits with the code that it returns, if any.
 
-    Without arguments, or asked for help, it prints ``text``. A user's mistake, a signal or a full disk ends it with one
-    line, which says how to continue if the options have ``resume``.
+    Without arguments or with --help, the command prints ``text``. A user's mistake, a signal or a full disk ends it
+    with one line. If the options have ``resume``, the line says how to continue.
     """
     resumes = any(field.name == "resume" for field in fields(options))  # type: ignore[arg-type]
 
@@ -61,7 +61,7 @@ def command(task: Callable[[T], int | None], options: type[T], text: str | None)
         except UserError as error:
             sys.exit(f"error: {error}{hint if isinstance(error, UnwritableError) else ''}")
         except OSError as error:
-            if error.filename is None and error.errno not in UNWRITABLE:  # not about anything the user could name
+            if error.filename is None and error.errno not in UNWRITABLE:  # not about a file of the user
                 raise
             what = error.filename or "the results"
             sys.exit(f"error: cannot use {what} ({error.strerror}): restore it, or give another one")

@@ -1,7 +1,7 @@
 """The schema of the training configuration, as pydantic models.
 
-Names, types and defaults of settings are those of the constructors that take them; `LIMITS` adds their ranges. Classes
-of other packages and a user's own are left alone, except for settings that their signatures do not have.
+Names, types and defaults of settings come from the signatures of the constructors; `LIMITS` adds their ranges. Settings
+of other packages' classes and of the user's own are only checked for names that their signatures do not have.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from gaussad_pl.training.ranking import Ranking
 
 OURS = (MVTec, Folder, Demo, GaussianAD, AverageWeights, ForgettingStop, Ranking, top_k)
 NESTED = {"nuisance": Nuisance, "backbone": Backbone, "segmentation": Segmenter}  # groups without a _target_
-NOT_SET = {Segmenter: ("levels",), top_k: ("signals",)}  # arguments that no setting gives
+NOT_SET = {Segmenter: ("levels",), top_k: ("signals",)}  # arguments that are not settings
 STRICT = ConfigDict(strict=True, extra="forbid")
 OPEN = ConfigDict(strict=True, extra="allow")
 
@@ -44,7 +44,7 @@ def _mistake(expected: str) -> PydanticCustomError:
 
 
 def _expected(text: str) -> WrapValidator:
-    """Say ``text`` whatever is wrong, instead of one error for each member of a union."""
+    """Report ``text`` for any error, instead of one error for each member of a union."""
 
     def check(value: Any, validate: Callable[[Any], Any]) -> Any:
         try:
@@ -56,6 +56,8 @@ def _expected(text: str) -> WrapValidator:
 
 
 def _must(fits: Callable[[Any], bool], text: str) -> After:
+    """Report ``text`` for values that are not None and do not satisfy ``fits``."""
+
     def check(value: Any) -> Any:
         if value is not None and not fits(value):
             raise _mistake(text)
@@ -65,9 +67,9 @@ def _must(fits: Callable[[Any], bool], text: str) -> After:
 
 
 def _below_folds(fold: int, info: ValidationInfo) -> int:
-    folds = info.data.get("folds", fold + 1)  # folds that are wrong themselves are named already
+    folds = info.data.get("folds", fold + 1)  # an invalid value of folds is reported on its own
     if fold >= max(folds, 1):
-        raise _mistake(f"less than folds={folds}" if folds else "0, as folds=0")
+        raise _mistake(f"less than folds={folds}" if folds else "0 with folds=0")
     return fold
 
 
@@ -80,7 +82,7 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 Names = Annotated[str, _must(VICINAL.__contains__, f"augmentations among {', '.join(sorted(VICINAL))}")]
 LIMITS: dict[str, Any] = {
     "seed": Seed,
-    "image_size": Annotated[int, Field(ge=32)],  # of less, the deep levels have nothing left to average
+    "image_size": Annotated[int, Field(ge=32)],  # in smaller images, deep levels have no pixels to average
     "folds": Annotated[int, Field(ge=0), _must(lambda value: value != 1, "0, or 2 or more")],
     "fold": Annotated[int, Field(ge=0), After(_below_folds)],
     **dict.fromkeys(("augmentations", "damages"), dict[Names, Annotated[float, Field(gt=0, le=1)]]),
@@ -107,13 +109,13 @@ LIMITS: dict[str, Any] = {
     "train_levels": Annotated[Literal["auto"] | list[int] | None, _expected("auto, null or a list of levels")],
     "damage_weight": Annotated[float | None, Field(gt=0, allow_inf_nan=False)],
     **dict.fromkeys(("pooled", "distillation"), Annotated[float, Field(ge=0, allow_inf_nan=False)]),
-    **dict.fromkeys(("level_rule", "objective", "optimizer"), dict[str, Any]),  # their own targets know more
+    **dict.fromkeys(("level_rule", "objective", "optimizer"), dict[str, Any]),  # checked against their own targets
 }
 Precision = Annotated[
     Literal["32-true", "16-mixed", "bf16-mixed", "32", "16", "bf16", 32, 16],
-    _expected("32-true, 16-mixed or bf16-mixed; the Gaussian needs weights of 32 bits"),
+    _expected("32-true, 16-mixed or bf16-mixed; the Gaussian needs 32-bit weights"),
 ]
-Epochs = _must(lambda value: value > 0 or value == -1, "1 or more, or -1 for no limit; fine_tune=false trains nothing")
+Epochs = _must(lambda value: value > 0 or value == -1, "1 or more, or -1 for no limit; fine_tune=false skips training")
 OTHERS: dict[type, type[BaseModel]] = {
     L.Trainer: create_model(
         "Trainer",
@@ -131,7 +133,7 @@ OTHERS: dict[type, type[BaseModel]] = {
 }
 RUN = create_model(
     "Run",
-    __config__=OPEN,  # users may add keys of their own
+    __config__=OPEN,  # users may add their own keys
     seed=Seed,
     callbacks=create_model("Callbacks", __config__=OPEN, forgetting=dict[str, Any]),
     **dict.fromkeys(("fine_tune", "cross_conformal", "resume"), bool),
@@ -142,7 +144,7 @@ RUN = create_model(
 
 @cache
 def schema(target: Any) -> type[BaseModel]:
-    """The settings of one of our classes or functions, with those that it hands on to its base class."""
+    """Return the settings of one of our classes or functions, including those it passes on to its base class."""
     fields: dict[str, Any] = {}
     for each in target.__mro__ if isinstance(target, type) else [target]:
         parameters = inspect.signature(each, eval_str=True).parameters.values()
@@ -157,13 +159,13 @@ def schema(target: Any) -> type[BaseModel]:
 
 
 def model_of(target: object) -> type[BaseModel] | None:
-    """The settings of a class or function that have limits; None for one that we know nothing of."""
+    """Return the settings of a class or function that have limits; None for a class or function without limits."""
     bases = target.__mro__ if isinstance(target, type) else ()
     return schema(target) if target in OURS else next((OTHERS[base] for base in bases if base in OTHERS), None)
 
 
 def arguments(target: Any) -> set[str] | None:
-    """The names of the arguments of a class or function; None where it takes any, or says nothing about them."""
+    """Return the argument names of a class or function; None if it accepts any name, or has no signature."""
     if target in OURS:
         return set(schema(target).model_fields)
     try:

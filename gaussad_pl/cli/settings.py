@@ -1,4 +1,4 @@
-"""The check of the training configuration: every mistake in it is named at once, before anything is written."""
+"""Validation of the training configuration: all mistakes are reported at once, before anything is written."""
 
 from __future__ import annotations
 
@@ -22,34 +22,34 @@ from gaussad_pl.renamed import with_new_targets
 from gaussad_pl.training.levels import all_levels
 from gaussad_pl.training.signals import DISTANCE, SIGNALS
 
-# words for pydantic's types of errors; {names} are those of its contexts
+# descriptions of pydantic's error types; {names} are keys of their contexts
 EXPECTED = {
     "int_type": "a whole number", "float_type": "a number", "finite_number": "a finite number",
-    "bool_type": "true or false", "list_type": "a list", "string_type": "text; put a number into quotes",
+    "bool_type": "true or false", "list_type": "a list", "string_type": "text; put numbers in quotes",
     "literal_error": "{expected}",
     "dict_type": "a group of settings", "model_type": "a group of settings", "mistake": "{text}",
     "greater_than_equal": "{ge} or more", "greater_than": "more than {gt}",
     "less_than_equal": "{le} or less", "less_than": "less than {lt}",
 }  # fmt: skip
 MISSING = {
-    "data.category": "no category chosen: add for example +category=screw",
-    "callbacks.forgetting": "callbacks.forgetting is needed, as it judges the augmented validation: leave it in; "
-    "fine_tune=false does without fine-tuning",
+    "data.category": "no category chosen: add one, for example +category=screw",
+    "callbacks.forgetting": "callbacks.forgetting is required, as it evaluates the augmented validation: do not remove "
+    "it; fine_tune=false skips fine-tuning",
 }
 
 
 def check_settings(config: DictConfig) -> None:
-    """Raise a UserError that names every mistake in a composed configuration, on one line."""
+    """Raise a UserError that lists all mistakes in a composed configuration on one line."""
     if found := mistakes(config):
         raise UserError("; ".join(found))
 
 
 def check_sweep(configs: Iterable[DictConfig]) -> None:
-    """Raise a UserError that names the mistakes that all jobs of a sweep share; those of single ones are theirs."""
+    """Raise a UserError that lists the mistakes shared by all jobs of a sweep; each job reports its other mistakes."""
     shared: list[str] | None = None
     for config in configs:
-        here = mistakes(config)
-        shared = [each for each in here if shared is None or each in shared]
+        own = mistakes(config)
+        shared = [each for each in own if shared is None or each in shared]
         if not shared:
             return
     if shared:
@@ -57,36 +57,36 @@ def check_sweep(configs: Iterable[DictConfig]) -> None:
 
 
 def mistakes(config: DictConfig) -> list[str]:
-    """One line for each mistake in a composed configuration."""
+    """Return one line for each mistake in a composed configuration."""
     raw: Any = OmegaConf.to_container(config, resolve=False)
     values = with_new_targets(_resolved(config))
     known = set(_keys(values))
-    found: dict[str, str] = {}
+    messages: dict[str, str] = {}
     for place, node in [([], values), *_targets(values)]:
         for keys, kind, value, context in _errors(node):
             key = _origin(raw, known, [*place, *keys])
             if kind == "missing":
-                found[key] = MISSING.get(key, f"{key} is missing: give it on the command line, as {key}=...")
+                messages[key] = MISSING.get(key, f"{key} is missing: give it on the command line, as {key}=...")
             elif kind == "extra_forbidden":
                 own = {".".join([*place, name]) for name in context.get("names", ())}
-                found[key] = no_such_setting(key, known - {key} | own)
+                messages[key] = no_such_setting(key, known - {key} | own)
             else:
                 text = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
                 limits = {name: f"{limit:g}" if isinstance(limit, float) else limit for name, limit in context.items()}
                 words = EXPECTED.get(kind, "a value of another type").format(**limits).replace("'", "")
-                found.setdefault(key, f"{key}={text}: expected {words}")
-    return list(found.values()) or list(_contradictions(values))
+                messages.setdefault(key, f"{key}={text}: expected {words}")
+    return list(messages.values()) or list(_contradictions(values))
 
 
 def _errors(node: dict[str, Any]) -> Iterator[tuple[list[str], str, Any, dict[str, Any]]]:
-    """What is wrong in a node: the keys below it, and type, input and context of the error as pydantic has them."""
-    settings = {key: value for key, value in node.items() if not key.startswith("_")}  # the others are Hydra's
+    """Yield the errors of a node: the keys below it, and pydantic's type, input and context of the error."""
+    settings = {key: value for key, value in node.items() if not key.startswith("_")}  # the others belong to Hydra
     model: type[BaseModel] | None = RUN
     if "_target_" in node:
         name = node["_target_"]
         try:
             target = _locate(name)
-        except Exception as error:  # whatever a user's module raises on import
+        except Exception as error:  # the import of a user's module may raise anything
             text = f"a name that can be imported ({' '.join(str(error).split())})"
             yield ["_target_"], "mistake", name, {"text": text}
             return
@@ -103,7 +103,7 @@ def _errors(node: dict[str, Any]) -> Iterator[tuple[list[str], str, Any, dict[st
 
 
 def _contradictions(values: dict[str, Any]) -> Iterator[str]:
-    """Settings that are right alone and wrong together."""
+    """Yield a line for settings that are valid on their own but contradict each other."""
 
     def get(key: str) -> Any:
         return reduce(lambda node, name: node.get(name) if isinstance(node, dict) else None, key.split("."), values)  # type: ignore[arg-type,return-value]
@@ -112,7 +112,7 @@ def _contradictions(values: dict[str, Any]) -> Iterator[str]:
     chooses = get("fine_tune") or get("model.segmentation") or (rule and _locate(rule) is not all_levels)
     if get("data.folds") == 0 and chooses:
         yield (
-            "folds=0 holds no image out for the validation: set folds=5, or fine_tune=false levels=all "
+            "folds=0 holds out no images for validation: set folds=5, or fine_tune=false levels=all "
             "model.segmentation=null"
         )
     signal, names = get("callbacks.forgetting.signal"), get("data.augmentations")
@@ -122,40 +122,40 @@ def _contradictions(values: dict[str, Any]) -> Iterator[str]:
             first = f"{next(iter(SIGNALS))}/{next(iter(names))}"
             yield (
                 f"callbacks.forgetting.signal={signal}: expected one of {', '.join(SIGNALS)}, {DISTANCE}, or all but "
-                f"the last with one of the augmentations {', '.join(names)}, as in {first}"
+                f"the last followed by an augmentation ({', '.join(names)}), as in {first}"
             )
 
 
 def _resolved(node: Any) -> Any:
-    """A configuration as dicts and lists, without what is missing; what cannot be resolved yet stays as it is."""
+    """Convert a configuration to dicts and lists without missing values; what cannot be resolved yet is kept as is."""
     if OmegaConf.is_list(node):
         return [_resolved(each) for each in node]
     if not OmegaConf.is_dict(node):
         return node
-    found: dict[str, Any] = {}
+    resolved: dict[str, Any] = {}
     raw: Any = OmegaConf.to_container(node, resolve=False)
     for key in node:
-        if key == "hydra":  # Hydra's own
+        if key == "hydra":  # settings of Hydra itself
             continue
         try:
             value = node[key]
         except MissingMandatoryValue:
             continue
-        except OmegaConfBaseException:  # such as the folder of a run that has not begun
+        except OmegaConfBaseException:  # for example the folder of a run that has not started
             value = raw[key]
-        found[key] = _resolved(value)
-    return found
+        resolved[key] = _resolved(value)
+    return resolved
 
 
 def _keys(node: Any, place: str = "") -> Iterator[str]:
-    """The keys of all settings, with dots."""
+    """Yield the dotted keys of all settings."""
     for key, value in node.items() if isinstance(node, dict) else ():
         yield f"{place}{key}"
         yield from _keys(value, f"{place}{key}.")
 
 
 def _targets(node: Any, place: Sequence[str] = ()) -> Iterator[tuple[list[str], dict[str, Any]]]:
-    """Every node with a target, and its place."""
+    """Yield the path and the content of each node with a ``_target_``."""
     pairs = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
     for key, value in pairs:
         if isinstance(value, dict) and "_target_" in value:
@@ -164,7 +164,7 @@ def _targets(node: Any, place: Sequence[str] = ()) -> Iterator[tuple[list[str], 
 
 
 def _origin(raw: Any, known: set[str], keys: Sequence[str]) -> str:
-    """The key where a value comes from: through interpolations such as ``seed: ${seed}``, to what the user sets."""
+    """Return the key that the user sets, by following interpolations such as ``seed: ${seed}``."""
     node = raw
     for number, key in enumerate(keys):
         node = node.get(key) if isinstance(node, dict) else None
@@ -174,23 +174,23 @@ def _origin(raw: Any, known: set[str], keys: Sequence[str]) -> str:
 
 
 def unknown_override(error: OmegaConfBaseException) -> str:
-    """The line for a key on the command line that the composed configuration does not have."""
+    """Format the error for a key on the command line that the composed configuration does not have."""
     key, node = str(error.full_key), error.parent_node
     parent, _, name = key.rpartition(".")
     target = node.get("_target_") if OmegaConf.is_dict(node) else None
     names = arguments(_locate(target)) if target else VICINAL if parent == "augmentation" else ()
     if names is None or name in names:
-        return f"{key} is not in the configuration yet: put a + before it"
+        return f"{key} is not in the configuration yet: prefix it with +"
     line = no_such_setting(key, _keys(_resolved(node._get_root())))
     own = parent in ("", "callbacks", "logger") and line.endswith("leave it out")
-    return f"{line}, or put a + before it if it is your own" if own else line
+    return f"{line}, or prefix it with + if it is your own" if own else line
 
 
 class BeforeRun(Callback):
-    """Checks the configuration of a single run before Hydra makes its folder."""
+    """Validates the configuration of a single run before Hydra creates its folder."""
 
     def on_run_start(self, config: DictConfig, **others: Any) -> None:
-        """Print each mistake on its line and exit; of any other exception Hydra would make a warning."""
+        """Print each mistake on its own line and exit; Hydra would turn any other exception into a warning."""
         if found := mistakes(config):
-            first = getattr(rank_zero_only, "rank", 0) == 0  # of the processes that share a run, one speaks
+            first = getattr(rank_zero_only, "rank", 0) == 0  # only rank 0 reports
             sys.exit("\n".join(f"error: {each}" for each in found) if first else 1)

@@ -1,0 +1,1 @@
+"""Data modules: finding, checking, splitting, decoding and augmenting images."""

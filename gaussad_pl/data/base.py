@@ -1,4 +1,4 @@
-"""What all datamodules share: groups of images, folds, the augmented validation and the loaders."""
+"""Base class of the datamodules: groups of images, folds, the augmented validation and the data loaders."""
 
 from __future__ import annotations
 
@@ -29,42 +29,43 @@ from gaussad_pl.data.splitting import Groups, hold_out_count, partition
 from gaussad_pl.distributed import shard, world
 from gaussad_pl.errors import UserError
 
-COPIED = 60  # held-out images of each group of the validation, at least: of fewer, each is copied several times
+COPIED = 60  # least images of each group of the validation: fewer held-out images are copied several times
 MOST_COPIES = 10
-DAMAGED = 64  # images whose damaged copies tell the directions of damage, at most
-HELD_OUT = 500  # images for the validation, at most: they and all copies of them are in memory, and scored each epoch
+DAMAGED = 64  # most images from whose damaged copies the damage of patches is estimated
+HELD_OUT = 500  # most images held out: they and all their copies stay in memory and are scored every epoch
 
 
 class ImageDataModule(L.LightningDataModule, ABC):
     """Good images for the Gaussian and the loss, an augmented validation, and a test set with defects.
 
-    Images are told apart by their place among all good images of the training folder: that is what indices are.
+    Indices are positions among all good images of the training folder.
 
-    Where processes share a run, the loaders of each give its `shard`: together all images, and each of them once.
+    In a distributed run the loaders of each process yield its `shard`: together, every image exactly once.
 
     Args:
-        name: of the dataset, for results and folders.
-        image_size: side in pixels to which images are resized, once.
-        folds: number of parts the training images are split into by `seed`; part `fold` is held out for validation,
-            or 500 images of it. 0: no validation, every training image is in the Gaussian.
-        fold: which part is held out.
-        seed: of the folds, the batches and the augmented copies.
-        augmentations: name -> strength of the copies in the validation; see `gaussad_pl.augment`.
-        damages: name -> strength of the copies that the loss and the damage weight learn from.
+        name: name of the dataset, for results and folders.
+        image_size: side in pixels to which images are resized once.
+        folds: number of folds for the training images. Fold `fold` is held out for validation, up to 500 images of it.
+            0: no validation, and the Gaussian is estimated from every training image.
+        fold: the fold that is held out.
+        seed: random seed of the folds, the batches and the augmented copies.
+        augmentations: name -> strength of the copies in the augmented validation; see `gaussad_pl.augment`.
+        damages: name -> strength of the damaged copies that the loss and the damage weight use.
         pairs: train on pairs of a good image and a damaged copy of it, instead of on views of good images.
         nuisance: arguments of `gaussad_pl.augment.Nuisance`, the changes that keep a good part good.
-        light_copies: copies of each image in other light that the Gaussian is estimated from, too. The loss sees the
-            same mixture: images pulled towards a Gaussian that has never seen their like teach the wrong thing.
-        moved_copies: the same, for copies in other light and pose.
-        batch_size: images in a training step, of all processes together.
+        light_copies: number of copies of each image with changed lighting from which the Gaussian is also estimated.
+            The loss sees the same mixture: pulling images towards a Gaussian that has never seen such images would
+            train the wrong thing.
+        moved_copies: the same, for copies with changed lighting and pose.
+        batch_size: images per training step, over all processes.
         eval_batch_size: images scored at once.
         steps_per_epoch: training steps between two validations; None for one pass over the images.
-        cache: folder for resized images that later runs and other processes share; None keeps them in memory only.
-        group: images that show the same part and so are on one side of every split; see
+        cache: folder in which resized images are kept for later runs and other processes; None keeps them in memory.
+        group: how to find images of the same part, which stay on the same side of every split; see
             `gaussad_pl.data.grouping.Grouping`.
 
     Attributes:
-        holdout: share of the good images that is kept for the test where there are bad ones only; None for none.
+        holdout: fraction of the good images that is kept for the test if all test images are bad; None for none.
     """
 
     name: str
@@ -119,20 +120,25 @@ class ImageDataModule(L.LightningDataModule, ABC):
 
     @abstractmethod
     def scan(self) -> Samples:
-        """Find the images; called once."""
+        """Find the images. Called once."""
 
     @property
     def augmentation_names(self) -> list[str]:
-        """Names of the groups 1, 2, ... of the validation; group 0 are the good images themselves."""
+        """Names of the validation groups 1, 2, ...; group 0 holds the good images themselves."""
         return list(self.augmentations)
 
     @property
     def unseen_augmentations(self) -> list[str]:
-        """Names of the augmentations of the validation that the loss has not used."""
+        """Names of the augmentations of the validation that the loss does not use."""
         return [name for name in self.augmentations if not (self.pairs and name in self.damages)]
 
     @cached_property
     def samples(self) -> Samples:
+        """Training and test images, as found by `scan`.
+
+        Raises:
+            UserError: a folder cannot be read, or there are too few good images.
+        """
         try:
             samples = self.scan()
         except OSError as error:
@@ -143,10 +149,10 @@ class ImageDataModule(L.LightningDataModule, ABC):
         return samples
 
     def check(self) -> None:
-        """Find plain mistakes in the data, such as masks that do not fit, in seconds; no image is decoded.
+        """Find obvious mistakes in the data, such as masks that do not fit, within seconds and without decoding images.
 
         Raises:
-            UserError: one line that names the first file and says how many there are.
+            UserError: one line that names the first offending file and how many there are.
         """
         if self._grouping.setting != AUTO:
             _ = self.split
@@ -154,25 +160,25 @@ class ImageDataModule(L.LightningDataModule, ABC):
         _ = self._masks
 
     def group_images(self, features: Features) -> None:
-        """Tell near-duplicates by ``features`` of the images where `group` is "auto"; to be called before the split.
+        """Set the features by which near-duplicates are found if `group` is "auto". Call this before the split.
 
-        They are computed when the split is first needed, at the latest when Lightning calls `setup`: one forward pass
-        over the good images.
+        They are computed when the split is first needed, at the latest in `setup`: one forward pass over the good
+        images.
 
         Raises:
-            RuntimeError: the images have been split already.
+            RuntimeError: the images have already been split.
         """
         if "groups" in self.__dict__ and self._grouping.setting == AUTO:
-            raise RuntimeError("the images have been split already: call group_images first")
+            raise RuntimeError("the images have already been split: call group_images first")
         self._grouping.features = features
 
     def setup(self, stage: str) -> None:
-        """Split the images and decode those of the test: what is wrong with them is found before the model's work."""
+        """Split the images and decode the test images, so that errors in them surface before any training."""
         _ = self.split, self._test_images
 
     @cached_property
     def groups(self) -> Groups:
-        """Group of each good image, 0, 1, ..., ``(N,)``: a group is on one side of every split."""
+        """Group of each good image, 0, 1, ..., ``(N,)``; a group stays on the same side of every split."""
         if not self.folds and self._share_for_test is None:  # nothing is split: no need to look for near-duplicates
             self._grouping.features = None
         names = [sample.path.name for sample in self.samples.train]
@@ -180,12 +186,12 @@ class ImageDataModule(L.LightningDataModule, ABC):
 
     @property
     def grouping(self) -> str:
-        """One line of words about the groups of images, with their number."""
+        """One-line description of the groups of images, with their number."""
         return self._grouping.describe(self.groups)
 
     @property
     def groups_are_given(self) -> bool:
-        """The user has said which images show the same part."""
+        """True if the user has specified which images show the same part."""
         return self._grouping.setting != AUTO
 
     @property
@@ -200,99 +206,96 @@ class ImageDataModule(L.LightningDataModule, ABC):
 
     @cached_property
     def split(self) -> tuple[list[int], list[int]]:
-        """Indices of the images that are used for the Gaussian and the loss, and of those held out for validation."""
+        """Indices of the images used for the Gaussian and the loss, and of those held out for validation."""
         return self._split.used, self._split.held_out
 
     def state_dict(self) -> dict[str, Any]:
-        """For checkpoints: near-duplicates, which depend on the last digits of features."""
+        """Return the groups of near-duplicates for checkpoints, as they depend on rounding errors in the features."""
         return {"groups": self.groups.tolist()} if self._grouping.by_features else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Called on resuming.
+        """Check on resuming that the groups are still the same.
 
         Raises:
-            UserError: the run began with other groups, so with another split.
+            UserError: the run started with other groups, and therefore with another split.
         """
         if state.get("groups", self.groups.tolist()) != self.groups.tolist():
             raise UserError(
-                f"{self.name}: the training images are split in another way than when the run began, on another "
-                "machine or with other images: start a new run"
+                f"{self.name}: the training images are split differently than when the run started (on another "
+                "machine or with other images): start a new run"
             )
 
     @cached_property
     def good_images(self) -> Tensor:
-        """All good images ``(N, 3, H, W)`` uint8, whatever for: decoded, and cached, once for all folds."""
+        """All good images, uint8 ``(N, 3, H, W)``, decoded and cached once for all folds."""
         images = self._load(self.samples.train, "training")
         checks.not_all_the_same(images, [sample.path for sample in self.samples.train])
         return images
 
     @cached_property
     def validation(self) -> Dataset[dict[str, Tensor]]:
-        """Held-out good images (group 0) and a copy of each by each augmentation (groups 1, 2, ...), made once.
+        """Held-out good images (group 0) and one copy of each by every augmentation (groups 1, 2, ...), made once.
 
-        ``mask`` says which pixels of a copy the augmentation changed, ``source`` which held-out image it shows.
+        ``mask`` marks the pixels of a copy that the augmentation changed, ``source`` numbers the held-out images. A few
+        held-out images are repeated, with different copies of each.
         """
         if not self.folds:
             raise UserError("no image is held out for validation: set folds=5 (or another number of at least 2)")
         if not self.augmentations:
-            raise UserError("the augmented validation has no augmentation: choose augmentation=subtle")
-        normal = self.good_images[self._validated]
-        made = [vicinal_copies(normal, name, strength, self.seed) for name, strength in self.augmentations.items()]
-        copies, masks = zip(*made, strict=True)
+            raise UserError("the augmented validation has no augmentations: choose augmentation=subtle")
+        held_out = self.split[1]
+        repeats = min(MOST_COPIES, -(-COPIED // len(held_out)))
+        normal = self.good_images[held_out * repeats]
+        augmented = [vicinal_copies(normal, name, strength, self.seed) for name, strength in self.augmentations.items()]
+        copies, masks = zip(*augmented, strict=True)
         groups = torch.arange(len(copies) + 1).repeat_interleave(len(normal))
         unchanged = torch.zeros_like(masks[0])
-        sources = torch.arange(len(normal)) % len(self.split[1])
         return _stacked(
             image=torch.cat([normal, *copies]),
             group=groups,
             mask=torch.cat([unchanged, *masks]),
-            source=sources.repeat(len(copies) + 1),
+            source=torch.arange(len(held_out)).repeat(repeats * (len(copies) + 1)),
         )
-
-    @property
-    def _validated(self) -> list[int]:
-        """The held-out images, again and again where they are few: the copies of each are then different ones."""
-        held_out = self.split[1]
-        return held_out * min(MOST_COPIES, -(-COPIED // len(held_out)))
 
     @cached_property
     def halves(self) -> list[list[int]]:
-        """Indices of the images of both halves of the training images; images of one group are in one half."""
+        """Indices of the images of both halves of the training images; images of one group are in the same half."""
         used = self.split[0]
         groups = in_order(self.groups[used])
         parts = partition(groups, min(2, int(groups.max()) + 1), self.seed)
         return [[used[i] for i in part] for part in parts]
 
     def damage_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        """Pairs of training images and damaged copies, always the same ones: from which the damage is estimated."""
+        """Return fixed pairs of training images and damaged copies, from which damage is estimated."""
         drawn = np.random.default_rng([self.seed, 3]).permutation(self.split[0])[:DAMAGED]
-        batches = fixed_batches(drawn.tolist(), len(self.damages), max(1, self.eval_batch_size // 2), self.seed)
-        return self._pair_loader(batches)
+        size = max(1, self.eval_batch_size // 2)
+        return self._pair_loader(fixed_batches(drawn.tolist(), len(self.damages), size, self.seed))
 
     def _pair_loader(self, batches: Iterable[list[PairDraw]]) -> DataLoader[dict[str, Tensor]]:
         half = {index: number for number, part in enumerate(self.halves) for index in part}
         return DataLoader(Pairs(self.good_images, self.damages, half), batch_size=None, sampler=batches)
 
     @property
-    def _tested_good(self) -> list[int]:
-        """Indices of the good images in the test; where there is no bad one, held-out or else all good ones."""
+    def _good_test_indices(self) -> list[int]:
+        """Indices of the good images in the test; without a test set, the held-out or else all good images."""
         return self._split.test if self.samples.test else self._split.held_out or self._split.used
 
     @property
     def test_samples(self) -> list[Sample]:
-        """The test set; where there is none, held-out or else all good images, so that every run has scores."""
-        return [*(self.samples.train[i] for i in self._tested_good), *self.samples.test]
+        """The test set; without one, the held-out or else all good images, so that every run has scores."""
+        return [*(self.samples.train[i] for i in self._good_test_indices), *self.samples.test]
 
     @cached_property
     def test(self) -> Dataset[dict[str, Tensor]]:
+        """Images and labels (0 good, 1 bad) of `test_samples`."""
         labels = torch.tensor([sample.label for sample in self.test_samples])
-        good: Dataset[Tensor] = Subset(self.good_images, self._tested_good)  # type: ignore[arg-type]  # not copied
+        good: Dataset[Tensor] = Subset(self.good_images, self._good_test_indices)  # type: ignore[arg-type]  # no copy
         images: Dataset[Tensor] = ConcatDataset([good, self._test_images])  # type: ignore[list-item]
         return _stacked(image=images, label=labels)
 
     @cached_property
     def _test_images(self) -> Tensor:
-        """Images of the user's own test set ``(M, 3, H, W)`` uint8."""
+        """Images of the user's test set, uint8 ``(M, 3, H, W)``."""
         return self._load(self.samples.test, "test")
 
     @cached_property
@@ -301,14 +304,14 @@ class ImageDataModule(L.LightningDataModule, ABC):
 
     @cached_property
     def test_masks(self) -> Tensor:
-        """Defects of the test images ``(N, 256, 256)`` bool: empty for good images and where there is no mask."""
+        """Defect masks of the test images, bool ``(N, 256, 256)``: empty for good images and images without a mask."""
         empty = np.zeros((MASK_SIZE, MASK_SIZE), dtype=bool)
-        masks = [*(None for _ in self._tested_good), *self._masks]
+        masks = [*(None for _ in self._good_test_indices), *self._masks]
         return torch.from_numpy(np.stack([empty if mask is None else mask for mask in masks]))
 
     @property
     def defect_areas(self) -> list[float | None]:
-        """Share of each test image that its mask marks as defective; None without a mask, 0 for good images."""
+        """Fraction of each test image that its mask marks as defective; None without a mask, 0 for good images."""
         areas = self.test_masks.double().mean((1, 2)).tolist()
         return [None if s.label and s.mask is None else a for s, a in zip(self.test_samples, areas, strict=True)]
 
@@ -319,19 +322,19 @@ class ImageDataModule(L.LightningDataModule, ABC):
     def reference_dataloader(
         self, images: Sequence[int] | None = None, views: Sequence[int] | None = None
     ) -> DataLoader[dict[str, Tensor]]:
-        """Every view of every training image, always the same ones: what the Gaussian is estimated from.
+        """Load all views of all training images, always the same ones, to estimate the Gaussian from.
 
-        ``images`` and ``views``: indices, where only some of them are wanted.
+        ``images`` and ``views`` are indices that restrict it to some of them.
         """
-        chosen = shard(self.split[0] if images is None else images)
+        indices = shard(self.split[0] if images is None else images)
         views = range(len(self.views)) if views is None else views
-        draws = [(index, view, view_seed(self.seed, view, index)) for index in chosen for view in views]
+        draws = [(index, view, view_seed(self.seed, view, index)) for index in indices for view in views]
         return DataLoader(Views(self.good_images, self.views), self.eval_batch_size, sampler=draws)
 
     def good_dataloader(self, images: Sequence[int] | None = None) -> DataLoader[dict[str, Tensor]]:
-        """Every training image as it is, or those of the indices ``images``: what patches are estimated from."""
-        chosen = shard(self.split[0] if images is None else images)
-        return DataLoader(Views(self.good_images, [None]), self.eval_batch_size, sampler=[(i, 0, 0) for i in chosen])
+        """Load the unchanged training images, or those with the indices ``images``, to estimate patches from."""
+        indices = shard(self.split[0] if images is None else images)
+        return DataLoader(Views(self.good_images, [None]), self.eval_batch_size, sampler=[(i, 0, 0) for i in indices])
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         used = self.split[0]
@@ -343,8 +346,9 @@ class ImageDataModule(L.LightningDataModule, ABC):
             )
         steps = self.steps_per_epoch or len(used) // batch_size
         if self.pairs:
-            sampler_of_pairs = PairSampler(self.halves, len(self.damages), batch_size // 2, steps, self.seed)
-            return self._pair_loader(sampler_of_pairs)
+            return self._pair_loader(
+                PairSampler(self.halves, len(self.damages), max(1, batch_size // 2), steps, self.seed)
+            )
         sampler = DrawSampler(used, len(self.views), steps * batch_size, self.seed)
         return DataLoader(Views(self.good_images, self.views), batch_size // world(), sampler=sampler)
 
@@ -355,17 +359,17 @@ class ImageDataModule(L.LightningDataModule, ABC):
         return self._eval_loader(self.test)
 
     def _eval_loader(self, dataset: Dataset[dict[str, Tensor]]) -> DataLoader[dict[str, Tensor]]:
-        rows = range(len(dataset))  # type: ignore[arg-type]  # all of ours have a length
+        rows = range(len(dataset))  # type: ignore[arg-type]  # all our datasets have a length
         if len(rows) < world():
             raise UserError(f"{world()} processes and {len(rows)} images to score: set trainer.devices={len(rows)}")
         return DataLoader(Subset(dataset, shard(rows)), self.eval_batch_size)
 
 
 def _only_bad(samples: Sequence[Sample]) -> bool:
-    """There are test images, and not one of them is good."""
+    """Return True if there are test images but no good ones among them."""
     return bool(samples) and all(sample.label for sample in samples)
 
 
 def _stacked(**columns: Tensor | Dataset[Tensor]) -> Dataset[dict[str, Tensor]]:
-    """Items are dicts of one row of each column ``(N, ...)``."""
-    return StackDataset(**columns)  # type: ignore[arg-type]  # takes tensors, its annotations do not
+    """Combine columns ``(N, ...)`` into a dataset whose items are dicts of one row of each."""
+    return StackDataset(**columns)  # type: ignore[arg-type]  # accepts tensors, contrary to its annotations

@@ -1,4 +1,4 @@
-"""Which images, changed how, come in which batch: fixed by the seed alone."""
+"""Batches of randomly changed images, reproducible from the seed alone."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch.utils.data import Dataset, Sampler
 from gaussad_pl.augment import Nuisance
 from gaussad_pl.distributed import shard
 
-Draw = tuple[int, int, int]  # index of an image, the view of it, the seed of the view
+Draw = tuple[int, int, int]  # index of an image, index of its view, seed of the view
 
 
 def view_seed(seed: int, view: int, index: int) -> int:
-    """The seed of one view of one image in the Gaussian: an independent stream for each, other ones for another seed.
+    """Return the seed of one view of one image for the Gaussian: an independent stream for each combination.
 
     >>> len({view_seed(seed, view, index) for seed in range(3) for view in range(3) for index in range(3)})
     27
@@ -27,7 +27,7 @@ def view_seed(seed: int, view: int, index: int) -> int:
 
 
 class Views(Dataset[dict[str, Tensor]]):
-    """Good images ``(N, 3, H, W)`` uint8 as they are (view None) and changed in ways that keep a good part good."""
+    """Good images, uint8 ``(N, 3, H, W)``, unchanged (view None) or with nuisances that keep a good part good."""
 
     def __init__(self, images: Tensor, views: Sequence[Nuisance | None]) -> None:
         self.images = images
@@ -38,16 +38,16 @@ class Views(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
         index, view, seed = draw
-        image, change = self.images[index], self.views[view]
-        if change is not None:
-            image = torch.from_numpy(change(image.permute(1, 2, 0).numpy(), seed)).permute(2, 0, 1)
+        image, nuisance = self.images[index], self.views[view]
+        if nuisance is not None:
+            image = torch.from_numpy(nuisance(image.permute(1, 2, 0).numpy(), seed)).permute(2, 0, 1)
         return {"image": image, "view": view}
 
 
 class DrawSampler(Sampler[Draw]):
-    """Random views of ``images`` (indices) that depend on seed and epoch alone: a resumed run sees the same batches.
+    """Random views of ``images`` (indices) that depend only on seed and epoch: a resumed run sees the same batches.
 
-    Goes through the images in random order, again and again where an epoch has more draws than images.
+    The images come in random order, and repeatedly if an epoch has more draws than images.
     """
 
     def __init__(self, images: Sequence[int], views: int, draws: int, seed: int) -> None:
@@ -58,7 +58,7 @@ class DrawSampler(Sampler[Draw]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before each epoch."""
+        """Set the epoch, which determines the order. Lightning calls this before each epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""The embedded demo data: a small benchmark that is drawn in code, in the layout of MVTec AD."""
+"""The built-in demo data: a small benchmark drawn in code, in the layout of MVTec AD."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gaussad_pl.data.samples import Samples, scan_mvtec
 
 
 class Demo(ImageDataModule):
-    """One category of the demo data, drawn once below `root`.
+    """One category of the demo data, drawn into `root` on first use.
 
     Args:
         root: folder for the drawn categories.

@@ -1,4 +1,4 @@
-"""Fetching MVTec AD. Only ever called when the user asks for it: the archive has 5 GB."""
+"""Download of MVTec AD, only at the user's request: the archive has 5 GB."""
 
 import hashlib
 import lzma
@@ -21,12 +21,12 @@ TIMEOUT = 60  # seconds without any data
 
 
 def download(url: str, target: Path, sha256: str) -> Path:
-    """Fetch `url` to `target` and verify it; an interrupted download is resumed from `<target>.part`.
+    """Download `url` to `target`, verify it and return `target`.
 
-    Returns `target`, at once where it is complete already.
+    An interrupted download is resumed from `<target>.part`; an existing `target` is only verified.
 
     Raises:
-        UserError: the download failed, or its SHA-256 is not `sha256` (hexadecimal).
+        UserError: the download failed, or its SHA-256 differs from `sha256` (hexadecimal).
     """
     if target.is_file():
         if (digest := _sha256(target)) != sha256.lower():
@@ -40,25 +40,25 @@ def download(url: str, target: Path, sha256: str) -> Path:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
             f"cannot download {url} to {target} ({reason}): try again to resume; the address of MVTec AD has changed "
-            f"over the years, so data.url may need a new one; or fetch the archive by hand, and save it as {target} or "
-            "unpack it such that <data.root>/<category> holds train/good, test and ground_truth"
+            f"over the years, so data.url may be out of date; or download the archive yourself: save it as {target} or "
+            "unpack it so that <data.root>/<category> contains train/good, test and ground_truth"
         ) from error
     if (digest := _sha256(part)) != sha256.lower():
         part.unlink()
-        raise UserError(f"{url} has SHA-256 {digest}, expected {sha256}: removed it; try again or correct data.url")
+        raise UserError(f"{url} has SHA-256 {digest}, expected {sha256}: removed; try again or correct data.url")
     part.replace(target)
     return target
 
 
 def extract(archive: Path, root: Path) -> None:
-    """Unpack a tar archive into `root`, all of it or nothing; what is in `root` already is kept as it is.
+    """Unpack a tar archive into `root`, completely or not at all; existing entries of `root` are kept.
 
     Raises:
-        UserError: the archive is damaged, has members that would land outside of `root`, or the disk is full.
+        UserError: the archive is damaged, has members that would be written outside `root`, or the disk is full.
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
-        # Inside of root, which may be a disk of its own: only on one disk is moving the same as renaming.
+        # Inside root, which may be a separate disk: only on the same disk can the folders be renamed.
         with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=root) as unfinished:
             with (
                 _progress() as progress,
@@ -66,7 +66,7 @@ def extract(archive: Path, root: Path) -> None:
                 tarfile.open(fileobj=stream) as tar,
             ):
                 tar.extractall(unfinished, filter="data")
-                # A damaged header ends the archive as far as tarfile is concerned; the checksums come after it.
+                # To tarfile, a damaged header is the end of the archive: read on to the checksums that follow.
                 while tar.fileobj and tar.fileobj.read(CHUNK):
                     pass
             for path in sorted(Path(unfinished).iterdir()):
@@ -75,12 +75,12 @@ def extract(archive: Path, root: Path) -> None:
     except (OSError, EOFError, tarfile.TarError, lzma.LZMAError, zlib.error) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"cannot unpack {archive} into {root} ({reason}): check the space on the disk, or fetch the archive again"
+            f"cannot unpack {archive} into {root} ({reason}): check the free disk space, or download the archive again"
         ) from error
 
 
 def _fetch(url: str, part: Path) -> None:
-    """Stream `url` into the file `part`, continuing behind what it holds already if the server can do that."""
+    """Stream `url` into the file `part`, resuming after its present end if the server supports it."""
     have = part.stat().st_size if part.exists() else 0
     try:
         response = _request(url, have)
@@ -89,11 +89,11 @@ def _fetch(url: str, part: Path) -> None:
         if error.code != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not have:
             raise
         if error.headers.get("Content-Range") == f"bytes */{have}":
-            return  # nothing is left to fetch: the last run ended just before the file was verified
+            return  # already complete: the last run ended just before the file was verified
         have, response = 0, _request(url, 0)
     with response:
         if response.status != HTTPStatus.PARTIAL_CONTENT:
-            have = 0  # the server sends everything, from the start
+            have = 0  # the server sends the file from the start
         length = response.headers.get("Content-Length")
         total = have + int(length) if length else None
         with part.open("ab" if have else "wb") as file, _progress() as progress:
@@ -101,7 +101,7 @@ def _fetch(url: str, part: Path) -> None:
             while chunk := response.read(CHUNK):
                 file.write(chunk)
                 progress.advance(task, len(chunk))
-        # A connection that breaks looks like the end of the file to http.client.
+        # To http.client, a broken connection looks like the end of the file.
         if total is not None and (have := part.stat().st_size) != total:
             raise ConnectionError(f"the connection broke after {have} of {total} bytes")
 
@@ -114,7 +114,7 @@ def _request(url: str, start: int) -> HTTPResponse:
 def _progress() -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     console = Console(stderr=True)
-    # Rich would leave an empty line where there is no terminal.
+    # Without a terminal, rich would leave an empty line.
     return Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal)
 
 

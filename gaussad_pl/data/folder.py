@@ -1,4 +1,4 @@
-"""A user's own parts: a folder of good images is enough."""
+"""The user's own images: a folder of good ones is enough."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class Folder(ImageDataModule):
     """Images in a folder; see `gaussad_pl.data.samples.scan_folder` for the layouts.
 
     Args:
-        root: folder of good images, or one in the layout of MVTec AD.
-        bad: folder of bad images, for the test only.
-        masks: folder of masks of the bad images.
-        holdout: share of the good images, at least one, kept for the test where there are bad images but no good ones.
+        root: folder of good images, or a folder in the layout of MVTec AD.
+        bad: folder of bad images, used for testing only.
+        masks: folder with the masks of the bad images.
+        holdout: fraction of the good images, at least one, kept for the test if all test images are bad.
         settings: see `ImageDataModule`.
     """
 
@@ -25,7 +25,7 @@ class Folder(ImageDataModule):
         super().__init__(**settings)
         if not 0 < holdout < 1:
             raise UserError(
-                f"data.holdout={holdout} must lie between 0 and 1: it is the share of good images to test on"
+                f"data.holdout={holdout}: expected a number between 0 and 1, the fraction of good images to test on"
             )
         self.root = Path(root)
         self.bad = Path(bad) if bad else None

@@ -1,4 +1,4 @@
-"""Which images show the same part, as `data.group` says, and the split of the images that keeps them together."""
+"""Groups of images that show the same part, as set by `data.group`, and the split that keeps them together."""
 
 from __future__ import annotations
 
@@ -21,17 +21,18 @@ AUTO = "auto"
 
 
 class Grouping:
-    """The rule by which images are groups.
+    """The rule that assigns images to groups.
 
     Args:
-        setting: "auto" (near-duplicates), a regular expression searched in the file name (its first group, or the whole
-            match, names the part; an image without a match is alone), or None (every image is alone).
+        setting: "auto" (near-duplicates), a regular expression searched for in the file name (its first group, or else
+            the whole match, identifies the part; an image without a match forms its own group), or None (every image
+            forms its own group).
 
     Attributes:
-        features: of images, by which near-duplicates are told; until they are given, "auto" is every image alone.
+        features: features by which near-duplicates are found. While None, "auto" puts every image into its own group.
 
     Raises:
-        UserError: no regular expression.
+        UserError: the setting is not a valid regular expression.
     """
 
     def __init__(self, setting: str | None) -> None:
@@ -41,46 +42,47 @@ class Grouping:
 
     @property
     def by_features(self) -> bool:
+        """True if near-duplicates are grouped."""
         return self.setting == AUTO and self.features is not None
 
     def groups(self, names: Sequence[str], images: Callable[[], Tensor], batch_size: int) -> Groups:
-        """Group of each image, 0, 1, ..., ``(N,)``, the same in all processes.
+        """Return the group of each image, 0, 1, ..., ``(N,)``, the same in all processes.
 
         Args:
-            names: of the files.
-            images: gives the images ``(N, 3, H, W)``, uint8, where they are needed.
-            batch_size: of images that go through the network together.
+            names: file names.
+            images: returns the images, uint8 ``(N, 3, H, W)``; called only if they are needed.
+            batch_size: number of images per forward pass.
 
         Raises:
-            UserError: a pattern that no name matches.
+            UserError: no name matches the pattern.
         """
         if self.pattern is not None:
-            if (found := groups_by_name(names, self.pattern)) is None:
+            if (groups := groups_by_name(names, self.pattern)) is None:
                 raise UserError(
-                    f"data.group={self.setting}: no file name matches, such as {names[0]}: mend the pattern"
+                    f"data.group={self.setting}: matches no file name, such as {names[0]}: correct the pattern"
                 )
-            return found
+            return groups
         if not self.by_features:
             return np.arange(len(names))
         assert self.features is not None
-        decoded = images()  # in every process, so that all stop where an image cannot be read
-        # one process decides for all: with another number of threads the last digits of features are others
+        decoded = images()  # in every process, so that all of them stop if an image cannot be read
+        # one process decides for all: rounding errors in the features depend on the number of threads
         return gather(alike(decoded, self.features, batch_size) if rank() == 0 else np.empty(0, np.int64))[0]
 
     def describe(self, groups: Groups) -> str:
-        """One line of words with the number of groups."""
+        """Describe the groups in one line, with their number."""
         number, n = int(groups.max()) + 1, len(groups)
         counted = f"{n} good images in {number} group{'s' * (number > 1)}"
         if self.pattern is not None:
             return f"{counted} by data.group={self.setting}"
         if self.by_features:
             return f"{counted} of near-duplicates"
-        return f"{n} good images, each by itself"
+        return f"{n} good images, each in its own group"
 
 
 @dataclass(frozen=True)
 class Split:
-    """Indices of good images: used for the Gaussian and the loss, held out for the validation, kept for the test."""
+    """Indices of good images: used for the Gaussian and the loss, held out for validation, kept for the test."""
 
     used: list[int]
     held_out: list[int]
@@ -90,20 +92,20 @@ class Split:
 def split_images(
     name: str, groups: Groups, described: str, share: float | None, folds: int, fold: int, seed: int, most: int
 ) -> Split:
-    """Split images such that no group is on two sides; without any group it is the split of single images.
+    """Split the images without splitting any group.
 
     Args:
-        name: of the dataset, for errors.
-        groups: of the images ``(N,)``.
-        described: words about the groups, for errors.
-        share: of the images for the test, None for none.
-        folds: parts of the other images; 0 for no validation.
-        fold: which of them is held out.
-        seed: of both random choices.
-        most: held-out images, at most.
+        name: name of the dataset, for error messages.
+        groups: group of each image, ``(N,)``.
+        described: description of the groups, for error messages.
+        share: fraction of the images kept for the test; None for none.
+        folds: number of folds of the other images; 0 for no validation.
+        fold: the fold that is held out.
+        seed: random seed of both splits.
+        most: maximum number of held-out images.
 
     Raises:
-        UserError: too few images or groups.
+        UserError: there are too few images or groups.
     """
     test: list[int] = []
     if share is not None:
@@ -111,8 +113,8 @@ def split_images(
             test = hold_out(groups, share, seed)
         except ValueError as error:
             raise UserError(
-                f"{name}: {described}, so none can be kept for the test: give good test images of other parts, or set "
-                "data.group=null if every image shows another part"
+                f"{name}: {described}, so none can be kept for the test: add good test images of other parts, or set "
+                "data.group=null if every image shows a different part"
             ) from error
     kept = np.setdiff1d(np.arange(len(groups)), test)
     checks.enough_images(name, len(groups), len(test), folds)
@@ -120,11 +122,11 @@ def split_images(
         return Split(kept.tolist(), [], test)
     number = len(np.unique(groups[kept]))
     if number < folds:
-        fewer = f"set folds={number}, or data.group=null" if number > 1 else "set data.group=null"
+        remedy = f"set folds={number}, or data.group=null" if number > 1 else "set data.group=null"
         besides = f", {len(test)} images kept for the test" if test else ""
         raise UserError(
             f"{name}: {described}{besides}: folds={folds} needs {folds} different parts to train on, there are "
-            f"{number}: add images of other parts, {fewer} if every image shows another part"
+            f"{number}: add images of other parts, {remedy} if every image shows a different part"
         )
     used, held_out = fold_of(in_order(groups[kept]), folds, fold, seed, most)
     return Split(kept[used].tolist(), kept[held_out].tolist(), test)
@@ -135,6 +137,6 @@ def _compiled(pattern: Any) -> re.Pattern[str]:
         return re.compile(pattern)
     except (re.error, TypeError) as error:
         raise UserError(
-            f"data.group={pattern} is no regular expression ({error}): expected auto, null or a pattern that names the "
-            r"part in a file name, such as (part\d+)_"
+            f"data.group={pattern} is not a regular expression ({error}): expected auto, null or a pattern that "
+            r"identifies the part in a file name, such as (part\d+)_"
         ) from error

@@ -1,4 +1,4 @@
-"""Image files and masks decoded to arrays of one size."""
+"""Decoding of image files and masks into arrays of one size."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -11,19 +11,19 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from gaussad_pl.errors import UserError
 
-# Only these decoders are tried, whatever a file is called: Pillow knows formats that start external programs.
+# Only these decoders are tried, regardless of the suffix: some of Pillow's formats start external programs.
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 
 MASK_SIZE = 256  # side in pixels at which masks and anomaly maps are compared
-PIXELS = 2**27  # that all threads together decode at once, four bytes each; a larger image is decoded alone
+PIXELS = 2**27  # limit for all images being decoded at once, four bytes each; a larger image is decoded alone
 STRIP = 2**22  # pixels that are converted at once
 
 
 def read_image(path: Path, size: int) -> np.ndarray:
-    """Decode an image to RGB and resize it to a square, whatever its aspect ratio.
+    """Decode an image to RGB and resize it to a square, ignoring its aspect ratio.
 
     EXIF orientation is applied and alpha is dropped. 16-bit images are scaled by their full range (65535 becomes 255),
-    also where a camera used 12 bits of it; floating-point images by the smallest of 1, 255, 65535 that holds them.
+    even if the camera used only 12 bits; floating-point images by the smallest of 1, 255, 65535 that no value exceeds.
 
     Returns:
         `(size, size, 3)` uint8.
@@ -32,21 +32,21 @@ def read_image(path: Path, size: int) -> np.ndarray:
         UserError: the file cannot be read, or its values have no obvious scale.
     """
     with _open(path, whole=True) as file:
-        # Decodes JPEG at 1/2, 1/4 or 1/8 of its size; twice the target is kept so that the resize still antialiases.
+        # Decode JPEG at 1/2, 1/4 or 1/8 of its size, but at least twice the target, so that the resize antialiases.
         file.draft(None, (2 * size, 2 * size))
         with _decoding.room(math.prod(file.size)):
             try:
                 return square(file, size)
             finally:
-                file.close()  # or its pixels would outlive the room
+                file.close()  # otherwise its pixels would outlive the reservation
 
 
 def image_size(path: Path, whole: bool = False) -> tuple[int, int]:
-    """Width and height in pixels, the EXIF orientation applied, from the header alone.
+    """Return width and height in pixels, with EXIF orientation applied, from the header alone.
 
     Args:
-        path: of an image or a mask.
-        whole: decode the file, too, for the orientation that a PNG file may have behind its pixels.
+        path: an image or a mask.
+        whole: also decode the file, as a PNG file may store its orientation after the pixels.
 
     Raises:
         UserError: the file cannot be read.
@@ -54,14 +54,14 @@ def image_size(path: Path, whole: bool = False) -> tuple[int, int]:
     with _open(path) as file:
         if whole:
             file.load()
-        width, height = file.size  # of a TIFF as it is shown, from the header on
-        known = whole or "exif" in file.info or file.format not in ("PNG", "TIFF")  # a PNG would be decoded
+        width, height = file.size  # for a TIFF, Pillow has already applied the orientation
+        known = whole or "exif" in file.info or file.format not in ("PNG", "TIFF")  # getexif would decode a PNG
         turned = known and file.getexif().get(ExifTags.Base.Orientation, 1) >= 5
         return (height, width) if turned else (width, height)
 
 
 def square(image: Image.Image, size: int) -> np.ndarray:
-    """An image as RGB, resized to a square: what `read_image` does with a file.
+    """Convert an image to RGB and resize it to a square, as `read_image` does with a file.
 
     Returns:
         `(size, size, 3)` uint8.
@@ -73,14 +73,14 @@ def square(image: Image.Image, size: int) -> np.ndarray:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """An image with its EXIF orientation applied, as RGB, RGBA or greyscale of 8 bits.
+    """Apply the EXIF orientation and convert an image to 8-bit RGB, RGBA or greyscale.
 
-    An image that is that already is returned itself: a copy of 100 megapixels takes 400 MB.
+    An image that needs no conversion is returned itself, as a copy of 100 megapixels takes 400 MB.
 
     Raises:
         ValueError: its values have no obvious scale.
     """
-    image.load()  # the orientation of a PNG file may be behind its pixels
+    image.load()  # a PNG file may store its orientation after the pixels
     if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
         image = ImageOps.exif_transpose(image)
     if _is_deep(image):
@@ -89,25 +89,28 @@ def upright(image: Image.Image) -> Image.Image:
         return image.getchannel("L")
     if image.mode in ("L", "RGB", "RGBA"):
         return image
-    if "transparency" in image.info:  # dropped like any alpha; Pillow would warn about it
+    if "transparency" in image.info:  # dropped like any alpha; otherwise Pillow warns about it
         image = image.copy()
         del image.info["transparency"]
     return image.convert("RGB")
 
 
 def resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """What `upright` returns, as RGB of a width and a height; alpha is dropped."""
-    if image.mode == "RGBA":  # by bands: a conversion would need the memory of another whole image
+    """Resize an image from `upright` to (width, height) and convert it to RGB, dropping alpha."""
+    if image.mode == "RGBA":  # by band: converting would need the memory of a second full image
         bands = [image.getchannel(name).resize(size, Image.Resampling.BILINEAR) for name in "RGB"]
         return Image.merge("RGB", bands)
-    return image.resize(size, Image.Resampling.BILINEAR).convert("RGB")  # greyscale last: a third of the work
+    return image.resize(size, Image.Resampling.BILINEAR).convert("RGB")  # greyscale: a third of the work
 
 
 def shallow(values: np.ndarray) -> np.ndarray:
-    """Values of more than 8 bits as uint8: integers by their full range, floating-point ones as `read_image` says.
+    """Convert values of more than 8 bits to uint8: integers by their full range, floats as in `read_image`.
+
+    >>> shallow(np.array([0.0, 0.5, 1.0])).tolist()
+    [0, 128, 255]
 
     Raises:
-        ValueError: values that are negative, too large or not numbers.
+        ValueError: values are negative, too large or NaN.
     """
     return _shallow(values, _full_scale(values.min(), values.max(), _scales(values)))
 
@@ -117,14 +120,14 @@ def _shallow(values: np.ndarray, scale: int) -> np.ndarray:
 
 
 def _shallow_image(image: Image.Image) -> Image.Image:
-    """`shallow` of a whole image, strip by strip: float32 copies of a large one would not fit into memory."""
+    """Apply `shallow` to an image strip by strip, as float32 copies of a large image may not fit into memory."""
     rows = max(1, STRIP // image.width)
-    places = [(0, top, image.width, min(top + rows, image.height)) for top in range(0, image.height, rows)]
-    extremes = np.array([(part.min(), part.max()) for part in (np.asarray(image.crop(place)) for place in places)])
+    boxes = [(0, top, image.width, min(top + rows, image.height)) for top in range(0, image.height, rows)]
+    extremes = np.array([(strip.min(), strip.max()) for strip in (np.asarray(image.crop(box)) for box in boxes)])
     scale = _full_scale(extremes.min(), extremes.max(), _scales(extremes))
     grey = Image.new("L", image.size)
-    for place in places:
-        grey.paste(Image.fromarray(_shallow(np.asarray(image.crop(place)), scale)), place)
+    for box in boxes:
+        grey.paste(Image.fromarray(_shallow(np.asarray(image.crop(box)), scale)), box)
     return grey
 
 
@@ -133,15 +136,15 @@ def _scales(values: np.ndarray) -> Sequence[int]:
 
 
 def read_mask(path: Path, size: int) -> np.ndarray:
-    """Decode a defect mask: True where the brightest channel is above half of the full scale.
+    """Decode a defect mask: True where the brightest channel exceeds half of the full scale.
 
-    Full scale is the smallest of 1, 255, 65535 that holds the values: masks of 0/1 and of 0/255 both work at any depth.
+    Full scale is the smallest of 1, 255, 65535 that no value exceeds, so masks of 0/1 and of 0/255 work at any depth.
 
     Returns:
         `(size, size)` bool, resized to a square without interpolation.
 
     Raises:
-        UserError: the file cannot be read, or all of its non-zero values are too small to be a mask's.
+        UserError: the file cannot be read, or all non-zero values are too small for a mask.
     """
     with _open(path, whole=True) as file:
         image = ImageOps.exif_transpose(file)
@@ -158,14 +161,14 @@ def read_mask(path: Path, size: int) -> np.ndarray:
 
 
 class _Decoding:
-    """Keeps threads from decoding more pixels at once than memory has room for."""
+    """Limits the number of pixels that threads decode at once, to bound memory."""
 
     def __init__(self, most: int) -> None:
         self._most, self._used, self._changed = most, 0, Condition()
 
     @contextmanager
     def room(self, pixels: int) -> Iterator[None]:
-        """Wait for room for ``pixels``; where they are more than there ever is, until there is nothing else."""
+        """Reserve ``pixels``, waiting until they fit or, above the limit, until nothing else is being decoded."""
         with self._changed:
             self._changed.wait_for(lambda: not self._used or self._used + pixels <= self._most)
             self._used += pixels
@@ -182,36 +185,36 @@ _decoding = _Decoding(PIXELS)
 
 @contextmanager
 def _open(path: Path, whole: bool = False) -> Iterator[Image.Image]:
-    """The image file, with whatever its decoder raises turned into a UserError that names it.
+    """Open an image file; anything its decoder raises becomes a UserError that names the file.
 
-    With ``whole`` the checksums of a PNG file are verified first: Pillow decodes without a look at them.
+    With ``whole``, the checksums of a PNG file are verified first, as Pillow ignores them when decoding.
     """
     try:
         if path.stat().st_size == 0:
             raise UserError(f"{path} is empty (0 bytes): replace it or remove it")
-        # not by its path: Pillow would map an uncompressed TIFF and mix up the pixels of one that is turned
+        # not by path: Pillow would memory-map an uncompressed TIFF and garble the pixels of a rotated one
         with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
             if whole and image.format == "PNG":
-                with Image.open(path, formats=FORMATS) as twin:
-                    twin.verify()
+                with Image.open(path, formats=FORMATS) as copy:
+                    copy.verify()
             yield image
     except UserError:
         raise
     except UnidentifiedImageError as error:
         known = ", ".join(FORMATS)
         raise UserError(f"cannot read {path} (cannot identify it as {known}): replace it or remove it") from error
-    except Exception as error:  # decoders fed with garbage raise nearly anything
+    except Exception as error:  # decoders raise almost anything when given garbage
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"cannot read {path} ({reason}): replace it or remove it") from error
 
 
 def _is_deep(image: Image.Image) -> bool:
-    """More than 8 bits per pixel, which Pillow's own conversion would clip."""
+    """Return True for more than 8 bits per channel, which Pillow's own conversion would clip."""
     return image.mode in ("I", "F") or image.mode.startswith("I;16")
 
 
 def _full_scale(low: float, high: float, scales: Sequence[int]) -> int:
-    """The smallest of `scales` that no value from ``low`` to ``high`` exceeds."""
+    """Return the smallest of ``scales`` that no value from ``low`` to ``high`` exceeds."""
     for scale in scales:
         if low >= 0 and high <= scale:  # both false for NaN
             return scale

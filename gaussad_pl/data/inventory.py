@@ -1,4 +1,4 @@
-"""The files that a run is made from, as a list: for its record, and to see on resuming that they are still the same."""
+"""Inventory of the files used by a run: recorded with its results, and compared when it is resumed."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from gaussad_pl.errors import UserError
 
 
 def inventory(samples: Samples) -> dict[str, int]:
-    """Size in bytes of every image and mask, by absolute POSIX path, sorted.
+    """Return the size in bytes of every image and mask by absolute POSIX path, sorted.
 
     Raises:
-        UserError: a file is gone.
+        UserError: a file is missing.
     """
     both = [*samples.train, *samples.test]
     paths = {sample.path for sample in both} | {sample.mask for sample in both if sample.mask is not None}
@@ -23,24 +23,24 @@ def inventory(samples: Samples) -> dict[str, int]:
 
 
 def difference(before: Mapping[str, int], now: Mapping[str, int]) -> str:
-    """One line about what has changed between two inventories; empty where nothing has.
+    """Describe the differences between two inventories in one line; empty if there are none.
 
     >>> difference({"a.png": 1, "b.png": 2, "c.png": 3}, {"b.png": 2, "c.png": 4, "d.png": 5})
     '1 file is gone (a.png), 1 is new (d.png), 1 has another size (c.png)'
     """
     gone = sorted(before.keys() - now.keys())
     new = sorted(now.keys() - before.keys())
-    other = sorted(name for name in before.keys() & now.keys() if before[name] != now[name])
+    resized = sorted(name for name in before.keys() & now.keys() if before[name] != now[name])
     changes = [(gone, "is gone", "are gone"), (new, "is new", "are new")]
-    changes.append((other, "has another size", "have another size"))
-    found = [(names, one, several) for names, one, several in changes if names]
-    return ", ".join(_words(*change, first=i == 0) for i, change in enumerate(found))
+    changes.append((resized, "has another size", "have another size"))
+    present = [(names, one, several) for names, one, several in changes if names]
+    return ", ".join(_phrase(*change, first=i == 0) for i, change in enumerate(present))
 
 
 def digest(files: Mapping[str, int]) -> str:
-    """SHA-256, in hexadecimal, of names relative to the folder that holds all of them, and sizes.
+    """Return the SHA-256, in hexadecimal, of sizes and of names relative to the folder common to all files.
 
-    It is the same wherever that folder lies.
+    It does not depend on where that folder is.
     """
     root = Path(os.path.commonpath([PurePosixPath(name).parent for name in files])) if files else Path()
     rows = sorted((PurePosixPath(name).relative_to(root.as_posix()).as_posix(), size) for name, size in files.items())
@@ -49,24 +49,24 @@ def digest(files: Mapping[str, int]) -> str:
 
 
 def images_sha256(samples: Samples) -> str | None:
-    """Of kind, place and size in bytes of all images and masks: equal for copies of a dataset in different folders.
+    """Return the SHA-256 of kind, relative path and size of all images and masks; None if a file is missing.
 
-    Places are relative to the folder that all of them are in. None where a file is gone.
+    Paths are relative to the folder common to all files, so copies of a dataset in other folders are equal.
     """
-    everything = [*samples.train, *samples.test]
-    found = [(each.kind, path.absolute()) for each in everything for path in (each.path, each.mask) if path is not None]
-    top = os.path.commonpath([path.parent for _, path in found])
+    both = [*samples.train, *samples.test]
+    files = [(each.kind, path.absolute()) for each in both for path in (each.path, each.mask) if path is not None]
+    root = os.path.commonpath([path.parent for _, path in files])
     digest = hashlib.sha256()
     try:
-        for kind, path in found:
-            entry = f"{kind} {path.relative_to(top)} {path.stat().st_size}\n"
+        for kind, path in files:
+            entry = f"{kind} {path.relative_to(root)} {path.stat().st_size}\n"
             digest.update(entry.encode("utf-8", "surrogateescape"))
     except OSError:
         return None
     return digest.hexdigest()
 
 
-def _words(names: Sequence[str], one: str, several: str, first: bool) -> str:
+def _phrase(names: Sequence[str], one: str, several: str, first: bool) -> str:
     noun = ("file " if len(names) == 1 else "files ") if first else ""
     if len(names) == 1:
         return f"1 {noun}{one} ({names[0]})"

@@ -1,4 +1,4 @@
-"""Many image files decoded: ahead of who needs them, or all of them and, with a cache folder, only once."""
+"""Decoding of many image files: with prefetching, or all at once and, with a cache folder, only once."""
 
 import hashlib
 import io
@@ -24,21 +24,21 @@ from gaussad_pl.data.images import read_image
 from gaussad_pl.distributed import rank
 from gaussad_pl.errors import UserError
 
-CACHE_VERSION = 3  # raise it whenever the pixels that `read_image` returns change, or the form of the file
-CHECKSUM = 4  # bytes behind the array in a cache file: the CRC-32 of all before them
-CHUNK = 1 << 24  # bytes that are checked at once
-MEMORY = 4 * 2**30  # bytes of decoded images that are kept in memory, at most
+CACHE_VERSION = 3  # increment it whenever the pixels returned by `read_image` or the file format change
+CHECKSUM = 4  # bytes after the array in a cache file: the CRC-32 of everything before them
+CHUNK = 1 << 24  # bytes read at once to verify the checksum
+MEMORY = 4 * 2**30  # most bytes of decoded images kept in memory
 
 log = logging.getLogger(__name__)
 
 
 def decoded(paths: Iterable[Path], size: int, ahead: int) -> Iterator[tuple[Path, Tensor | UserError]]:
-    """Each image as ``(3, size, size)`` uint8, or what is wrong with it, in the order of the paths.
+    """Yield each path with its image, uint8 ``(3, size, size)``, or with the error, in the order of the paths.
 
-    As many threads as torch has decode ``ahead`` images at most before they are asked for.
+    Threads, as many as torch uses, decode up to ``ahead`` images in advance.
     """
     waiting: deque[tuple[Path, Future[np.ndarray]]] = deque()
-    pool = ThreadPoolExecutor(torch.get_num_threads())  # decoding and resizing do without the GIL
+    pool = ThreadPoolExecutor(torch.get_num_threads())  # decoding and resizing release the GIL
     try:
         for path in paths:
             waiting.append((path, pool.submit(read_image, path, size)))
@@ -47,31 +47,30 @@ def decoded(paths: Iterable[Path], size: int, ahead: int) -> Iterator[tuple[Path
         while waiting:
             yield _result(*waiting.popleft())
     finally:
-        pool.shutdown(cancel_futures=True)  # or Ctrl-C would wait for all of them
+        pool.shutdown(cancel_futures=True)  # otherwise Ctrl-C would wait for all of them
 
 
 def load_images(paths: Sequence[Path], size: int, cache: Path | None, description: str) -> Tensor:
     """Decode all images, with a progress bar titled `description`.
 
-    With the folder `cache`, the result is kept there in one file and memory-mapped from then on: it is read as needed,
-    and processes on one machine share the memory. The file is found by the images' paths, times and sizes, so changed
-    images are decoded anew, and so are those of a damaged file. Any number of processes may use the folder at once.
-    Without a folder, images of more than 4 GiB together are kept in a file, too, and a warning says so; it is gone with
-    the process.
+    With the folder `cache`, the result is stored there in one file and memory-mapped: it is read as needed, and
+    processes on one machine share the memory. The file name depends on the images' paths, times and sizes, so that
+    changed images are decoded again, as are those of a damaged file. Any number of processes may use the folder at
+    once. Without a folder, images of more than 4 GiB in total are kept in a temporary file, with a warning.
 
     Returns:
-        `(N, 3, size, size)` uint8, contiguous. Treat it as read-only: writing to a memory-mapped one changes nothing
-        on disk but gives up the sharing.
+        `(N, 3, size, size)` uint8, contiguous. Treat it as read-only: writing to a memory-mapped one does not
+        change the file, but ends the sharing of memory.
 
     Raises:
-        UserError: images cannot be read (names the first and says how many), or the cache cannot be written.
+        UserError: images cannot be read (names the first and their number), or the cache cannot be written.
     """
     shape = (len(paths), 3, size, size)
     if cache is None and math.prod(shape) > MEMORY:
-        with TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # what is mapped outlives its name
+        with TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # the mapped file outlives its name
             log.warning(
-                "%d images of %d px take %.1f GB: kept in a file in %s, not in memory. With data.cache=folder they are "
-                "kept there, for later runs, too",
+                "%d images of %d px take %.1f GB: kept in a file in %s instead of memory. Set data.cache=folder to "
+                "keep them for later runs, too",
                 *(len(paths), size, math.prod(shape) / 1e9, Path(folder).parent),
             )
             return load_images(paths, size, Path(folder), description)
@@ -85,12 +84,12 @@ def load_images(paths: Sequence[Path], size: int, cache: Path | None, descriptio
         _store(_all(paths, size, description), shape, file)
         cached = _open_cached(file, shape)
     if cached is None:
-        raise UserError(f"the image cache {file} was changed while it was written: start again, or use another folder")
+        raise UserError(f"the image cache {file} changed while it was being written: try again or use another folder")
     return cached
 
 
 def _all(paths: Sequence[Path], size: int, description: str) -> Iterator[Tensor]:
-    """The images, behind a progress bar; broken ones are counted up to the end."""
+    """Yield all images with a progress bar; unreadable ones are counted and raised at the end."""
     console = Console(stderr=True)
     images = track(
         decoded(paths, size, ahead=4 * torch.get_num_threads()),
@@ -98,7 +97,7 @@ def _all(paths: Sequence[Path], size: int, description: str) -> Iterator[Tensor]
         total=len(paths),
         console=console,
         transient=True,
-        disable=not console.is_terminal or rank() > 0,  # rich would leave an empty line
+        disable=not console.is_terminal or rank() > 0,  # without a terminal, rich would leave an empty line
     )
     errors = []
     for _, image in images:
@@ -129,40 +128,40 @@ def _fingerprint(paths: Sequence[Path], size: int) -> str:
 
 
 def _open_cached(file: Path, shape: tuple[int, ...]) -> Tensor | None:
-    """The cached images, memory-mapped, or None where the file is missing or not exactly what was written."""
+    """Return the cached images, memory-mapped; None if the file is missing or not exactly what was written."""
     try:
-        # Copy-on-write: PyTorch has no read-only tensors, and this way nothing can alter the file.
+        # Copy-on-write: PyTorch has no read-only tensors, and this way nothing can modify the file.
         array = np.lib.format.open_memmap(file, mode="c")
         expected = array.shape == shape and array.dtype == np.uint8 and array.flags.c_contiguous
-        sound = expected and file.stat().st_size == array.offset + array.nbytes + CHECKSUM and _has_its_checksum(file)
-    except OSError:  # most often there is no such file
+        intact = expected and file.stat().st_size == array.offset + array.nbytes + CHECKSUM and _has_its_checksum(file)
+    except OSError:  # usually there is no such file
         return None
-    except Exception:  # whatever is wrong with the file, decoding again is right
-        sound = False
-    if not sound:
+    except Exception:  # for any other problem with the file, decoding again is right
+        intact = False
+    if not intact:
         log.warning("the image cache %s is damaged: its images are decoded again", file)
-    return torch.from_numpy(array) if sound else None
+    return torch.from_numpy(array) if intact else None
 
 
 def _has_its_checksum(file: Path) -> bool:
-    """Read the whole file, once: a flipped bit would silently be another pixel."""
-    crc, rest = 0, file.stat().st_size - CHECKSUM
+    """Return True if the checksum of the whole file is correct: a flipped bit would silently change a pixel."""
+    crc, remaining = 0, file.stat().st_size - CHECKSUM
     with file.open("rb") as stream:
-        while rest > 0 and (chunk := stream.read(min(CHUNK, rest))):
-            crc, rest = zlib.crc32(chunk, crc), rest - len(chunk)
+        while remaining > 0 and (chunk := stream.read(min(CHUNK, remaining))):
+            crc, remaining = zlib.crc32(chunk, crc), remaining - len(chunk)
         return stream.read() == crc.to_bytes(CHECKSUM, "little")
 
 
 def _store(images: Iterable[Tensor], shape: tuple[int, ...], file: Path) -> None:
-    """Write the cache file such that no process ever sees a part of it, even after a power cut.
+    """Write the cache file so that no process ever sees part of it, even after a power cut.
 
-    Other than with `gaussad_pl.files.replacing`, several processes may write the same file at once.
+    Unlike with `gaussad_pl.files.replacing`, several processes may write the same file at once.
     """
     unfinished = file.with_name(f"{file.stem}-{uuid4().hex}.tmp")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with unfinished.open("xb") as stream:  # not mapped: a full disk would kill the process
+            with unfinished.open("xb") as stream:  # not memory-mapped: a full disk would kill the process
                 header = io.BytesIO()
                 form = {"descr": "|u1", "fortran_order": False, "shape": shape}
                 np.lib.format.write_array_header_1_0(header, form)
@@ -178,5 +177,5 @@ def _store(images: Iterable[Tensor], shape: tuple[int, ...], file: Path) -> None
             unfinished.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(
-            f"cannot write the image cache {file} ({error.strerror}): free some space, use another folder or none"
+            f"cannot write the image cache {file} ({error.strerror}): free some space, use another data.cache or null"
         ) from error

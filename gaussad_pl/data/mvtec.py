@@ -16,11 +16,11 @@ class MVTec(ImageDataModule):
     """One category of MVTec AD, or of any dataset in its layout.
 
     Args:
-        root: folder that holds the categories.
-        category: its name.
-        download: fetch the dataset when the root holds no category.
-        url: of the archive.
-        sha256: of the archive.
+        root: folder that contains the categories.
+        category: name of the category.
+        download: download the dataset if the root contains no category.
+        url: address of the archive.
+        sha256: expected digest of the archive, in hexadecimal.
         settings: see `ImageDataModule`.
     """
 
@@ -36,7 +36,7 @@ class MVTec(ImageDataModule):
         if not self.download:
             return
         self.root.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.root / ".download.lock"):  # the jobs of a sweep wait for the one that downloads
+        with FileLock(self.root / ".download.lock"):  # the other jobs of a sweep wait for the download
             if not any(self.root.glob("*/train/good")):
                 extract(download(self.url, self.root / Path(self.url).name, self.sha256), self.root)
 

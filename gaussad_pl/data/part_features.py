@@ -1,6 +1,6 @@
-"""Features by which shots of one part are told from shots of another: pooled, of the middle levels, whitened.
+"""Features that distinguish parts: pooled and whitened features of the middle levels.
 
-Shallow levels see the light, and deep ones the kind of part.
+Shallow levels respond to the lighting, deep ones to the kind of part.
 """
 
 from __future__ import annotations
@@ -21,29 +21,33 @@ from gaussad_pl.density.moments import moments
 from gaussad_pl.density.whitening import SingularCovarianceError
 
 T = TypeVar("T")
-Features = Callable[[Tensor], Sequence[Tensor]]  # of images (N, 3, H, W), uint8: (N, C) of each middle level
+Features = Callable[[Tensor], Sequence[Tensor]]  # uint8 images (N, 3, H, W) -> (N, C) for each middle level
 
 
 def middle(levels: Sequence[T]) -> Sequence[T]:
-    """Those of the middle levels, at least one."""
+    """Return the middle levels, at least one.
+
+    >>> middle(range(9))
+    range(3, 7)
+    """
     count = len(levels)
     return levels[count // 3 : max(count // 3 + 1, count - count // 4)]
 
 
 def whitened(levels: Sequence[Tensor], gaussians: Sequence[Gaussian]) -> Tensor:
-    """Features ``(N, D)`` in which images of one part are near, each level ``(N, C)`` of the same weight."""
+    """Whiten levels ``(N, C)`` and concatenate them, equally weighted, to ``(N, D)``: images of one part are close."""
     parts = [(x - g.mean) @ g.whitener.mT / x.shape[1] ** 0.5 for x, g in zip(levels, gaussians, strict=True)]
     return torch.cat(parts, dim=1)
 
 
 def estimated(levels: Sequence[Tensor]) -> list[Gaussian]:
-    """The Gaussian of each level ``(N, C)``, shrunk after Ledoit and Wolf; a level that never changes says nothing."""
+    """Estimate a Gaussian for each level ``(N, C)``, with Ledoit-Wolf shrinkage; ignores constant levels."""
     gaussians = [Gaussian(level.shape[1]) for level in levels]
     for gaussian, level in zip(gaussians, levels, strict=True):
-        found = moments(level)
-        gaussian.mean.copy_(found.mean)
+        level_moments = moments(level)
+        gaussian.mean.copy_(level_moments.mean)
         try:
-            gaussian.fit(found)
+            gaussian.fit(level_moments)
         except SingularCovarianceError:
             continue
     return gaussians
@@ -51,13 +55,13 @@ def estimated(levels: Sequence[Tensor]) -> list[Gaussian]:
 
 @torch.no_grad()
 def pooled_middle(backbone: Backbone, device: torch.device, images: Tensor) -> list[Tensor]:
-    """Pooled features of the middle levels ``(N, C)``, on the CPU; the backbone goes to ``device``."""
+    """Return pooled features ``(N, C)`` of the middle levels, on the CPU. Moves the backbone to ``device``."""
     backbone.to(device)
     return [level.cpu() for level in middle(backbone.pooled(images.to(device)))]
 
 
 def alike(images: Tensor, features: Features, batch_size: int) -> NDArray[np.int64]:
-    """Group of each image ``(N, 3, H, W)``, uint8, ``(N,)``: near-duplicates by features, from one pass over all."""
+    """Group near-duplicates among uint8 images ``(N, 3, H, W)`` in one pass; returns the group of each, ``(N,)``."""
     batches = track(images.split(batch_size), "Looking for near-duplicates", transient=True)
     levels = [torch.cat(level) for level in zip(*map(features, batches), strict=True)]
     return near_duplicates(whitened(levels, estimated(levels)))

@@ -1,6 +1,6 @@
-"""Splits of images that keep groups whole: pure functions of the groups ``(N,)`` and a seed.
+"""Splits that keep groups of images together: pure functions of the groups ``(N,)`` and a seed.
 
-A group is what shows the same part; images on their own are groups of one, and the splits of those are the usual ones.
+A group is a set of images of the same part. If every image is its own group, these are the usual splits.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ Groups = NDArray[np.int64]
 
 
 def fold_of(groups: Groups, folds: int, fold: int, seed: int, most: int) -> tuple[list[int], list[int]]:
-    """Indices of the images that are used, and of those held out: part ``fold`` of ``folds`` parts of the groups.
+    """Split off one of ``folds`` folds of the groups; returns the indices of the used and of the held-out images.
 
-    Of a larger part, whole groups that hold at most ``most`` images together are held out and the others used.
+    Of a fold with more than ``most`` images, random groups with at most ``most`` images in total are held out, and the
+    others are used.
 
     Raises:
         ValueError: there are fewer groups than folds.
@@ -37,7 +38,7 @@ def fold_of(groups: Groups, folds: int, fold: int, seed: int, most: int) -> tupl
 
 
 def hold_out(groups: Groups, share: float, seed: int) -> list[int]:
-    """Indices of about a ``share`` of the images, at least one and not all, in whole groups drawn at random.
+    """Draw random groups with about a ``share`` of the images, at least one but not all; returns their indices.
 
     Raises:
         ValueError: there is only one group.
@@ -51,19 +52,23 @@ def hold_out(groups: Groups, share: float, seed: int) -> list[int]:
 
 
 def hold_out_count(n: int, share: float) -> int:
-    """The number of ``n`` images that is nearest to a ``share`` of them, at least one and not all."""
+    """Return the number of images closest to a ``share`` of ``n``, at least one but not all.
+
+    >>> hold_out_count(24, 0.2), hold_out_count(2, 0.9)
+    (5, 1)
+    """
     return max(1, min(round(share * n), n - 1))
 
 
 def partition(groups: Groups, parts: int, seed: int) -> list[list[int]]:
-    """Indices of the images in each of some parts of about the same size; a group is in one part as a whole.
+    """Partition the images into ``parts`` of about the same size without splitting groups; returns their indices.
 
     Raises:
         ValueError: there are fewer groups than parts.
     """
     names = np.random.default_rng(seed).permutation(groups.max() + 1)
     if len(names) < parts:
-        raise ValueError(f"{len(names)} groups in {parts} parts")
+        raise ValueError(f"cannot divide {len(names)} groups into {parts} parts")
     filled: list[list[int]] = [[] for _ in range(parts)]
     for name in names:
         min(filled, key=len).extend(np.flatnonzero(groups == name).tolist())
@@ -71,23 +76,23 @@ def partition(groups: Groups, parts: int, seed: int) -> list[list[int]]:
 
 
 def groups_by_name(names: Sequence[str], pattern: re.Pattern[str]) -> Groups | None:
-    """Group of each file name, ``(N,)``: the first group of the pattern in it, or its whole match, names the part.
+    """Group file names, ``(N,)``, by the pattern's first group, or else by its whole match.
 
-    A name without a match is alone. None where no name has one.
+    A name without a match forms its own group. Returns None if no name matches.
 
     >>> groups_by_name(["part1_a.png", "other.png", "part1_b.png"], re.compile(r"(part\\d+)_")).tolist()
     [0, 1, 0]
     """
-    found = [pattern.search(name) for name in names]
-    if not any(found):
+    matches = [pattern.search(name) for name in names]
+    if not any(matches):
         return None
-    keys = [(i, "") if match is None else (-1, _part(match)) for i, match in enumerate(found)]
+    keys = [(i, "") if match is None else (-1, _part(match)) for i, match in enumerate(matches)]
     numbers: dict[tuple[int, str], int] = {}
     return np.array([numbers.setdefault(key, len(numbers)) for key in keys])
 
 
 def sizes(groups: Groups) -> dict[int, int]:
-    """Number of images of each group."""
+    """Return the number of images in each group."""
     return dict(enumerate(np.bincount(groups).tolist()))
 
 
@@ -97,11 +102,11 @@ def _part(match: re.Match[str]) -> str:
 
 
 def _fitting(order: Sequence[int], sizes: Mapping[int, int], most: int) -> list[int]:
-    """Groups, in this order, as long as they hold at most ``most`` images together; the smallest where none fits."""
-    chosen: list[int] = []
+    """Select groups in this order while they have at most ``most`` images in total; the smallest one if none fits."""
+    selected: list[int] = []
     total = 0
     for name in order:
         if total + sizes[name] <= most:
-            chosen.append(name)
+            selected.append(name)
             total += sizes[name]
-    return chosen or [min(order, key=lambda name: sizes[name])]
+    return selected or [min(order, key=lambda name: sizes[name])]

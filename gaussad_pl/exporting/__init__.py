@@ -1,1 +1,1 @@
-"""A detector as one ONNX graph, checked against PyTorch, and run."""
+"""Export a detector as an ONNX graph, and check it against PyTorch."""

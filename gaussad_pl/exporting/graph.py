@@ -1,4 +1,4 @@
-"""A detector as one graph for other runtimes: from the pixels of images to scores, p-values and maps."""
+"""A detector as one graph for other runtimes, from pixels to scores, p-values and maps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OUTPUTS = ("score", "p_value", "distances", "map")
 
 
 class Graph(nn.Module):
-    """What `Detector` computes, in the operations that ONNX has; batch normalisation is folded into convolutions."""
+    """Computes the same as `Detector` with ONNX operations; batch normalisation is folded into the convolutions."""
 
     scale: Tensor
     offset: Tensor
@@ -38,7 +38,7 @@ class Graph(nn.Module):
         self.maps = None if model.segmenter is None else Maps(model.segmenter.head)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Scores, p-values, distances and maps, as `OUTPUTS` says, of RGB ``images`` ``(N, size, size, 3)`` uint8."""
+        """Return the `OUTPUTS` for RGB ``images`` ``(N, size, size, 3)`` uint8, without a map if the model has none."""
         features = self.backbone.maps(images.permute(0, 3, 1, 2).float() * self.scale + self.offset)
         pooled = [average(level) for level in features]
         distances = torch.stack([g(level) for g, level in zip(self.gaussians, pooled, strict=True)], dim=1)
@@ -51,15 +51,15 @@ class Graph(nn.Module):
         return score, self.p_values(score), distances, maps
 
     def p_values(self, scores: Tensor) -> Tensor:
-        """See `gaussad_pl.calibration.conformal.p_values`; float32."""
+        """Return conformal p-values ``(N,)`` float32; see `gaussad_pl.calibration.conformal.p_values`."""
         count = len(self.calibration)
         larger = (self.calibration >= scores[:, None]).sum(1) if count else torch.zeros_like(scores)
         return (1 + larger).float() / (1 + count)
 
 
 def average(level: Tensor) -> Tensor:
-    """Global average of a feature map ``(N, C, h, w)``: ``(N, C)``."""
-    if torch.onnx.is_in_onnx_export():  # a mean over axes would not be computed in the layout of the convolutions
+    """Return the global average ``(N, C)`` of a feature map ``(N, C, h, w)``."""
+    if torch.onnx.is_in_onnx_export():  # a mean over axes would not run in the memory layout of the convolutions
         shape = (*level.shape[:2], 1, 1)
         pooled: Tensor = torch.onnx.ops.symbolic("GlobalAveragePool", (level,), dtype=level.dtype, shape=shape)
         return pooled.flatten(1)
@@ -67,7 +67,7 @@ def average(level: Tensor) -> Tensor:
 
 
 class Maps(nn.Module):
-    """The maps of a `MapHead`."""
+    """Computes the anomaly maps of a `MapHead` with ONNX operations."""
 
     upsample: Tensor
 
@@ -78,5 +78,5 @@ class Maps(nn.Module):
         self.register_buffer("upsample", upsample_matrix(head.side, torch.zeros(())))
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Anomaly maps ``(N, 256, 256)`` of the backbone's feature maps."""
+        """Return anomaly maps ``(N, 256, 256)`` from the feature maps of the backbone."""
         return self.upsample @ self.head.grid(maps) @ self.upsample.T

@@ -1,1 +1,1 @@
-"""What scoring new images needs around the model: files, images, pictures, settings."""
+"""Score new images: read them, load a detector, make predictions and write them."""

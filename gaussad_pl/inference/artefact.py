@@ -1,4 +1,4 @@
-"""One file that holds a detector: tensors and a JSON header in the safetensors format, no code."""
+"""The file of a detector: tensors and a JSON header in the safetensors format, no code."""
 
 from __future__ import annotations
 
@@ -17,49 +17,49 @@ from torch import Tensor
 from gaussad_pl.errors import UserError
 from gaussad_pl.files import finite, replacing
 
-FORMAT = 4  # raise it when older versions cannot read the files; 2 had no checksum of the header, 3 other names
+FORMAT = 4  # increase it if older versions cannot read the files; 2 had no checksum of the header, 3 other names
 OLDEST = 2
 NAME = "detector.safetensors"
-_KEY = "gaussad_pl"  # of the header among the metadata: it tells our files from others
-_SEAL = "sha256"  # of the header, which itself holds the checksum of the tensors
-_TRIANGLE = ".triangle"  # ends the names of triangular matrices that are stored without their zeros
+_KEY = "gaussad_pl"  # metadata entry with the header; other safetensors files do not have it
+_SEAL = "sha256"  # metadata entry with the checksum of the header, which itself holds that of the tensors
+_TRIANGLE = ".triangle"  # suffix of triangular matrices that are stored without their zeros
 
 
 def write_artefact(path: Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write header and tensors, atomically: a killed run leaves the old file or none.
+    """Write header and tensors atomically: a killed run leaves the old file or none.
 
-    Lower triangular matrices, most of a detector, are stored without their zeros.
+    Lower triangular matrices, which make up most of a detector, are stored without their zeros.
     """
     stored = dict(_packed(name, tensor.detach().cpu()) for name, tensor in tensors.items())
     clean, _ = finite({**header, "format": FORMAT, "checksum": _checksum(stored)})
     text = json.dumps(clean, allow_nan=False)
-    with replacing(path) as partial:  # save_file would leave it to its owner alone
+    with replacing(path) as partial:  # save_file would make it readable by its owner only
         partial.write_bytes(save(stored, metadata={_KEY: text, _SEAL: _sealed(text)}))
 
 
 def read_artefact(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Header and tensors of a file.
+    """Read header and tensors of a file.
 
     Raises:
-        UserError: there is no such file, it is damaged, of something else, or of another version.
+        UserError: the file is missing, is damaged, is not a detector, or has an unsupported format.
     """
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if _KEY not in metadata:
-                raise UserError(f"{path} is a safetensors file, but no detector: give the {NAME} of a run")
+                raise UserError(f"{path} is a safetensors file but not a detector: give the {NAME} of a run")
             header: dict[str, Any] = json.loads(metadata[_KEY])
             _check_version(path, header)
             stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} is damaged or no detector ({reason}): give the {NAME} of a run") from error
-    sealed = header["format"] > OLDEST or len(metadata) > 1  # a flipped bit must not make it an older format
-    whole = not sealed or metadata.get(_SEAL) == _sealed(metadata[_KEY])
-    if not whole or header.get("checksum") != _checksum(stored):
-        raise UserError(f"{path} is damaged (its checksum does not fit): copy it again")
+        raise UserError(f"{path} is damaged or not a detector ({reason}): give the {NAME} of a run") from error
+    sealed = header["format"] > OLDEST or len(metadata) > 1  # a flipped bit must not turn it into an older format
+    intact = not sealed or metadata.get(_SEAL) == _sealed(metadata[_KEY])
+    if not intact or header.get("checksum") != _checksum(stored):
+        raise UserError(f"{path} is damaged (checksum mismatch): copy it again")
     if (broken := next((name for name, tensor in stored.items() if tensor.isnan().any()), None)) is not None:
-        raise UserError(f"{path} cannot score: {broken} holds NaN; train it again")
+        raise UserError(f"{path} cannot be used ({broken} contains NaN): train it again")
     return header, dict(_unpacked(name, tensor) for name, tensor in stored.items())
 
 
@@ -67,10 +67,13 @@ def _check_version(path: Path, header: Mapping[str, Any]) -> None:
     if header["format"] > FORMAT:
         raise UserError(
             f"{path} was written by a newer gaussad_pl ({header.get('version', 'unknown version')}, format "
-            f"{header['format']}, this one reads {FORMAT}): update with pip install --upgrade gaussad_pl"
+            f"{header['format']}; this version reads up to {FORMAT}): update with pip install --upgrade gaussad_pl"
         )
     if header["format"] < OLDEST:
-        raise UserError(f"{path} was written by an older gaussad_pl, {header.get('version')}: train it again")
+        raise UserError(
+            f"{path} was written by an older gaussad_pl ({header.get('version')}, format {header['format']}; this "
+            f"version reads {OLDEST} and later): train it again"
+        )
 
 
 def _sealed(text: str) -> str:
@@ -96,7 +99,7 @@ def _unpacked(name: str, tensor: Tensor) -> tuple[str, Tensor]:
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> int:
-    """Of names, types, shapes and values: a flipped bit would change scores without a word."""
+    """CRC-32 of names, types, shapes and values, as a flipped bit would silently change the scores."""
     total = 0
     for name in sorted(tensors):
         tensor = tensors[name]

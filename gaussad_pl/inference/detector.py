@@ -1,4 +1,4 @@
-"""A detector to use: a trained model, its calibration and where both came from, in one file, without what trains it.
+"""A trained detector: model, calibration and provenance in one file; it needs no training dependencies.
 
 detector = Detector.load("runs/.../detector.safetensors")
 for prediction in detector(["a.png", "b.png"], fpr=0.01):
@@ -29,10 +29,10 @@ from gaussad_pl.version import __version__
 
 
 class Detector(BaseDetector):
-    """Scores images, with p-values and thresholds.
+    """A detector that scores images with PyTorch.
 
     Attributes:
-        model: pruned, see `pruned`; takes ``(N, 3, size, size)`` uint8.
+        model: takes ``(N, 3, size, size)`` uint8; levels that are not needed are removed, see `pruned`.
     """
 
     def __init__(self, model: GaussianModel, calibration: Calibration, provenance: Mapping[str, Any]) -> None:
@@ -45,41 +45,41 @@ class Detector(BaseDetector):
 
     @classmethod
     def of(cls, model: GaussianModel, calibration: Calibration, provenance: Mapping[str, Any]) -> Self:
-        """From a trained model, on the CPU; the model itself stays as it is."""
+        """Create a detector on the CPU from a copy of a trained model."""
         settings, state = pruned(model)
-        fitting = calibration.first_levels(len(settings["backbone"]["levels"]))
-        return cls(_build(settings, state), fitting, provenance)
+        needed = calibration.first_levels(len(settings["backbone"]["levels"]))
+        return cls(_build(settings, state), needed, provenance)
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu") -> Self:
-        """From the file of a run, or the folder of the run; nothing is downloaded.
+        """Load a detector from its file or from the folder of a run; nothing is downloaded.
 
         Raises:
-            UserError: no such file, a damaged or foreign one, or one of a newer version.
+            UserError: the file is missing, is damaged, is not a detector, or is incompatible with this version.
         """
         path = Path(path)
         path = path / NAME if path.is_dir() else path
         if not path.is_file():
             raise UserError(f"{path} does not exist: give the folder of a finished run, or its {NAME}")
         if path.suffix == ".ckpt":
-            raise UserError(f"{path} is a checkpoint of the training: give the {NAME} beside it")
+            raise UserError(f"{path} is a training checkpoint: give the {NAME} in its folder")
         header, tensors = read_artefact(path)
         try:
             scores, distances = (tensors.pop(f"calibration.{name}") for name in ("scores", "distances"))
-            kept = Calibration(scores, distances, **header["calibration"])
+            calibration = Calibration(scores, distances, **header["calibration"])
             model, provenance = _build(header["model"], tensors), dict(header["provenance"])
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, UserError) as error:
             reason = " ".join(str(error).split())[:300]
             raise UserError(
-                f"{path} does not fit this gaussad_pl {__version__} (written by {header.get('version')}) or its timm: "
-                f"{reason}"
+                f"{path}, written by gaussad_pl {header.get('version')}, is incompatible with this version "
+                f"({__version__}) or with its timm ({reason}): train it again"
             ) from error
         if torch.device(device).type == "cuda":
             forbid_tf32()
-        return cls(model.to(device), kept, provenance)
+        return cls(model.to(device), calibration, provenance)
 
     def save(self, path: str | Path) -> None:
-        """Write the one file that `load` reads: tensors and JSON, no code."""
+        """Write the detector to a file that `load` reads: tensors and JSON, no code."""
         settings, state = pruned(self.model)
         state["calibration.scores"] = self.calibration.scores
         state["calibration.distances"] = self.calibration.distances
@@ -93,23 +93,22 @@ class Detector(BaseDetector):
 
     @torch.inference_mode()
     def detect(self, pixels: Tensor) -> Detection:
-        """Scores, distances and maps of ``pixels`` ``(N, 3, size, size)`` uint8, on the CPU."""
+        """Return scores, distances and maps of ``pixels`` ``(N, 3, size, size)`` uint8, on the CPU."""
         return self._folded_model(pixels.to(self.model.backbone.scale.device)).cpu()
 
     @cached_property
     def _folded_model(self) -> GaussianModel:
-        """The model with batch normalisation folded away; what `save` writes is the model itself."""
-        twin = copy(self.model)
-        twin._modules = {**self.model._modules, "backbone": folded(self.model.backbone)}
-        return twin
+        """The model with batch normalisation folded into the convolutions; `save` writes the original model."""
+        shallow = copy(self.model)
+        shallow._modules = {**self.model._modules, "backbone": folded(self.model.backbone)}
+        return shallow
 
 
 def pruned(model: GaussianModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Settings and state of a model without the levels behind the last one that the score or the map needs.
+    """Return settings and state of a model without the levels after the last one that the score or the map needs.
 
-    What lies behind is not computed, and its weights are left out. Levels before it are computed anyway; their
-    distances, even where they do not count in the score, tell other light or another camera from the calibration
-    images.
+    Later levels are not computed, and their weights are left out. Earlier levels are computed anyway, so their
+    distances are kept even if they have no weight in the score: they help to detect drift.
     """
     segmenter, backbone = model.segmenter, model.backbone
     counts = segmenter is None or bool(segmenter.weights[0] != 0)
@@ -126,19 +125,19 @@ def pruned(model: GaussianModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
     gone = (*unused, *(f"gaussians.{i}." for i in range(last + 1, len(backbone.levels))))
     state = {key: tensor for key, tensor in model.state_dict().items() if not key.startswith(gone)}
     state["level_weights"] = model.level_weights[: last + 1]
-    # the normalisation of the pixels: another timm may think otherwise
+    # the normalisation of the pixels is stored, as another version of timm may define another one
     return settings, {**state, "backbone.scale": backbone.scale, "backbone.offset": backbone.offset}
 
 
 def _build(settings: Mapping[str, Any], state: Mapping[str, Tensor]) -> GaussianModel:
-    """A model with the settings and the state that `pruned` gives."""
-    with torch.random.fork_rng(devices=[]):  # the random weights that are overwritten are no business of the caller's
+    """Build a model from the settings and the state that `pruned` returns."""
+    with torch.random.fork_rng(devices=[]):  # weights are drawn and overwritten: keep the caller's random state
         model = GaussianModel({**settings["backbone"], "weights": "random"}, segmentation=settings["segmentation"])
     state = dict(state)
     model.backbone.scale.copy_(state.pop("backbone.scale"))
     model.backbone.offset.copy_(state.pop("backbone.offset"))
-    found = model.load_state_dict(state, strict=False)
-    wrong = [*found.unexpected_keys, *(key for key in found.missing_keys if key not in settings["unused"])]
+    result = model.load_state_dict(state, strict=False)
+    wrong = [*result.unexpected_keys, *(key for key in result.missing_keys if key not in settings["unused"])]
     if wrong:
         raise UserError(f"{wrong[0]} is missing or unknown")
     return model.eval()

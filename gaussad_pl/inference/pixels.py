@@ -1,4 +1,4 @@
-"""Whatever a caller calls an image, as the pixels that a detector takes."""
+"""Convert paths, PIL images, arrays and tensors to the pixels that a detector takes."""
 
 from __future__ import annotations
 
@@ -15,19 +15,22 @@ from torch import Tensor
 from gaussad_pl.data.images import read_image, shallow, square
 from gaussad_pl.errors import UserError
 
-# one image: a path, a PIL image, an array (H, W) or (H, W, C), a tensor (C, H, W); or several: N of them, or a list
+# one image: a path, a PIL image, an array (H, W) or (H, W, C), a tensor (C, H, W); or several: a batch or an iterable
 Images = Any
 
 
 def each_pixels(images: Images, size: int) -> Iterator[Tensor]:
-    """Every image of ``images`` as ``(3, size, size)`` uint8, resized as `gaussad_pl.data.images.read_image` does.
+    """Yield each image as ``(3, size, size)`` uint8, resized as `gaussad_pl.data.images.read_image` does.
 
-    Arrays have their channels last, tensors first: grey, grey with alpha, RGB, RGBA; alpha is dropped. Values of more
-    than 8 bits are scaled as those of files. A PIL image is decoded by Pillow at full size; a JPEG given by its path
-    may be decoded at a half, so a very large one can differ by rounding.
+    Arrays have their channels last, tensors first: grey, grey with alpha, RGB or RGBA; alpha is dropped. Values of more
+    than 8 bits are scaled like those of files. A PIL image is decoded at full size, but a JPEG given by its path may be
+    decoded at half its size, so a very large one can differ by rounding.
 
     Raises:
-        UserError: a file that cannot be read, or something that is no image.
+        UserError: a file cannot be read, or an object is not an image.
+
+    >>> [pixels.shape for pixels in each_pixels(np.zeros((2, 8, 6, 3), dtype=np.uint8), size=4)]
+    [torch.Size([3, 4, 4]), torch.Size([3, 4, 4])]
     """
     for image in _each(images):
         yield torch.from_numpy(_pixels(image, size)).permute(2, 0, 1)
@@ -45,7 +48,7 @@ def _each(images: Images) -> Iterable[Any]:
 
 def _pixels(image: Any, size: int) -> np.ndarray:
     if isinstance(image, (str, os.PathLike)):
-        return read_image(Path(image), size).copy()  # PyTorch has no read-only tensors
+        return read_image(Path(image), size).copy()  # PyTorch does not support read-only arrays
     try:
         if isinstance(image, Tensor):
             values = image.detach().cpu().numpy()
@@ -53,10 +56,10 @@ def _pixels(image: Any, size: int) -> np.ndarray:
         if isinstance(image, np.ndarray):
             image = _picture(image)
         if isinstance(image, Image.Image):
-            return square(image.copy(), size).copy()  # the caller's stays as it is
+            return square(image.copy(), size).copy()  # the caller's image must not change
     except (ValueError, OSError) as error:
-        raise UserError(f"no image: {error}") from error
-    raise UserError(f"no image: {type(image).__name__}; give a path, a PIL image, an array or a tensor")
+        raise UserError(f"not an image: {error}") from error
+    raise UserError(f"not an image: {type(image).__name__}; give a path, a PIL image, an array or a tensor")
 
 
 def _picture(values: np.ndarray) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Predictions for single images, and the interface of everything that makes them."""
+"""Predictions for single images, and the base class of detectors."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ BATCH = 32  # images scored at once
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What a detector says about one image.
+    """The prediction for one image.
 
     Attributes:
-        score: anomaly score; larger is worse.
-        p_value: share of good images that score at least as high, see `gaussad_pl.calibration`.
-        verdict: "bad" where the score is above the threshold.
-        threshold: for the false-alarm rate wished.
+        score: anomaly score; larger is more anomalous.
+        p_value: conformal p-value of the score, see `gaussad_pl.calibration.conformal.p_values`.
+        verdict: "bad" if the score is above the threshold.
+        threshold: for the target false-alarm rate.
         distances: Mahalanobis distance of each level, by the index of the level.
-        map: anomaly map ``(256, 256)`` float32 over the whole image; None where the model makes none.
+        map: anomaly map ``(256, 256)`` float32 of the whole image; None if the model has no maps.
     """
 
     score: float
@@ -41,14 +41,14 @@ class Prediction:
 
 
 class BaseDetector(ABC):
-    """Whatever scores images: `Detector`, or an exported one in another runtime (`gaussad_pl.inference.exported`).
+    """Base class of `Detector` and, for other runtimes, `ExportedDetector`.
 
     Attributes:
-        calibration: what p-values and thresholds come from.
-        provenance: where everything came from: data, seed, weights, versions, settings.
-        size: side of the images in pixels, to which all are resized.
-        levels: index of each level whose distance is given.
-        limit: what hardly any pixel of the map of a good image exceeds; infinite where there is no map.
+        calibration: source of p-values and thresholds.
+        provenance: data, seed, weights, versions and settings of the training.
+        size: side in pixels to which all images are resized.
+        levels: index of each level that has a distance.
+        limit: value that hardly any pixel of the map of a good image exceeds; infinite if there are no maps.
     """
 
     calibration: Calibration
@@ -59,22 +59,22 @@ class BaseDetector(ABC):
 
     @abstractmethod
     def detect(self, pixels: Tensor) -> Detection:
-        """Scores, distances and maps of ``pixels`` ``(N, 3, size, size)`` uint8, on the CPU."""
+        """Return scores, distances and maps of ``pixels`` ``(N, 3, size, size)`` uint8, on the CPU."""
 
     def threshold(self, fpr: float = 0.01) -> Threshold:
-        """The threshold for a wished false-alarm rate; nothing is refitted. See `Calibration.threshold`."""
+        """Return the threshold for a target false-alarm rate, without refitting; see `Calibration.threshold`."""
         return self.calibration.threshold(fpr)
 
     def __call__(self, images: Images, fpr: float = 0.01) -> list[Prediction]:
-        """What there is to say about one image or several, in their order.
+        """Score one image or several; the predictions are in the order of the images.
 
         Args:
-            images: a path, a PIL image, an array ``(H, W)`` or ``(H, W, C)``, a tensor ``(C, H, W)``; or an array or a
-                tensor of N of them, or a list; see `gaussad_pl.inference.pixels`.
-            fpr: the false-alarm rate wished.
+            images: a path, a PIL image, an array ``(H, W)`` or ``(H, W, C)``, a tensor ``(C, H, W)``; or an array or
+                tensor with a batch dimension, or an iterable of images; see `gaussad_pl.inference.pixels`.
+            fpr: target false-alarm rate.
 
         Raises:
-            UserError: a file that cannot be read, something that is no image, or an impossible ``fpr``.
+            UserError: a file cannot be read, an object is not an image, or ``fpr`` is not between 0 and 1.
         """
         threshold = self.threshold(fpr)
         predictions: list[Prediction] = []
@@ -84,13 +84,13 @@ class BaseDetector(ABC):
         return predictions
 
     def predictions(self, detection: Detection, threshold: Threshold) -> Iterator[Prediction]:
-        """One prediction for each of the N images of a detection."""
+        """Yield the prediction for each of the N images of a detection."""
         p_values = self.calibration.p_values(detection.scores)
         for i, (score, p_value) in enumerate(zip(detection.scores.tolist(), p_values.tolist(), strict=True)):
             yield Prediction(
                 score,
                 p_value,
-                "good" if score <= threshold.value else "bad",  # so that a score that is no number is bad
+                "good" if score <= threshold.value else "bad",  # a NaN score is bad
                 threshold.value,
                 dict(zip(self.levels, detection.distances[i].tolist(), strict=True)),
                 None if detection.maps is None else detection.maps[i].numpy(),

@@ -1,7 +1,7 @@
 """The rows of a prediction on disk: one per image, the same in predictions.jsonl and predictions.csv.
 
-Whatever ends a prediction, both files hold whole rows only, or can be cut back to them: each row is in both files, so
-each file checks the other.
+However a prediction ends, both files hold complete rows only, or can be truncated to them: each row is in both files,
+so each file validates the other.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Self
 from gaussad_pl.errors import UserError
 from gaussad_pl.files import unwritable, write_json
 
-ORIGIN = "predictions.json"  # what the rows were made with
+ORIGIN = "predictions.json"  # the settings that all rows share
 LINES = "predictions.jsonl"
 TABLE = "predictions.csv"
 COLUMNS = ("path", "score", "p_value", "verdict", "threshold")
@@ -24,17 +24,18 @@ OTHERWISE = "give another out=, or overwrite=true"
 
 
 def open_out(out: Path, origin: Mapping[str, Any], overwrite: bool, resume: bool) -> None:
-    """Make the folder for a prediction and note what its rows are made with.
+    """Create the folder of a prediction and save the settings that its rows share.
 
     Args:
-        out: the folder; with ``overwrite`` an earlier prediction there is removed, with ``resume`` it stays.
-        origin: the settings that all rows share; those of rows that stay must be the same.
+        out: the folder; ``overwrite`` removes an earlier prediction in it, ``resume`` keeps it.
+        origin: the settings; those of an earlier prediction that is kept must be the same.
 
     Raises:
-        UserError: there is a prediction already, it was made with other settings, or the folder cannot be made.
+        UserError: the folder has a prediction already, it was made with other settings, or the folder cannot be
+            created.
     """
     if overwrite and resume:
-        raise UserError("resume=true keeps the predictions and overwrite=true replaces them: give one of the two")
+        raise UserError("resume=true keeps the predictions and overwrite=true replaces them: give only one")
     overlays = out / "overlays"
     try:
         old = [*overlays.glob("[0-9][0-9][0-9][0-9][0-9][0-9]*_*.png")]
@@ -42,7 +43,7 @@ def open_out(out: Path, origin: Mapping[str, Any], overwrite: bool, resume: bool
         if old and resume:
             _require_same(out / ORIGIN, origin)
         elif old and not overwrite:
-            raise UserError(f"{old[0]} exists already: give another out=, resume=true or overwrite=true")
+            raise UserError(f"{old[0]} already exists: give another out=, resume=true or overwrite=true")
         else:
             for path in old:
                 path.unlink()
@@ -54,7 +55,7 @@ def open_out(out: Path, origin: Mapping[str, Any], overwrite: bool, resume: bool
 
 
 class Records:
-    """Both files of a prediction, open to read the rows that are there and to append others.
+    """The two files of a prediction, opened to read the rows that they have and to append new ones.
 
     Args:
         out: folder of the files.
@@ -68,9 +69,9 @@ class Records:
         self.levels = levels
         self.paths = (out / LINES, out / TABLE)
         self._header = _csv_line([*COLUMNS, *(f"level_{level}" for level in levels), "error"])
-        self._ends = [0, 0]  # of the last row, in bytes
+        self._ends = [0, 0]  # end of the last complete row of each file, in bytes
         try:
-            self._files = [path.open("ab", buffering=0) for path in self.paths]  # a row is on disk or it is not
+            self._files = [path.open("ab", buffering=0) for path in self.paths]  # no half-written buffers
         except OSError as error:
             raise unwritable(out, error) from error
 
@@ -82,13 +83,15 @@ class Records:
             file.close()
 
     def kept(self, images: Iterator[Path]) -> Iterator[dict[str, Any]]:
-        """Yield the rows that are whole in both files, then cut off what is behind them. Call it once, and first.
+        """Yield the rows that are complete in both files, then truncate the files after them.
+
+        Call it once, before `append`.
 
         Args:
-            images: all images in their order; one is taken for each row.
+            images: all images in their order; one is consumed for each row.
 
         Raises:
-            UserError: a row is damaged, or it is of another image.
+            UserError: a row is damaged, or belongs to another image.
         """
         lines, table = self.paths
         with lines.open("rb") as stream, table.open("rb") as sheet:
@@ -97,14 +100,14 @@ class Records:
                 for number, line in enumerate(stream, start=1):
                     content, row = self._parsed(number, line) if line.endswith(b"\n") else ({}, b"")
                     stored = sheet.read(len(row))
-                    if not row or len(stored) < len(row):  # half-written, at the end of either file
+                    if not row or len(stored) < len(row):  # the last row of either file is incomplete
                         break
                     if stored != row:
                         raise self._damaged(number)
                     if (image := next(images, None)) is None or image.as_posix() != content["path"]:
                         raise UserError(
                             f"{lines} has {content['path']} in row {number}, source= has {image or 'fewer images'}: "
-                            f"the images are not those it was begun with; {OTHERWISE}"
+                            f"the images have changed since the prediction was started; {OTHERWISE}"
                         )
                     self._ends = [self._ends[0] + len(line), self._ends[1] + len(row)]
                     yield content
@@ -115,10 +118,10 @@ class Records:
             self._write((b"", self._header))
 
     def append(self, content: Mapping[str, Any]) -> None:
-        """Add a row to both files, or to none.
+        """Append a row to both files or to neither.
 
         Raises:
-            UnwritableError: the disk is full.
+            UnwritableError: the files cannot be written, for example because the disk is full.
         """
         self._write((_json_line(content), self._table_row(content)))
 
@@ -128,13 +131,13 @@ class Records:
         try:
             for file, part in zip(self._files, parts, strict=True):
                 rest = part
-                while rest:  # a disk that is nearly full takes a part
+                while rest:  # a nearly full disk may accept only a part
                     rest = rest[file.write(rest) :]
             written = True
         except OSError as error:
             raise unwritable(self.paths[0], error) from error
         finally:
-            if not written:  # a signal may have come in between, too
+            if not written:  # a signal may also have interrupted the writing
                 self._ends = before
                 self._cut()
 
@@ -143,7 +146,7 @@ class Records:
             file.truncate(end)
 
     def _parsed(self, number: int, line: bytes) -> tuple[dict[str, Any], bytes]:
-        """Content of a line and what the table must say about it."""
+        """Parse a line, and return its content and the row that the table must have for it."""
         try:
             content: dict[str, Any] = json.loads(line)
             return content, self._table_row(content)
@@ -159,7 +162,7 @@ class Records:
 
     def _damaged(self, number: int) -> UserError:
         place = f"row {number}" if number else "the header"
-        return UserError(f"{self.paths[0]} and {TABLE} are damaged ({place} does not fit): {OTHERWISE}")
+        return UserError(f"{self.paths[0]} and {TABLE} are damaged ({place} does not match): {OTHERWISE}")
 
 
 def _json_line(content: Mapping[str, Any]) -> bytes:
@@ -167,7 +170,7 @@ def _json_line(content: Mapping[str, Any]) -> bytes:
 
 
 def _csv_line(values: Sequence[Any]) -> bytes:
-    """A line of a CSV file; what has no UTF-8, such as a stray byte in a file name, becomes a question mark."""
+    """Encode a line of a CSV file; what UTF-8 cannot encode, such as a stray byte in a file name, becomes "?"."""
     text = io.StringIO()
     csv.writer(text).writerow(values)
     return text.getvalue().encode("utf-8", "replace")
@@ -175,15 +178,15 @@ def _csv_line(values: Sequence[Any]) -> bytes:
 
 def _require_same(path: Path, origin: Mapping[str, Any]) -> None:
     if not path.exists():
-        raise UserError(f"{path} is missing, so the detector behind the rows is unknown: {OTHERWISE}")
+        raise UserError(f"{path} is missing, so the detector that made the rows is unknown: {OTHERWISE}")
     try:
         before = json.loads(path.read_bytes())
         differing = [key for key in ("detector", "fpr", "overlays") if before[key] != origin[key]]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error!r:.200}): {OTHERWISE}") from error
     if "detector" in differing:
-        raise UserError(f"{path.parent} was begun with another detector: give ckpt= as before; or {OTHERWISE}")
+        raise UserError(f"{path.parent} was started with another detector: give its ckpt=, or {OTHERWISE}")
     if differing:
         key = differing[0]
-        begun = json.dumps(before[key])
-        raise UserError(f"{path.parent} was begun with {key}={begun}, not {json.dumps(origin[key])}: {OTHERWISE}")
+        earlier = json.dumps(before[key])
+        raise UserError(f"{path.parent} was started with {key}={earlier}, not {json.dumps(origin[key])}: {OTHERWISE}")

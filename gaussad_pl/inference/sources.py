@@ -1,6 +1,6 @@
-"""What `source=` means: one image, a folder, a pattern or a list.
+"""The images of a `source=`: one image, a folder, a pattern or a list.
 
-Nothing here grows with the number of images.
+Paths are yielded one by one; at most the names of one folder or the matches of a pattern are in memory.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ LIST_SUFFIX = ".txt"
 
 
 def image_paths(source: str) -> Iterator[Path]:
-    """The images of a source, in a fixed order.
+    """Yield the images of a source in a fixed order.
 
-    - a folder: all images in it and below, but hidden ones;
-    - a pattern with ``*``, ``?`` or ``[``, ``**`` for any folders: the images among what it matches;
-    - a file ``.txt``: one path a line, relative to the working directory, whether they exist or not;
-    - any other file.
+    - a folder: all images in it and its subfolders, except hidden ones;
+    - a pattern with ``*``, ``?`` or ``[``, and ``**`` for any number of folders: all images that match;
+    - a ``.txt`` file: one path per line, relative to the working directory, whether the files exist or not;
+    - any other file: the file itself.
 
     Raises:
-        UserError: there is no such file or folder.
+        UserError: the file or folder does not exist, or a folder cannot be read.
     """
     path = Path(source).expanduser()
     if path.is_dir():
@@ -36,8 +36,8 @@ def image_paths(source: str) -> Iterator[Path]:
     elif path.exists():
         yield path
     elif glob.has_magic(source):
-        found = (Path(name) for name in sorted(glob.glob(str(path), recursive=True)))  # noqa: PTH207  # any pattern
-        yield from (each for each in found if _is_image(each))
+        matches = (Path(name) for name in sorted(glob.glob(str(path), recursive=True)))  # noqa: PTH207  # any pattern
+        yield from (match for match in matches if _is_image(match))
     else:
         raise UserError(
             f"source={source} does not exist: give an image, a folder, a pattern or a list (.txt) of images"
@@ -45,14 +45,14 @@ def image_paths(source: str) -> Iterator[Path]:
 
 
 def count_images(source: str) -> int:
-    """How many images a source has.
+    """Count the images of a source.
 
     Raises:
-        UserError: there is no such file or folder, or no image in it.
+        UserError: the source does not exist, cannot be read, or has no images.
     """
     count = sum(1 for _ in image_paths(source))
     if not count:
-        raise UserError(f"source={source}: no images there: expected {', '.join(sorted(IMAGE_SUFFIXES))} files")
+        raise UserError(f"source={source} has no images: expected {', '.join(sorted(IMAGE_SUFFIXES))} files")
     return count
 
 
@@ -63,7 +63,7 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _stop(error: OSError) -> None:
-    """Without it, the images below a folder that cannot be read would be left out without a word."""
+    """Raise on a folder that cannot be read; by default, `os.walk` would silently skip its images."""
     raise UserError(f"cannot read {error.filename} ({error.strerror}): check its permissions") from error
 
 

@@ -1,7 +1,7 @@
 """Image-level metrics of anomaly scores, from exact counts of images at each threshold.
 
-torchmetrics divides in float32: where two rankings are equally good their AUROC then differs by rounding, which a
-choice by the largest one follows, and an F1 of 0 / 0 is NaN. Counts are integers, so equals stay equal.
+torchmetrics divides in float32: the AUROCs of two equally good rankings may differ by rounding, which would then decide
+which one is chosen, and an F1 of 0 / 0 is NaN. Integer counts keep ties exact.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from gaussad_pl.errors import UserError
 
 @dataclass(frozen=True)
 class _Counts:
-    """Images at or above each of T thresholds: the distinct scores, from the highest down.
+    """Numbers of images at or above each of T thresholds, which are the distinct scores in descending order.
 
     Attributes:
         thresholds: float64 ``(T,)``.
@@ -32,34 +32,40 @@ class _Counts:
 
 
 def auroc(scores: Tensor, labels: Tensor) -> float:
-    """Area under the ROC curve of ``scores`` ``(N,)`` for ``labels`` ``(N,)`` (1 is anomalous); ties count half.
+    """Return the area under the ROC curve of ``scores`` ``(N,)`` for ``labels`` ``(N,)`` (1 is anomalous).
 
-    It is the share of pairs of an anomalous and a normal image whose order is right, and exact: see `_counts` for
-    what is raised.
+    This is the exact share of pairs of an anomalous and a normal image that are in the right order; ties count half.
+
+    Raises:
+        UserError: a score is not finite.
+        ValueError: shapes do not match, or one class is missing.
 
     >>> auroc(torch.tensor([1.0, 3.0, 3.0, 4.0]), torch.tensor([0, 0, 1, 1]))
     0.875
     """
     counts = _counts(scores, labels)
     hits, alarms = counts.hits, counts.alarms
-    entering, above = hits.diff(prepend=hits.new_zeros(1)), alarms.roll(1)
+    new_hits, above = hits.diff(prepend=hits.new_zeros(1)), alarms.roll(1)
     above[0] = 0
-    twice = int((entering * (2 * alarms[-1] - alarms - above)).sum())  # pairs in order, and in a tie once
+    twice = int((new_hits * (2 * alarms[-1] - alarms - above)).sum())  # pairs in order count two, ties one
     return twice / (2 * int(hits[-1]) * int(alarms[-1]))
 
 
 def average_precision(scores: Tensor, labels: Tensor) -> float:
-    """Mean of the precision over the anomalous images as they enter, ``scores`` and ``labels`` as in `auroc`."""
+    """Return the mean precision at the thresholds of the anomalous images; arguments and errors as in `auroc`."""
     counts = _counts(scores, labels)
     precision = counts.hits.double() / (counts.hits + counts.alarms)
-    entering = counts.hits.diff(prepend=counts.hits.new_zeros(1))
-    return float((entering * precision).sum() / counts.hits[-1])
+    new_hits = counts.hits.diff(prepend=counts.hits.new_zeros(1))
+    return float((new_hits * precision).sum() / counts.hits[-1])
 
 
 def f1_max(scores: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Best F1 over all thresholds, and the highest threshold that reaches it; a score that equals it is anomalous.
+    """Return the best F1 over all thresholds, and the highest threshold that reaches it; equal scores are anomalous.
 
-    It looks at the labels: an upper bound. ``scores`` and ``labels`` as in `auroc`.
+    The threshold is chosen with the labels, so the F1 is an upper bound. Arguments and errors are as in `auroc`.
+
+    >>> f1_max(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0, 1, 1]))
+    (1.0, 2.0)
     """
     counts = _counts(scores, labels)
     f1 = 2 * counts.hits.double() / (counts.hits + counts.alarms + counts.hits[-1])  # 2 TP / (2 TP + FP + FN)
@@ -68,19 +74,19 @@ def f1_max(scores: Tensor, labels: Tensor) -> tuple[float, float]:
 
 
 def roc(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """False and true positive rates of all T thresholds from (0, 0) to (1, 1), two float64 tensors ``(T + 1,)``."""
+    """Return false and true positive rates ``(T + 1,)`` float64 at all T thresholds, from (0, 0) to (1, 1)."""
     counts = _counts(scores, labels)
     fpr, tpr = (torch.cat([each.new_zeros(1), each]).double() / each[-1] for each in (counts.alarms, counts.hits))
     return fpr, tpr
 
 
 def image_metrics(scores: Tensor, labels: Tensor, names: Sequence[object] | None = None) -> dict[str, float | None]:
-    """Image AUROC, average precision and F1max of ``scores`` ``(N,)``; all None where only one class is present.
+    """Return image AUROC, average precision and F1max; all are None if only one class is present.
 
     Args:
         scores: ``(N,)``.
         labels: ``(N,)``, 1 is anomalous.
-        names: of the N images, for the error; their numbers where None.
+        names: names of the N images for the error message; by default, their numbers.
 
     Raises:
         UserError: a score is not finite.
@@ -96,10 +102,10 @@ def image_metrics(scores: Tensor, labels: Tensor, names: Sequence[object] | None
 
 
 def require_finite(values: Tensor, names: Sequence[object] | None = None, what: str = "score") -> None:
-    """Refuse values ``(N, ...)`` of N images of which one is NaN or infinite: it has no rank.
+    """Check the values ``(N, ...)`` of N images: NaN and infinity cannot be ranked.
 
     Raises:
-        UserError: in one line, with the name (or the number) of the first such image.
+        UserError: a value is not finite; the message has the name or number of the first such image.
     """
     finite = values.isfinite().reshape(len(values), math.prod(values.shape[1:])).all(1).cpu()
     if not finite.all():
@@ -107,24 +113,24 @@ def require_finite(values: Tensor, names: Sequence[object] | None = None, what: 
         name = f"image {row}" if names is None else f"{names[row]}"
         first = next(value for value in values[row].reshape(-1).tolist() if not math.isfinite(value))
         raise UserError(
-            f"{name}: the {what} is {first}, no finite number: try trainer.precision=32-true, a smaller learning rate "
-            "or other weights"
+            f"{name}: the {what} is {first}, expected a finite number: try trainer.precision=32-true, a smaller "
+            "learning rate or other weights"
         )
 
 
 def _counts(scores: Tensor, labels: Tensor) -> _Counts:
-    """Count ``scores`` ``(N,)`` for ``labels`` ``(N,)`` (0 is normal) at every threshold; scores are not rounded.
+    """Count ``scores`` ``(N,)`` for ``labels`` ``(N,)`` (0 is normal) at each threshold; scores are not rounded.
 
     Raises:
         UserError: a score is not finite.
-        ValueError: shapes do not fit, or one class is missing.
+        ValueError: shapes do not match, or one class is missing.
     """
     if scores.ndim != 1 or scores.shape != labels.shape:
         raise ValueError(f"scores {tuple(scores.shape)}, labels {tuple(labels.shape)}: expected both of shape (N,)")
     scores, bad = scores.detach().cpu(), labels.detach().cpu() != 0
     require_finite(scores)
     if bad.all() or not bad.any():
-        raise ValueError("the metrics of images need both normal and anomalous ones")
+        raise ValueError("image metrics need both normal and anomalous images")
     thresholds, rank = scores.double().unique(return_inverse=True)
     hits, alarms = (rank[chosen].bincount(minlength=len(thresholds)).flip(0).cumsum(0) for chosen in (bad, ~bad))
     return _Counts(thresholds.flip(0), hits, alarms)

@@ -1,7 +1,7 @@
 """Exact pixel-level metrics of anomaly maps: AUROC, average precision, F1max and AUPRO, all from one ranking.
 
-Every distinct score is a threshold; pixels of equal score enter together, with a straight line between thresholds.
-A curve bends only where anomalous pixels enter, so it is enough to count the sorted normal pixels at their scores.
+Every distinct score is a threshold: pixels with equal scores are counted together, and curves are linear between
+thresholds. A curve bends only at the scores of anomalous pixels, so it suffices to count normal pixels at these.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from torch import Tensor
 from gaussad_pl.errors import UserError
 
 Array = NDArray[Any]
-LIMIT = 0.3  # the usual false positive rate to integrate AUPRO to
-# pixels of one image touch along edges and at corners; images do not touch each other
+LIMIT = 0.3  # the false positive rate up to which AUPRO is usually integrated
+# 8-connected within an image, not connected between images
 _NEIGHBOURS = np.stack([np.zeros((3, 3)), np.ones((3, 3)), np.zeros((3, 3))])
 
 
 @dataclass(frozen=True)
 class _Curve:
-    """What lies at or above each of T thresholds: the distinct scores of anomalous pixels, from the highest down.
+    """Counts at or above each of T thresholds, which are the distinct scores of anomalous pixels in descending order.
 
     Attributes:
         hits: number of anomalous pixels, int64 ``(T,)``.
-        overlap: their share of a region, as a mean over all regions, float64 ``(T,)``.
+        overlap: share of a region that they cover, averaged over all regions, float64 ``(T,)``.
         alarms: number of normal pixels, int64 ``(T,)``.
-        alarms_above: the same without those that tie with the threshold, int64 ``(T,)``.
+        alarms_above: number of normal pixels strictly above the threshold, int64 ``(T,)``.
         normal: number of all normal pixels.
         regions: number of regions.
     """
@@ -46,12 +46,14 @@ class _Curve:
 
 
 def aupro(maps: Tensor, masks: Tensor, limit: float = LIMIT) -> float:
-    """Area under the per-region overlap of ``maps`` for boolean ``masks``, both ``(N, H, W)``, up to the false positive
-    rate ``limit``, divided by it. Regions are 8-connected and weigh the same whatever their size; all else is normal.
+    """Return the area under the per-region overlap curve up to the false positive rate ``limit``, divided by ``limit``.
+
+    ``maps`` and boolean ``masks`` are ``(N, H, W)``. Regions are 8-connected and have equal weights, whatever their
+    size; all other pixels are normal. Source: Bergmann et al., "The MVTec Anomaly Detection Dataset", IJCV 2021.
 
     Raises:
         UserError: a score is not finite.
-        ValueError: shapes, types or ``limit`` do not fit, or no pixel or every pixel is anomalous.
+        ValueError: shapes or types do not match, ``limit`` is not in (0, 1], or no pixel or every pixel is anomalous.
     """
     if not 0 < limit <= 1:
         raise ValueError(f"limit={limit}: expected a false positive rate in (0, 1]")
@@ -63,22 +65,22 @@ def aupro(maps: Tensor, masks: Tensor, limit: float = LIMIT) -> float:
 
 
 def pixel_metrics(maps: Tensor, masks: Tensor, labels: Tensor) -> dict[str, Any]:
-    """Pixel AUROC, average precision, F1max and AUPRO of ``maps`` for boolean ``masks``, both ``(N, H, W)``, and
-    ``labels`` ``(N,)`` (1 is anomalous); all four are None without pixels of both kinds.
+    """Return pixel AUROC, average precision, F1max and AUPRO; all are None without pixels of both classes.
 
-    They hold at one resolution, given as ``pixel_size`` [H, W]. Anomalous images with an empty mask are left out;
-    ``masks_missing`` is their number, ``regions`` that of the regions.
+    ``maps`` and boolean ``masks`` are ``(N, H, W)``, ``labels`` ``(N,)`` (1 is anomalous). The metrics depend on the
+    resolution, which is returned as ``pixel_size`` [H, W], next to the number of ``regions``. Anomalous images with an
+    empty mask are left out, and counted as ``masks_missing``.
 
     Raises:
         UserError: a score is not finite, or the mask of a good image is not empty.
-        ValueError: shapes or types do not fit.
+        ValueError: shapes or types do not match.
     """
     scores, anomalous = _arrays(maps, masks)
     if labels.shape != masks.shape[:1]:
         raise ValueError(f"labels {tuple(labels.shape)}, masks {tuple(masks.shape)}: expected one label for each mask")
     bad, marked = labels.cpu().numpy() != 0, anomalous.any((1, 2))
     if (marked & ~bad).any():
-        raise UserError(f"image {(marked & ~bad).argmax()} is good, but its mask is not empty: correct one of the two")
+        raise UserError(f"image {(marked & ~bad).argmax()} is good, but its mask is not empty: correct either")
     missing = bad & ~marked
     curve = _curve(scores, anomalous, ~anomalous & ~missing[:, None, None])
     return {
@@ -90,7 +92,7 @@ def pixel_metrics(maps: Tensor, masks: Tensor, labels: Tensor) -> dict[str, Any]
 
 
 def _arrays(maps: Tensor, masks: Tensor) -> tuple[Array, Array]:
-    """Checked maps and masks; no score is rounded: half precision, which numpy lacks in part, becomes float32."""
+    """Check maps and masks and convert them to arrays; scores are not rounded, half precision becomes float32."""
     if maps.ndim != 3 or maps.shape != masks.shape:
         raise ValueError(f"maps {tuple(maps.shape)}, masks {tuple(masks.shape)}: expected both of shape (N, H, W)")
     if not maps.is_floating_point() or masks.dtype != torch.bool:
@@ -103,16 +105,16 @@ def _arrays(maps: Tensor, masks: Tensor) -> tuple[Array, Array]:
 
 
 def _curve(scores: Array, anomalous: Array, normal: Array) -> _Curve:
-    """Counts of the pixels that two disjoint masks ``(N, H, W)`` choose from ``scores`` ``(N, H, W)``."""
-    # scikit-learn takes 2.3 to 3.3 s for each metric of 160 maps of 256 x 256, this 0.3 s for all; torchmetrics is
-    # no faster, rounds rates to float32 and has no weights for regions
+    """Count the pixels that two disjoint masks ``(N, H, W)`` select from ``scores`` ``(N, H, W)``."""
+    # for 160 maps of 256 x 256, scikit-learn takes 2.3 to 3.3 s per metric, this 0.3 s for all of them; torchmetrics
+    # is not faster, rounds rates to float32 and does not support weights of regions
     shares, regions = _region_shares(anomalous)
     thresholds, rank, count = np.unique(scores[anomalous], return_inverse=True, return_counts=True)
     overlap = np.bincount(rank, weights=shares)[::-1].cumsum()
     background = np.sort(scores[normal])
     return _Curve(
         hits=count[::-1].cumsum(),
-        overlap=overlap / overlap[-1:],  # the last is the number of regions, but for rounding
+        overlap=overlap / overlap[-1:],  # the last value is the number of regions, up to rounding
         alarms=len(background) - np.searchsorted(background, thresholds[::-1], side="left"),
         alarms_above=len(background) - np.searchsorted(background, thresholds[::-1], side="right"),
         normal=len(background),
@@ -121,14 +123,14 @@ def _curve(scores: Array, anomalous: Array, normal: Array) -> _Curve:
 
 
 def _region_shares(masks: Array) -> tuple[Array, int]:
-    """One over the size of its region for each true pixel of ``(N, H, W)``, and the number of regions."""
+    """Return 1 / (size of its region) for each true pixel of ``masks`` ``(N, H, W)``, and the number of regions."""
     labels, regions = ndimage.label(masks, _NEIGHBOURS)
     region = labels[masks]
     return 1 / np.bincount(region)[region], regions
 
 
 def _metrics(curve: _Curve) -> dict[str, float | None]:
-    """The four metrics of a curve, or None for each where one kind of pixel is missing."""
+    """Return the four metrics of a curve; all are None if one class of pixels is missing."""
     if not curve.regions or not curve.normal:
         return dict.fromkeys(("pixel_auroc", "pixel_ap", "pixel_f1max", "aupro"))
     recall, flagged = curve.hits / curve.hits[-1], curve.hits + curve.alarms
@@ -141,7 +143,7 @@ def _metrics(curve: _Curve) -> dict[str, float | None]:
 
 
 def _area(curve: _Curve, rates: Array, limit: float) -> float:
-    """Area under ``rates`` ``(T,)`` over the false positive rate from 0 to exactly ``limit``, divided by ``limit``."""
+    """Return the area under ``rates`` ``(T,)`` over false positive rates from 0 to ``limit``, divided by ``limit``."""
     alarms = np.stack([curve.alarms_above, curve.alarms], axis=1).ravel()
     x = np.concatenate([[0], alarms / curve.normal, [1]])
     y = np.concatenate([[0], np.stack([np.append(0, rates[:-1]), rates], axis=1).ravel(), [1]])

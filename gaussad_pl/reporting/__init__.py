@@ -1,1 +1,1 @@
-"""What `python -m gaussad_pl.report` is made of. It reads files only: no torch, no Lightning."""
+"""Modules behind `python -m gaussad_pl.report`. They only read files and import neither torch nor Lightning."""

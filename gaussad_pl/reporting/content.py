@@ -1,4 +1,4 @@
-"""What a report says, before it is written as a page, as Markdown or as a table of numbers."""
+"""Content of a report, independent of its format: HTML, Markdown or CSV."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gaussad_pl.reporting.runs import METRICS, Run, display_name
 from gaussad_pl.reporting.study import Study
 from gaussad_pl.reporting.tables import Comparison, Estimate, ResultTable, comparisons, result_tables
 
-COMPARED = ("image_auroc", "pixel_auroc", "aupro")  # frozen against fine-tuned
+COMPARED = ("image_auroc", "pixel_auroc", "aupro")  # metrics compared between the frozen and fine-tuned model
 PARTS = {
     "levels": "levels", "segmentation": "anomaly map", "frozen": "frozen result", "finetuned": "fine-tuned result"
 }  # fmt: skip
@@ -24,12 +24,13 @@ NOT_USED = "fine-tuning not used"
 
 @dataclass(frozen=True)
 class Content:
-    """Everything but the pictures.
+    """Content of a report, except for figures and galleries.
 
     Attributes:
-        compared: for each metric, frozen against fine-tuned of each cell, and of each setting as ``("", setting)``.
-        selections: part of the result, rule, runs.
-        versions: runs, the versions that they share.
+        compared: for each metric, the comparison of frozen and fine-tuned in each cell ``(category, setting)``, and
+            over all categories as ``("", setting)``.
+        selections: part of the result, selection rule, runs.
+        versions: runs and the versions they share.
     """
 
     title: str
@@ -46,6 +47,7 @@ class Content:
 
 
 def compose(top: Path, study: Study) -> Content:
+    """Return the content of the report on the runs in ``top``."""
     tables = result_tables(study)
     compared = {metric: found for metric in COMPARED if (found := comparisons(study, metric))}
     rules = [(PARTS[part], _rule(text), run) for part in PARTS for run in study.runs
@@ -67,75 +69,83 @@ def compose(top: Path, study: Study) -> Content:
 
 
 def headlines(study: Study, tables: list[ResultTable], compared: dict[tuple[str, str], Comparison]) -> list[str]:
-    """The result in a sentence or two."""
-    said = []
+    """Summarise the result in one to three sentences."""
+    sentences = []
     for table in tables[:1]:
         title = table.title[0].upper() + table.title[1:]
         means = {setting: found for setting, found in table.means.items() if found is not None}
         over = f"mean of {len(table.common)} categories" if len(table.common) > 1 else "".join(table.common)
         if len(means) == 1:
-            said.append(f"{title}, {over}: {spread(*means.values())}.")
+            sentences.append(f"{title}, {over}: {spread(*means.values())}.")
         elif means:
             ordered = sorted(means, key=lambda setting: means[setting].mean)
             high, low = ordered[-1], ordered[0]
-            said.append(f"{title}, {over}: from {spread(means[low])} ({low}) to {spread(means[high])} ({high}).")
+            sentences.append(f"{title}, {over}: from {spread(means[low])} ({low}) to {spread(means[high])} ({high}).")
     tuned = [run for run in study.runs if run.forgetting is not None]
     if tuned:
         used = sum(run.forgetting.used for run in tuned if run.forgetting is not None)
-        said.append(f"{NOT_USED} in any of {len(tuned)} runs: the validation saw no gain.".capitalize() if not used
-                    else f"Fine-tuning was used in {used} of {len(tuned)} runs.")  # fmt: skip
+        sentences.append(f"{NOT_USED} in any of {len(tuned)} runs: the validation showed no gain.".capitalize()
+                         if not used else f"Fine-tuning was used in {used} of {len(tuned)} runs.")  # fmt: skip
         for (category, setting), found in compared.items() if used and len(study.settings) <= 3 else ():
             if not category:
                 name = f" ({setting})" if len(study.settings) > 1 else ""
-                said.append(f"Gain over the frozen network{name}: {points(found.gain)}; {test_text(found)}.")
+                sentences.append(f"Gain over the frozen network{name}: {points(found.gain)}; {test_text(found)}.")
     elif study.runs:
-        said.append("No run was fine-tuned.")
-    return said
+        sentences.append("No run was fine-tuned.")
+    return sentences
 
 
 def spread(found: Estimate) -> str:
+    """Format an estimate in percent."""
     return f"{found.text()} %"
 
 
 def points(found: Estimate) -> str:
+    """Format a difference in percentage points."""
     return f"{found.text(sign=True)} points"
 
 
 def count_text(found: Estimate) -> str:
-    """The number of runs behind a mean, and of categories where there are more than one."""
+    """Format the number of runs behind a mean, and the number of categories if there are several.
+
+    >>> count_text(Estimate(mean=0.9, sem=0.01, n=6, categories=2))
+    'n = 6 in 2'
+    """
     return f"n = {found.n}" + (f" in {found.categories}" if found.categories > 1 else "")
 
 
 def test_text(found: Comparison) -> str:
-    """The verdict of the test over categories, with its p where there is one."""
+    """Format the verdict of the test over categories, with its p-value where it means something."""
     if found.test.p is None or found.test.smallest_p >= 0.05:
         return f"Wilcoxon: {found.test.verdict}"
     return f"Wilcoxon over n = {found.test.n} categories: p = {found.test.p:.2g}, {found.test.verdict}"
 
 
 def used_text(found: Comparison) -> str:
-    """Whether the validation preferred a fine-tuned epoch."""
+    """Format in how many runs the validation preferred a fine-tuned epoch."""
     if not found.used:
         return NOT_USED
     return "used" if found.used == len(found.runs) else f"used in {found.used} of {len(found.runs)}"
 
 
 def result_text(run: Run, metric: str = "image_auroc") -> str:
+    """Format a final metric of a run in percent, or a dash if the run does not have it."""
     value = run.final.get(metric)
     return "–" if value is None else f"{100 * value:.1f}"
 
 
 def metric_title(metric: str) -> str:
+    """Return the display name of a metric."""
     return METRICS[metric]
 
 
 def _rule(text: str) -> str:
-    """A selection rule without the number of the epoch, which differs from run to run."""
+    """Return a selection rule without its epoch numbers, which differ between runs."""
     return re.sub(r"epoch \d+ of \d+", "an epoch", text)
 
 
 def _by_runs(study: Study, entries: Iterable[tuple[str, str, Run]]) -> list[tuple[str, str, str]]:
-    """Equal entries as one, with the labels of the runs they hold for."""
+    """Merge equal ``(name, text)`` entries and list the labels of their runs."""
     groups: dict[tuple[str, str], list[str]] = {}
     for name, text, run in entries:
         groups.setdefault((name, text), []).append(study.labels[run.folder])
@@ -144,7 +154,7 @@ def _by_runs(study: Study, entries: Iterable[tuple[str, str, Run]]) -> list[tupl
 
 
 def _same_runs(entries: Iterable[tuple[str, str, str]]) -> list[tuple[str, str]]:
-    """For each set of runs all that is the same in it."""
+    """Merge the entries of the same runs into one text."""
     groups: dict[str, list[str]] = {}
     for name, text, runs in entries:
         groups.setdefault(runs, []).append(f"{name} {text}")

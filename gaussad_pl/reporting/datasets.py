@@ -1,4 +1,4 @@
-"""Datasets that have the same name and are not the same."""
+"""Labels for different datasets that share a name."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path, PurePosixPath
 from gaussad_pl.reporting.runs import Job, Run
 from gaussad_pl.reporting.stored import string
 
-PLACES = ("data.root", "data.category", "data.bad", "data.masks")  # where the images of a dataset are
+PLACES = ("data.root", "data.category", "data.bad", "data.masks")  # settings that locate the images of a dataset
 Place = tuple[str, ...]
 
 
 def tell_apart(jobs: Sequence[Job]) -> list[str]:
-    """The category of each job: its name, and where a name stands for several datasets, also the place of this one.
+    """Return the category of each job, extended by the location of its dataset if several datasets share the name.
 
-    Datasets are the same that are in the same place or have the same fingerprint: names and sizes of all images.
+    Two datasets are the same if they have the same location, or the same fingerprint of all image names and sizes.
     """
     categories: dict[Path, str] = {}
     for name in {job.category for job in jobs}:
@@ -27,7 +27,7 @@ def tell_apart(jobs: Sequence[Job]) -> list[str]:
 
 
 def _datasets(jobs: Sequence[Job]) -> list[list[Job]]:
-    """Jobs by dataset, in the order of the first job of each."""
+    """Group jobs by dataset, in the order of the first job of each group."""
     groups: list[tuple[set[Hashable], list[Job]]] = []
     for job in jobs:
         marks: set[Hashable] = {_place(job)}
@@ -47,13 +47,17 @@ def _place(job: Job) -> Place:
 
 
 def _labels(name: str, places: Sequence[Place]) -> list[str]:
-    """``name (a/screw)``: of what differs between the places as few last parts of each path as tell them apart."""
+    """Return labels such as ``name (a/screw)``, with the shortest path endings that distinguish the places."""
     columns = [_tails(column) for column in zip(*places, strict=True) if len(set(column)) > 1]
     return [f"{name} ({', '.join(part or '–' for part in row)})" for row in zip(*columns, strict=True)]
 
 
 def _tails(paths: Sequence[str]) -> list[str]:
-    """The last parts of each path, as few as keep different paths different."""
+    """Return the shortest endings that keep different paths different.
+
+    >>> _tails(["data/a/screw", "data/b/screw"])
+    ['a/screw', 'b/screw']
+    """
     parts = [PurePosixPath(path).parts for path in paths]
     for count in range(1, max(map(len, parts))):
         tails = ["/".join(part[-count:]) for part in parts]

@@ -1,4 +1,4 @@
-"""The curves of one cell of the table, as inline SVG that takes its colours from the page, light or dark."""
+"""Curves of one cell of the table, as inline SVG that follows the light or dark colours of the page."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sklearn.metrics import roc_curve
 from gaussad_pl.reporting.runs import Forgetting
 from gaussad_pl.reporting.scores import Scores
 
-# drawn in these, then replaced by the page's variables of these names
+# placeholder colours, replaced by the CSS variables of the page
 INK, MUTED, GRID, GOOD, BAD, BEFORE = (f"#{i:02}{i:02}{i:02}" for i in range(1, 7))
 VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line", GOOD: "--good", BAD: "--bad", BEFORE: "--warn"}
 STYLE: dict[Any, Any] = {
@@ -30,7 +30,11 @@ STYLE: dict[Any, Any] = {
 
 
 def roc_figure(final: Sequence[Scores], frozen: Sequence[Scores], name: str) -> Markup | None:
-    """A thin line for each run; ``frozen`` is empty where fine-tuning changed none of them."""
+    """Draw one ROC curve per run; ``frozen`` is empty if fine-tuning changed none of the runs.
+
+    Returns:
+        None if no run has scores of both classes.
+    """
     final, frozen = ([one for one in many if one.both_classes] for many in (final, frozen))
     if not final:
         return None
@@ -47,15 +51,15 @@ def roc_figure(final: Sequence[Scores], frozen: Sequence[Scores], name: str) -> 
 
 
 def histogram_figure(final: Sequence[Scores], name: str) -> Markup | None:
-    """Scores of good and bad images on common bins, an outline for each run. The last bin takes the far tail."""
+    """Draw the scores of good and bad images in common bins, one outline per run; the last bin holds the far tail."""
     if not final:
         return None
     pooled = np.concatenate([one.scores for one in final])
     low, high, most = pooled.min(), np.quantile(pooled, 0.98), pooled.max()
-    cut = bool(most > high + 0.5 * (high - low))  # without it a few far outliers would squeeze all others into one bin
+    cut = bool(most > high + 0.5 * (high - low))  # otherwise a few outliers would squeeze all other scores into one bin
     edges = np.linspace(low, high if cut else most, 26) if most > low else np.linspace(low - 0.5, low + 0.5, 26)
     with mpl.rc_context(STYLE | {"svg.hashsalt": f"histogram {name}"}):
-        figure, axes = _figure("score of the image" + (" (last bin: and above)" if cut else ""), "images")
+        figure, axes = _figure("image score" + (" (last bin: and above)" if cut else ""), "images")
         for label, colour, title in ((0, GOOD, "good"), (1, BAD, "bad")):
             groups = [one.scores[one.labels == label].clip(max=edges[-1]) for one in final]
             groups = [group for group in groups if len(group)]
@@ -69,7 +73,7 @@ def histogram_figure(final: Sequence[Scores], name: str) -> Markup | None:
 
 
 def forgetting_figure(curves: Sequence[Forgetting], name: str) -> Markup | None:
-    """The validation signal over the epochs, a line for each run; the dot is the best epoch, used or not."""
+    """Draw the forgetting signal over the epochs, one line per run; a dot marks the best epoch, used or not."""
     curves = [curve for curve in curves if np.isfinite(curve.values).any()]
     if not curves:
         return None
@@ -100,7 +104,7 @@ def _count(many: Sequence[object]) -> str:
 
 
 def _svg(figure: Figure, title: str) -> Markup:
-    """The drawing as a part of an HTML page: no prologue, no metadata, no ids but those it refers to."""
+    """Return a figure as SVG for an HTML page: without prologue, metadata and unreferenced ids."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None})
     text = buffer.getvalue()

@@ -1,4 +1,4 @@
-"""What a careful reader of the results would ask about."""
+"""Flags: reasons to doubt or double-check the results of a study."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from gaussad_pl.reporting.runs import Run
 from gaussad_pl.reporting.study import Study
 
 NO_REASON = "no metrics.json and no error.txt"
-WATCHED = {"image_auroc": "image AUROC", "aupro": "AUPRO"}  # for losses by fine-tuning
+WATCHED = {"image_auroc": "image AUROC", "aupro": "AUPRO"}  # metrics that fine-tuning should not lower
 
 
 @dataclass(frozen=True)
 class Flag:
-    """One kind of doubt and where it applies."""
+    """One kind of problem and the places where it occurs."""
 
     kind: str
     meaning: str
@@ -22,7 +22,7 @@ class Flag:
 
 
 def find_flags(study: Study) -> list[Flag]:
-    """All doubts that have a reason here, the gravest first."""
+    """Return the flags that apply to a study, the most serious first."""
     checks: list[Callable[[Study], Flag]] = [
         unfinished, missing, below_frozen, never_moved, one_class, unequal_tests, missing_masks, uneven, repeated,
         mixed_versions, mixed_weights, no_spread,
@@ -31,20 +31,23 @@ def find_flags(study: Study) -> list[Flag]:
 
 
 def unfinished(study: Study) -> Flag:
+    """Flag runs without results."""
     items = []
     for job in study.unfinished:
         setting = study.setting_of.get(job.folder)
         place = f"{job.category} × {setting}, seed {job.seed}, fold {job.fold}: " if setting else ""
         items.append(f"{place}{job.reason or NO_REASON}, in {job.name}")
-    return Flag("Unfinished runs", "They failed, were killed, or are still running; no number here is theirs.", items)
+    return Flag("Unfinished runs", "They failed, were killed or are still running, and contribute no numbers.", items)
 
 
 def missing(study: Study) -> Flag:
+    """Flag combinations of category and setting without a finished run."""
     items = [f"{category} × {setting}" for (category, setting), runs in study.cells.items() if not runs]
-    return Flag("Missing combinations", "No finished run; mean rows leave such categories out.", items)
+    return Flag("Missing combinations", "No finished run; mean rows exclude these categories.", items)
 
 
 def below_frozen(study: Study) -> Flag:
+    """Flag runs whose test metrics are lower after fine-tuning."""
     items = []
     for run in study.runs:
         losses = {
@@ -55,28 +58,31 @@ def below_frozen(study: Study) -> Flag:
         lost = [f"{title} −{-100 * loss:.1f}" for title, loss in losses.items() if loss < -1e-9]
         if lost:
             items.append(f"{_where(study, run)}: {', '.join(lost)} points")
-    return Flag("Fine-tuned below frozen", "The validation chose an epoch that the test does not confirm.", items)
+    return Flag("Fine-tuned below frozen", "The validation chose an epoch that scores lower on the test set.", items)
 
 
 def never_moved(study: Study) -> Flag:
+    """Flag runs whose forgetting signal is constant."""
     items = [
         f"{_where(study, run)}: {run.forgetting.signal} over {max(len(run.forgetting.values) - 1, 0)} epochs"
         for run in study.runs
         if run.forgetting is not None and not run.forgetting.moved
     ]
-    return Flag("The signal never moved", "Nothing told the epochs apart, so the choice of one means nothing.", items)
+    return Flag("The signal never moved", "All epochs have the same signal, so choosing one is meaningless.", items)
 
 
 def one_class(study: Study) -> Flag:
+    """Flag runs whose test set lacks good or bad images."""
     items = [
         f"{_where(study, run)}: {run.images.get('test_good', 0)} good, {run.images.get('test_bad', 0)} bad test images"
         for run in study.runs
         if not (run.images.get("test_good") and run.images.get("test_bad")) or "image_auroc" not in run.final
     ]
-    return Flag("Runs without both classes", "No AUROC; they are in no mean.", items)
+    return Flag("Runs without both classes", "They have no AUROC and are excluded from all means.", items)
 
 
 def unequal_tests(study: Study) -> Flag:
+    """Flag categories whose runs were tested on different images."""
     items = []
     for category in study.categories:
         runs = [run for run in study.runs if run.category == category]
@@ -84,21 +90,23 @@ def unequal_tests(study: Study) -> Flag:
         counts = _groups(study, ((_test_set(run, changed), run) for run in runs))
         if len(counts) > 1:
             items.append(f"{category}: {_listed(counts)}")
-    return Flag("Different test sets of one category", "Their numbers cannot be compared.", items)
+    return Flag("Different test sets of one category", "Their numbers are not comparable.", items)
 
 
 def _test_set(run: Run, changed: bool) -> str:
-    """The size of a test set; where images have ``changed`` between runs, also the fingerprint of the data."""
+    """Describe a test set by its size, and by its fingerprint if the data ``changed`` between runs."""
     size = f"{run.images.get('test_good')} good + {run.images.get('test_bad')} bad"
     return f"{size} of data {run.data_sha256[:8] or 'not recorded'}" if changed else size
 
 
 def missing_masks(study: Study) -> Flag:
+    """Flag runs with bad test images that have no mask."""
     items = [f"{_where(study, run)}: {run.masks_missing} bad images" for run in study.runs if run.masks_missing]
-    return Flag("Masks missing", "Pixel metrics leave these images out.", items)
+    return Flag("Masks missing", "Pixel metrics exclude these images.", items)
 
 
 def uneven(study: Study) -> Flag:
+    """Flag cells that lack seeds or folds that other cells have."""
     pairs = {place: {(run.seed, run.fold) for run in runs} for place, runs in study.cells.items() if runs}
     all_pairs = set().union(*pairs.values()) if pairs else set()
     items = []
@@ -110,38 +118,42 @@ def uneven(study: Study) -> Flag:
 
 
 def repeated(study: Study) -> Flag:
+    """Flag runs that were superseded by a later run of the same combination."""
     items = [_where(study, run) for run in study.repeated]
     return Flag(
         "Repeated runs",
-        "Same category, setting, seed and fold as a run that finished later, which alone counts.",
+        "A later run has the same category, setting, seed and fold; only the later one counts.",
         items,
     )
 
 
 def mixed_versions(study: Study) -> Flag:
+    """Flag packages whose versions differ between runs."""
     packages = sorted({name for run in study.runs for name in run.versions})
     items = []
     for package in packages:
         groups = _groups(study, ((run.versions.get(package, "not recorded"), run) for run in study.runs))
         if len(groups) > 1:
             items.append(f"{package}: {_listed(groups)}")
-    return Flag("Mixed versions", "Differences between runs may come from the software.", items)
+    return Flag("Mixed versions", "Differences between runs may be due to the software.", items)
 
 
 def mixed_weights(study: Study) -> Flag:
+    """Flag backbones whose pretrained weights differ between runs."""
     items = []
     for backbone in sorted({run.backbone for run in study.runs}):
         runs = [run for run in study.runs if run.backbone == backbone]
         groups = _groups(study, zip(_weights(runs), runs, strict=True))
         if len(groups) > 1:
             items.append(f"{backbone}: {_listed(groups)}")
-    return Flag("Mixed sources of weights", "The same backbone, with other weights or weights from elsewhere.", items)
+    return Flag("Mixed sources of weights", "The same backbone with different weights, or other sources.", items)
 
 
 def _weights(runs: Sequence[Run]) -> list[str]:
-    """The source of each run's weights, equal for equal weights; files of one name that differ have fingerprints.
+    """Describe the weights of each run, with equal text for equal weights.
 
-    Equal fingerprints are equal weights, wherever from; a run without one has the weights of a run of the same source.
+    Weights are equal if their fingerprints are, whatever their source. A run without a fingerprint is assumed to have
+    the weights of a run with the same source. Different files of the same name are distinguished by fingerprint.
     """
     known = {run.weights: run.weights_sha256 for run in runs if run.weights_sha256}
     digests = [run.weights_sha256 or known.get(run.weights, "") for run in runs]
@@ -157,8 +169,9 @@ def _weights(runs: Sequence[Run]) -> list[str]:
 
 
 def no_spread(study: Study) -> Flag:
+    """Flag cells with a single run."""
     single = [f"{category} × {setting}" for (category, setting), runs in study.cells.items() if len(runs) == 1]
-    return Flag("One run only", "No spread over seeds and folds is known, so no standard error is given.", single)
+    return Flag("One run only", "The spread over seeds and folds is unknown, so no standard error is given.", single)
 
 
 def _where(study: Study, run: Run) -> str:

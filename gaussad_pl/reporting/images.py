@@ -1,4 +1,4 @@
-"""The galleries of a run, small enough to go into the page."""
+"""Galleries of a run, scaled down to be embedded in the page."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ WIDTH, QUALITY = 760, 72
 
 
 def data_uri(path: Path) -> str | None:
-    """A picture as a data URI, at most ``WIDTH`` pixels wide; None where it is missing or no picture."""
+    """Return an image file as a data URI at most `WIDTH` pixels wide, or None if it is missing or unreadable."""
     try:
         with Image.open(path) as opened:
             image = opened.convert("RGB")
-    except Exception:  # Pillow's decoders raise nearly everything on broken files
+    except Exception:  # Pillow's decoders raise almost any exception on broken files
         return None
     if image.width > WIDTH:
         image = image.resize((WIDTH, round(image.height * WIDTH / image.width)), Image.Resampling.LANCZOS)

@@ -1,4 +1,4 @@
-"""The report as Markdown, for a repository or a pull request, and its numbers as CSV."""
+"""Report as Markdown, for a repository or a pull request, and its numbers as CSV."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from gaussad_pl.reporting.runs import METRICS, Run
 from gaussad_pl.reporting.tables import Estimate
 
 SPREAD = (
-    "Percent, mean ± SEM over n runs, of what each run ended with. Runs of a category are seeds and folds of the same "
-    "images: the SEM says how they scatter, not how another category or new images would."
+    "Final result of each run in percent, mean ± SEM over n runs. The runs of a category share the same images and "
+    "differ in seed and fold: the SEM describes their spread, not the spread over other categories or new images."
 )
 
 
 def markdown(content: Content) -> str:
+    """Return the report as Markdown."""
     study = content.study
-    parts = [f"# Report of {text(content.title)}"]
+    parts = [f"# Report on {text(content.title)}"]
     parts += [f"{len(study.runs)} finished runs, {len(study.unfinished)} unfinished. Written {content.written}."]
     parts += [text(line) for line in content.headlines]
-    parts += ["## What to be careful about"]
+    parts += ["## Points to check"]
     if not content.flags:
-        parts += ["Nothing was found."]
+        parts += ["None."]
     for flag in content.flags:
         parts += [f"**{flag.kind}.** {flag.meaning}\n\n" + "\n".join(f"- {text(item)}" for item in flag.items)]
     parts += ["## Results", SPREAD]
@@ -33,7 +34,7 @@ def markdown(content: Content) -> str:
         rows = [[c, *(_cell(found.cells[c, s]) for s in study.settings)] for c in study.categories]
         rows += [[f"mean of {len(found.common)}", *(_cell(found.means[s]) for s in study.settings)]]
         parts += [f"### {found.title}", table(["", *study.settings], rows)]
-    parts += ["## Frozen against fine-tuned"]
+    parts += ["## Frozen vs. fine-tuned"]
     if not content.compared:
         parts += ["No run was fine-tuned."]
     for metric, places in content.compared.items():
@@ -48,7 +49,7 @@ def markdown(content: Content) -> str:
     if study.keys:
         settings = [[name, *study.values[name]] for name in study.settings]
         parts += ["## Settings", table(["setting", *study.keys], settings)]
-    parts += ["## How it was chosen", table(["part", "rule", "runs"], content.selections)]
+    parts += ["## Selection", table(["part", "rule", "runs"], content.selections)]
     parts += ["## Versions", table(["runs", "versions"], content.versions)]
     head = ["run", "category", "setting", "seed", "fold", "image AUROC", "backbone", "weights", "folder"]
     rows = [
@@ -62,7 +63,7 @@ def markdown(content: Content) -> str:
 
 
 def results_csv(content: Content) -> str:
-    """One row a run, finished or not; metrics as shares of 1."""
+    """Return results.csv, one row per run, finished or not, with metrics in [0, 1]."""
     study = content.study
     columns = [
         "run", "status", "category", "setting", "seed", "fold", "backbone", "weights", "weights_sha256", "data_sha256",
@@ -100,17 +101,23 @@ def results_csv(content: Content) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table."""
     lines = [[text(value) for value in row] for row in (head, *rows)]
     lines.insert(1, ["---"] * len(head))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def text(value: str) -> str:
-    """Text that Markdown shows as it is."""
+    r"""Escape text for Markdown.
+
+    >>> print(text("a_b | c"))
+    a\_b \| c
+    """
     return re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", " ".join(value.split()))
 
 
 def code(value: str) -> str:
+    """Return a fenced code block, with a fence longer than any run of backticks inside."""
     fence = "`" * max([2, *(len(run) for run in re.findall("`+", value))]) + "`"
     return f"{fence}\n{value}\n{fence}"
 
@@ -120,7 +127,7 @@ def _commands(run: Run) -> str:
 
 
 def _time(seconds: float) -> str:
-    """A moment in UTC, ISO 8601."""
+    """Format seconds since 1970 as an ISO 8601 time in UTC."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 

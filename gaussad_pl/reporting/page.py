@@ -1,4 +1,4 @@
-"""The report as one page that needs no other file and no network."""
+"""Report as a single HTML page that needs no other file and no network."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from gaussad_pl.reporting.study import Study
 from gaussad_pl.version import __version__
 
 GALLERIES = {"misses.png": "Worst misses", "false_alarms.png": "Worst false alarms"}
-MOST_GALLERIES = 24  # runs; of more, the first seed and fold of each cell: a page is to be opened on a phone
+MOST_GALLERIES = 24  # with more runs, only the first seed and fold of each cell: the page must open on a phone
 FILES = ("metrics.json", "config.yaml", "scores.csv", "frozen_scores.csv", "model.ckpt")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """The curves of one category and setting; a figure is None where its data are missing."""
+    """Curves of one category and setting; a figure is None if its data are missing."""
 
     category: str
     setting: str
@@ -39,12 +39,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Gallery:
+    """Gallery images of one run, as pairs of title and data URI."""
+
     run: Run
     pictures: list[tuple[str, str]]
 
 
 def html(content: Content, out: Path) -> str:
-    """The page, with links relative to the folder ``out``."""
+    """Return the page, with links relative to the folder ``out``."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -77,11 +79,12 @@ def html(content: Content, out: Path) -> str:
 
 
 def cells(study: Study) -> list[Cell]:
+    """Draw the curves of every cell that has runs."""
     return [cell(category, setting, runs) for (category, setting), runs in study.cells.items() if runs]
 
 
 def cell(category: str, setting: str, runs: list[Run]) -> Cell:
-    """Draws the curves of the runs of one cell."""
+    """Draw the curves of the runs of one cell."""
     name = f"{category} × {setting}"
     final = {run.folder: final_scores(run) for run in runs}
     changed = any(run.forgetting is not None and run.forgetting.used for run in runs)
@@ -99,13 +102,13 @@ def cell(category: str, setting: str, runs: list[Run]) -> Cell:
 
 
 def gallery_runs(study: Study) -> list[Run]:
-    """All runs, or the first seed and fold of each cell where they are many: never those that look best."""
+    """Return all runs, or the first seed and fold of each cell if there are many; never a choice by result."""
     if len(study.runs) <= MOST_GALLERIES:
         return study.runs
     return [runs[0] for runs in study.cells.values() if runs]
 
 
 def pictures(run: Run) -> list[tuple[str, str]]:
-    """Titles and data URIs of the galleries in a run folder; a run without a map has none."""
-    found = [(title, data_uri(run.folder / name)) for name, title in GALLERIES.items()]
-    return [(title, uri) for title, uri in found if uri is not None]
+    """Return titles and data URIs of the galleries in a run folder; a run without anomaly maps has none."""
+    uris = [(title, data_uri(run.folder / name)) for name, title in GALLERIES.items()]
+    return [(title, uri) for title, uri in uris if uri is not None]

@@ -1,4 +1,4 @@
-"""The folders that runs left behind, read back: finished ones with their numbers, the others with what is known."""
+"""Run folders read back: finished runs with their metrics, unfinished ones with the information available."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from gaussad_pl.reporting.stored import (
 
 log = logging.getLogger(__name__)
 
-# folders inside a run folder, of loggers and checkpoints, that may hold a config.yaml of their own
+# subfolders of a run folder that may hold another config.yaml, written by loggers
 INSIDE = {"wandb", "csv", "tensorboard", "checkpoints"}
 METRICS = {
     "image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "aupro": "AUPRO", "image_ap": "image AP",
@@ -35,13 +35,13 @@ METRICS = {
 
 @dataclass(frozen=True)
 class Job:
-    """A folder in which a run was started.
+    """A run, finished or not.
 
     Attributes:
-        name: the folder below the one reported on, as it is shown.
+        name: the folder relative to the one reported on, for display.
         config: the resolved configuration, flat: ``{"model.segmentation.form": "auto"}``.
-        choices: what was chosen from each group of conf/: ``{"backbone": "efficientnet_lite0"}``; empty if not known.
-        overrides: of the command line, those of this job.
+        choices: the option of each group of conf/: ``{"backbone": "efficientnet_lite0"}``; empty if unknown.
+        overrides: command-line overrides of this job.
     """
 
     folder: Path
@@ -56,14 +56,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Unfinished(Job):
-    """A run without results. Where even its configuration is missing, ``category`` is empty."""
+    """A run without results; ``category`` is empty if its configuration is missing, too."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class Forgetting:
-    """The validation signal over the epochs; epoch 0 is the frozen network."""
+    """Forgetting signal over the epochs; epoch 0 is the frozen network."""
 
     signal: str
     epochs: tuple[int, ...]
@@ -73,19 +73,20 @@ class Forgetting:
 
     @property
     def moved(self) -> bool:
-        known = [value for value in self.values if math.isfinite(value)]
-        return len(known) > 1 and max(known) - min(known) > 1e-6 * max(abs(value) for value in known)
+        """True if the signal differs between epochs."""
+        finite = [value for value in self.values if math.isfinite(value)]
+        return len(finite) > 1 and max(finite) - min(finite) > 1e-6 * max(abs(value) for value in finite)
 
 
 @dataclass(frozen=True)
 class Run(Job):
-    """A finished run. Metrics are shares of 1; those that a run does not have, or that are no number, are missing.
+    """A finished run. Metrics are in [0, 1]; those that are absent or not finite numbers are left out.
 
     Attributes:
+        weights: source of the pretrained weights.
+        weights_sha256: hash of the loaded weights; empty for random weights and for runs of older versions.
+        data_sha256: hash of the names and sizes of all images; empty for runs of older versions.
         finished: seconds since 1970.
-        weights: their source.
-        weights_sha256: of the weights as loaded; empty for random ones and runs of older versions.
-        data_sha256: of names and sizes of all images; empty for runs of older versions.
     """
 
     frozen: Mapping[str, float]
@@ -104,12 +105,12 @@ class Run(Job):
 
     @property
     def final(self) -> Mapping[str, float]:
-        """What the run ended with: fine-tuned if it was, else frozen."""
+        """Metrics of the final model: the fine-tuned one if there is one, else the frozen one."""
         return self.frozen if self.finetuned is None else self.finetuned
 
 
 def gather(top: Path) -> tuple[list[Run], list[Unfinished]]:
-    """Every run in ``top`` and below, in the order of the folders' names."""
+    """Return the finished and unfinished runs in ``top`` and below, in the order of their folder names."""
     runs: list[Run] = []
     unfinished: list[Unfinished] = []
     for place, folders, files in os.walk(top):
@@ -119,8 +120,8 @@ def gather(top: Path) -> tuple[list[Run], list[Unfinished]]:
                 runs.append(read_run(folder, top))
             except DAMAGE as error:
                 reason = shortened(" ".join(string(f"{type(error).__name__}: {error}").split()))
-                log.warning("%s is not readable (%s): the run counts as unfinished", folder / "metrics.json", reason)
-                unfinished.append(read_unfinished(folder, top, f"metrics.json is not readable ({reason})"))
+                log.warning("%s is unreadable (%s): the run counts as unfinished", folder / "metrics.json", reason)
+                unfinished.append(read_unfinished(folder, top, f"metrics.json is unreadable ({reason})"))
         elif "config.yaml" in files or ".hydra" in folders:
             unfinished.append(read_unfinished(folder, top, last_line(folder / "error.txt")))
         folders[:] = sorted(name for name in folders if name not in INSIDE and not name.startswith("."))
@@ -128,11 +129,11 @@ def gather(top: Path) -> tuple[list[Run], list[Unfinished]]:
 
 
 def read_run(folder: Path, top: Path) -> Run:
-    """A finished run.
+    """Read a finished run.
 
     Raises:
-        OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError: its metrics.json
-            is damaged, or not ours.
+        OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError: metrics.json is
+            damaged, or was not written by gaussad_pl.
     """
     path = folder / "metrics.json"
     found = load_json(path)
@@ -168,10 +169,10 @@ def read_run(folder: Path, top: Path) -> Run:
 
 
 def read_forgetting(found: Mapping[str, Any]) -> Forgetting:
-    """The history of a run; epochs without a signal have NaN.
+    """Read the forgetting history of a run; epochs without a signal get NaN.
 
     Raises:
-        ValueError, LookupError, TypeError, AttributeError, ArithmeticError: it is damaged.
+        ValueError, LookupError, TypeError, AttributeError, ArithmeticError: the record is damaged.
     """
     history, signal = found["history"], found["signal"]
     epochs = tuple(int(record["epoch"]) for record in history)
@@ -187,7 +188,7 @@ def read_forgetting(found: Mapping[str, Any]) -> Forgetting:
 
 
 def read_unfinished(folder: Path, top: Path, reason: str) -> Unfinished:
-    """A run without results, with as much as its config.yaml tells."""
+    """Read a run without results, as far as its config.yaml allows."""
     stored = load_yaml(folder / "config.yaml")
     config = flatten(stored) if isinstance(stored, dict) else {}
     choices, overrides = hydra_choices(folder)
@@ -205,11 +206,11 @@ def read_unfinished(folder: Path, top: Path, reason: str) -> Unfinished:
 
 
 def hydra_choices(folder: Path) -> tuple[dict[str, str], tuple[str, ...]]:
-    """The choices and the overrides that Hydra noted in the run folder; nothing where it did not."""
-    noted = load_yaml(folder / ".hydra" / "hydra.yaml")
+    """Return the group choices and overrides that Hydra recorded in the run folder; both empty if it did not."""
+    record = load_yaml(folder / ".hydra" / "hydra.yaml")
     try:
-        choices = noted["hydra"]["runtime"]["choices"].items()
-        overrides = tuple(map(string, noted["hydra"]["overrides"]["task"]))
+        choices = record["hydra"]["runtime"]["choices"].items()
+        overrides = tuple(map(string, record["hydra"]["overrides"]["task"]))
     except (LookupError, TypeError, AttributeError):
         return {}, ()
     return {str(key): string(value) for key, value in choices if "/" not in str(key)}, overrides
@@ -220,6 +221,6 @@ def _whole(value: Any) -> int:
 
 
 def display_name(folder: Path, top: Path) -> str:
-    """The folder relative to ``top``; bytes that are no text are replaced, so that it can be written anywhere."""
+    """Return the folder relative to ``top``, with bytes that are not valid UTF-8 replaced."""
     relative = folder.relative_to(top).as_posix()
     return os.fsencode(top.resolve().name if relative == "." else relative).decode("utf-8", "replace")

@@ -1,4 +1,4 @@
-"""The scores of single test images, read back from a run folder."""
+"""Scores of individual test images, read back from a run folder."""
 
 from __future__ import annotations
 
@@ -26,16 +26,17 @@ class Scores:
 
 
 def final_scores(run: Run) -> Scores | None:
+    """Return the scores of the final model."""
     return read_scores(run.folder / "scores.csv")
 
 
 def frozen_scores(run: Run) -> Scores | None:
-    """Of the frozen network; a run without fine-tuning has them in scores.csv."""
+    """Return the scores of the frozen network, which a run without fine-tuning keeps in scores.csv."""
     return read_scores(run.folder / ("scores.csv" if run.finetuned is None else "frozen_scores.csv"))
 
 
 def read_scores(path: Path) -> Scores | None:
-    """None where the file is missing, half-written, or holds what is no label or no number."""
+    """Read the scores in a CSV file; None if it is missing, incomplete, or holds invalid labels or scores."""
     try:
         require_readable(path)
         with path.open(newline="", encoding="utf-8", errors="replace") as file:
@@ -44,5 +45,5 @@ def read_scores(path: Path) -> Scores | None:
         scores = np.array([score for _, score in rows], dtype=np.float64)
     except (OSError, ValueError, LookupError, TypeError, OverflowError, csv.Error):
         return None
-    sound = len(rows) > 0 and np.isin(labels, (0, 1)).all() and (np.abs(scores) < FAR).all()  # NaN is not
+    sound = len(rows) > 0 and np.isin(labels, (0, 1)).all() and (np.abs(scores) < FAR).all()  # false for NaN
     return Scores(labels, scores) if sound else None

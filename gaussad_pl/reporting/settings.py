@@ -1,4 +1,4 @@
-"""What varies between runs: the identity of each run's setting, and a short name for it."""
+"""Settings that vary between runs, and a short name for each combination of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from gaussad_pl.reporting.runs import Job
 from gaussad_pl.reporting.stored import string
 
-# not settings: what is averaged over, where things are, how they are logged, on which machine they run
+# keys that make no setting: seeds and folds, paths, logging, hardware
 IGNORED = (
     "seed", "fold", "resume", "data.name", "data.root", "data.category", "data._target_", "data.url", "data.sha256",
     "data.download", "data.cache", "data.bad", "data.masks", "data.eval_batch_size", "hydra", "logger",
@@ -19,13 +19,13 @@ IGNORED = (
     "trainer.num_sanity_val_steps", "trainer.enable_model_summary", "trainer.enable_progress_bar",
     "trainer.use_distributed_sampler",
 )  # fmt: skip
-# the same value once more, by interpolation in conf/
+# keys that repeat another one by interpolation in conf/
 COPIES = (
     "data.seed", "data.fold", "data.folds", "data.image_size", "data.augmentations", "model.backbone",
     "model.segmentation.seed",
 )  # fmt: skip
-OF_THE_CATEGORY = ("data.nuisance.hflip", "data.nuisance.vflip")  # set by conf/category/, as long as nobody else does
-# groups of conf/ and the keys they may stand for in a name
+OF_THE_CATEGORY = ("data.nuisance.hflip", "data.nuisance.vflip")  # set by conf/category/, unless overridden
+# groups of conf/ and the keys that their choice may replace in a name
 GROUPS: dict[str, tuple[str, ...]] = {
     "experiment": ("",),
     "backbone": ("backbone.",),
@@ -37,17 +37,17 @@ ABSENT = "(absent)"
 
 
 def differing_keys(jobs: Sequence[Job]) -> list[str]:
-    """The keys of the configuration that are a setting and not the same in all jobs."""
+    """Return the keys that count as settings and differ between jobs."""
     keys = dict.fromkeys(key for job in jobs for key in job.config)
     kept = [key for key in keys if not _below(key, IGNORED) and not _below(key, COPIES)]
     return [key for key in kept if len(set(_column(jobs, key))) > 1 and not _category_decides(jobs, key)]
 
 
 def setting_names(jobs: Sequence[Job]) -> list[str]:
-    """The name of each job's setting: two jobs have the same one if and only if no setting differs between them."""
+    """Return a name for the settings of each job; equal if and only if no setting differs between two jobs."""
     keys = differing_keys(jobs)
     columns: dict[str, list[Hashable]] = {key: _column(jobs, key) for key in keys}
-    # a key that some jobs merely do not have says nothing that another key does not, as a rule
+    # a key that is merely absent in some jobs is usually redundant with another key
     varying = {key: column for key, column in columns.items() if len(set(column) - {ABSENT}) > 1}
     for key in sorted(columns, key=len):
         if _classes(varying) != _classes(columns):
@@ -59,14 +59,14 @@ def setting_names(jobs: Sequence[Job]) -> list[str]:
 
 
 def value_text(job: Job, key: str) -> str:
-    """The value of ``key`` in a job's configuration as YAML would have it."""
+    """Return the value of ``key`` in a job's configuration, as written in YAML."""
     if any(other.startswith(f"{key}.") for other in job.config):
         return "set"
     return _json(job.config[key], (",", ":")).strip('"') if key in job.config else "–"
 
 
 def _by_groups(jobs: Sequence[Job], columns: Mapping[str, list[Hashable]]) -> dict[str, list[Hashable]]:
-    """Keys replaced by the group of conf/ that they come from, where the choice and their values say the same."""
+    """Replace keys by their group of conf/ where its choice determines their values and vice versa."""
     left = dict(columns)
     groups: dict[str, list[Hashable]] = {}
     for group, prefixes in GROUPS.items():
@@ -87,7 +87,11 @@ def _by_groups(jobs: Sequence[Job], columns: Mapping[str, list[Hashable]]) -> di
 
 
 def _classes(columns: Mapping[str, Sequence[Hashable]]) -> list[int]:
-    """For each job the first job that has the same values in all columns: equal lists are equal partitions."""
+    """Return for each job the first job with the same values in all columns; equal lists mean equal partitions.
+
+    >>> _classes({"seed": [0, 1, 0]})
+    [0, 1, 0]
+    """
     rows = list(zip(*columns.values(), strict=True))
     return [rows.index(row) for row in rows]
 
@@ -97,7 +101,7 @@ def _column(jobs: Sequence[Job], key: str) -> list[Hashable]:
 
 
 def _json(value: Any, separators: tuple[str, str] = (", ", ": ")) -> str:
-    """Any value of a YAML file as JSON, equal for equal ones; what JSON does not have is in the words of YAML."""
+    """Return a value of a YAML file as canonical JSON; values that JSON lacks are spelled as in YAML."""
     return string(json.dumps(_plain(value), sort_keys=True, ensure_ascii=False, separators=separators))
 
 
@@ -112,7 +116,7 @@ def _plain(value: Any) -> Any:
 
 
 def _category_decides(jobs: Sequence[Job], key: str) -> bool:
-    """A key of one kind of dataset, or one that conf/category/ sets, and nobody set otherwise."""
+    """True if the category alone determines the value of a key: one of its kind of dataset, or of conf/category/."""
     column = _column(jobs, key)
     of_the_dataset = key.startswith("data.") and (key in OF_THE_CATEGORY or ABSENT in column)
     pairs = set(zip((job.category for job in jobs), column, strict=True))
@@ -128,7 +132,7 @@ def _short(key: str) -> str:
 
 
 def _shown(key: str, value: Any) -> str:
-    """A value as it stands in a column, without the quotes of JSON and the module of a function."""
+    """Return a value of a column without JSON quotes and, for a target, without its module."""
     text = str(value)
     if text.startswith('"'):
         text = str(json.loads(text))

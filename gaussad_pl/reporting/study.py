@@ -1,4 +1,4 @@
-"""All runs of a report in order: which are counted, in which cell of the table category x setting."""
+"""Runs of a report, arranged in a table of category x setting."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from gaussad_pl.reporting.settings import differing_keys, setting_names, value_t
 
 @dataclass(frozen=True)
 class Study:
-    """What a report is about.
+    """Runs of a report, arranged by category and setting.
 
     Attributes:
-        runs: the finished runs that count, sorted by category, setting, seed and fold.
-        repeated: finished runs of a combination that another one counts for, which finished later.
-        keys: what differs between settings.
-        values: of each setting, the values of ``keys``.
-        cells: the runs of each category and setting, empty where there are none.
-        setting_of: the setting of each run folder whose configuration is known.
-        labels: a short name for each finished run.
+        runs: finished runs that count, sorted by category, setting, seed and fold.
+        repeated: finished runs that do not count, because a later run has the same combination.
+        keys: configuration keys that differ between settings.
+        values: values of ``keys`` for each setting.
+        cells: runs of each category and setting; empty lists where there are none.
+        setting_of: setting of each run folder whose configuration is known.
+        labels: short name of each finished run.
     """
 
     runs: list[Run]
@@ -38,10 +38,11 @@ class Study:
 
 
 def arrange(found: Sequence[Run], unfinished: Sequence[Unfinished]) -> Study:
-    """Sort runs into cells. An unfinished run whose configuration is known has a cell, too: an empty one is missing.
+    """Arrange runs in cells of category and setting.
 
-    Datasets of one name that are not the same are different categories: see `tell_apart`. Of runs of one category,
-    setting, seed and fold the one that finished last counts.
+    An unfinished run with a known configuration gets a cell, too, so that missing results show as empty cells.
+    Different datasets of the same name are different categories, see `tell_apart`. If several runs share category,
+    setting, seed and fold, the one that finished last counts.
     """
     named = [job for job in (*found, *unfinished) if job.category]
     category = dict(zip((job.folder for job in named), tell_apart(named), strict=True))
@@ -55,7 +56,7 @@ def arrange(found: Sequence[Run], unfinished: Sequence[Unfinished]) -> Study:
     def place(run: Run) -> tuple[str, str, int, int]:
         return run.category, setting_of[run.folder], run.seed, run.fold
 
-    last = {place(run): run for run in sorted(everything, key=lambda run: run.finished)}  # of equals the last name
+    last = {place(run): run for run in sorted(everything, key=lambda run: run.finished)}  # ties: the last folder wins
     runs = [last[key] for key in sorted(last)]
     repeated = [run for run in everything if last[place(run)] is not run]
     keys = differing_keys(known)

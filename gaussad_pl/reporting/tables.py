@@ -1,4 +1,4 @@
-"""The statistics of a report: means with their standard error, and the paired test."""
+"""Statistics of a report: means with standard errors, and the paired test."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ SIGNIFICANT = 0.05
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean of n values and its standard error, which a single value does not have.
+    """Mean of n values and its standard error.
 
     Attributes:
-        n: runs: seeds and folds of one category, whose images are the same; all runs of all categories together.
-        categories: that the mean is over; the standard error is that of the runs, not one between categories.
+        sem: standard error over runs, not between categories; None for a single run.
+        n: number of runs, over all seeds, folds and categories.
+        categories: number of categories that the mean is over.
     """
 
     mean: float
@@ -30,13 +31,17 @@ class Estimate:
     categories: int = 1
 
     def text(self, sign: bool = False) -> str:
-        """In percent; with ``sign``, a difference in points."""
+        """Format in percent, or with ``sign`` as a difference in percentage points.
+
+        >>> Estimate(0.948, 0.004, 3).text()
+        '94.8 ± 0.4'
+        """
         mean = f"{round(100 * self.mean, 1) + 0.0:{'+' if sign else ''}.1f}".replace("-", "−").replace("+0.0", "0.0")
         return mean if self.sem is None else f"{mean} ± {100 * self.sem:.1f}"
 
 
 def estimate(values: Sequence[float]) -> Estimate | None:
-    """Mean and SEM (sample standard deviation over the root of n)."""
+    """Return mean and SEM (sample standard deviation divided by the square root of n), or None without values."""
     if not values:
         return None
     sem = float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
@@ -44,7 +49,7 @@ def estimate(values: Sequence[float]) -> Estimate | None:
 
 
 def mean_of(estimates: Sequence[Estimate]) -> Estimate | None:
-    """Mean of K categories; its SEM is that of their runs, ``sqrt(sum of SEM²) / K``: none if a category has none."""
+    """Return the mean of K categories, with SEM ``sqrt(sum of SEM²) / K``, or no SEM if one category has none."""
     if not estimates:
         return None
     sems = [found.sem for found in estimates if found.sem is not None]
@@ -55,13 +60,13 @@ def mean_of(estimates: Sequence[Estimate]) -> Estimate | None:
 
 @dataclass(frozen=True)
 class ResultTable:
-    """One metric of what the runs ended with.
+    """One metric of the final models.
 
     Attributes:
-        cells: of each category and setting.
-        common: the categories that every setting has, of those settings that have any; the means are over these, or
-            settings could not be compared.
-        means: of each setting.
+        cells: estimate for each category and setting.
+        common: categories for which every setting has results, ignoring settings without any. Means are taken over
+            these categories, so that settings are comparable.
+        means: mean over the common categories for each setting.
     """
 
     metric: str
@@ -71,17 +76,18 @@ class ResultTable:
     means: dict[str, Estimate | None]
 
     def best(self, row: Mapping[str, Estimate | None]) -> set[str]:
-        """The settings with the highest mean of a row, as it is shown; none where there is nothing to compare."""
+        """Return the settings with the highest displayed mean of a row; none if all are equal."""
         shown = {name: round(100 * found.mean, 1) for name, found in row.items() if found is not None}
         top = {name for name, mean in shown.items() if mean == max(shown.values())}
         return top if len(top) < len(shown) else set()
 
     def row(self, category: str) -> dict[str, Estimate | None]:
+        """Return the estimates of one category by setting."""
         return {setting: found for (name, setting), found in self.cells.items() if name == category}
 
 
 def result_tables(study: Study) -> list[ResultTable]:
-    """A table for each metric that any run has."""
+    """Return one table per metric that at least one run has."""
     tables = []
     for metric, title in METRICS.items():
         cells = {
@@ -99,12 +105,12 @@ def result_tables(study: Study) -> list[ResultTable]:
 
 @dataclass(frozen=True)
 class PairedTest:
-    """Wilcoxon's signed-rank test of paired differences of categories, two-sided.
+    """Two-sided Wilcoxon signed-rank test of paired differences between categories.
 
     Attributes:
-        n: categories.
-        zeros: categories without any difference; the test leaves them out.
-        p: None where no difference is left, or for one category alone.
+        n: number of categories.
+        zeros: number of categories without a difference, which the test excludes.
+        p: p-value; None if no difference is left, or for a single category.
     """
 
     n: int
@@ -113,24 +119,25 @@ class PairedTest:
 
     @property
     def smallest_p(self) -> float:
-        """The p that the test would give if all differences had the same sign."""
+        """Smallest attainable p-value, reached if all differences have the same sign."""
         return min(1.0, 2.0 * 0.5 ** (self.n - self.zeros))
 
     @property
     def verdict(self) -> str:
+        """Outcome of the test in words."""
         if self.n == 1:
-            return "no test: one category alone, and seeds and folds of it are no independent samples"
+            return "no test: seeds and folds of a single category are not independent samples"
         if self.p is None:
             return "all differences are zero"
         if self.smallest_p >= SIGNIFICANT:
             left = f", of which {self.n - self.zeros} differ" if self.zeros else ""
-            few = f"too few for any significance (p ≥ {self.smallest_p:.2g} whatever the data)"
+            few = f"too few for significance (p ≥ {self.smallest_p:.2g} whatever the data)"
             return f"n = {self.n} categories{left}: {few}"
         return f"{'significant' if self.p < SIGNIFICANT else 'not significant'} at {SIGNIFICANT}"
 
 
 def paired_test(differences: Sequence[float]) -> PairedTest:
-    """Test that the median difference of n categories is zero; one within rounding of zero counts as zero."""
+    """Test whether the differences of n categories are centred at zero; values within rounding of zero are zeros."""
     left = [value for value in differences if abs(value) > 1e-9]
     p = float(wilcoxon(left).pvalue) if left and len(differences) > 1 else None
     return PairedTest(len(differences), len(differences) - len(left), p)
@@ -138,11 +145,11 @@ def paired_test(differences: Sequence[float]) -> PairedTest:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Frozen against fine-tuned, of the runs of one category and setting, or the mean of several categories.
+    """Frozen and fine-tuned results of the runs of one category and setting, or of the mean of several categories.
 
     Attributes:
-        test: of the differences of the categories, each the mean over its seeds and folds. Those share their test
-            images and most of their training images, so they are no samples of a test.
+        test: paired test over categories. The difference of a category is the mean over its seeds and folds, which
+            share test images and most training images and so are not independent samples.
     """
 
     runs: list[Run]
@@ -153,12 +160,12 @@ class Comparison:
 
     @property
     def used(self) -> int:
-        """In how many of the runs the validation preferred a fine-tuned epoch to the frozen network."""
+        """Number of runs in which the validation preferred a fine-tuned epoch to the frozen network."""
         return sum(run.forgetting is not None and run.forgetting.used for run in self.runs)
 
 
 def compare(runs: Sequence[Run], metric: str) -> Comparison | None:
-    """None where no run has the metric both frozen and fine-tuned."""
+    """Compare frozen and fine-tuned runs by a metric; None if no run has it for both."""
     pairs = [run for run in runs if run.finetuned is not None and metric in run.frozen and metric in run.finetuned]
     categories = dict.fromkeys(run.category for run in pairs)
 
@@ -176,7 +183,7 @@ def compare(runs: Sequence[Run], metric: str) -> Comparison | None:
 
 
 def comparisons(study: Study, metric: str) -> dict[tuple[str, str], Comparison]:
-    """Of each category and setting; of each setting over all categories as ``("", setting)``."""
+    """Return the comparison for each category and setting, and over all categories as ``("", setting)``."""
     groups = dict(study.cells)
     for setting in study.settings:
         groups["", setting] = [run for (_, name), runs in study.cells.items() if name == setting for run in runs]

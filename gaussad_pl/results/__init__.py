@@ -1,0 +1,1 @@
+"""Results of a run: metrics, figures, provenance and the run folder."""

@@ -1,4 +1,4 @@
-"""The git commit that gaussad_pl runs from, where it is a checkout."""
+"""Git commit of the checkout that gaussad_pl runs from."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-SECONDS = 5.0  # that git may take; a repository on a slow network drive must not hold up a run
+SECONDS = 5.0  # time limit for git: a repository on a slow network drive must not hold up a run
 ROOT = Path(__file__).resolve().parents[2]
-CODE = ("gaussad_pl", "conf")  # what a result depends on; runs and notes beside it may change
+CODE = ("gaussad_pl", "conf")  # folders that results depend on; runs and notes beside them may change
 
 
 @cache
 def commit(root: Path = ROOT) -> dict[str, Any]:
-    """The commit of the checkout ``root`` and whether the code there is as committed.
+    """Return the commit of the checkout ``root`` and whether its code is unmodified.
+
+    The result is cached, because later edits do not change the code already imported.
 
     Returns:
-        ``{"commit": "4e0c2f7...", "clean": True}``, or both None and the ``reason``. The first answer is kept: later
-        edits do not change what has been imported.
+        ``{"commit": "4e0c2f7...", "clean": True}``, or both None and a ``reason`` if there is no commit to report.
     """
     if not (root / ".git").exists():
         return _unknown("gaussad_pl is installed as a package, not run from a git checkout")
@@ -31,8 +32,8 @@ def commit(root: Path = ROOT) -> dict[str, Any]:
     except subprocess.TimeoutExpired:
         return _unknown(f"git took more than {SECONDS:g} s")
     except (OSError, subprocess.CalledProcessError) as error:
-        said = (getattr(error, "stderr", "") or str(error)).strip().splitlines()
-        return _unknown(f"git failed: {said[0]}" if said else "git failed")
+        lines = (getattr(error, "stderr", "") or str(error)).strip().splitlines()
+        return _unknown(f"git failed: {lines[0]}" if lines else "git failed")
     return {"commit": head, "clean": not changes}
 
 
@@ -41,11 +42,11 @@ def _unknown(reason: str) -> dict[str, Any]:
 
 
 def _git(root: Path, *arguments: str) -> str:
-    """The output of a git command that neither waits for input, nor writes, nor follows variables of a git hook."""
-    own = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+    """Return the output of a git command, run without prompts, locks or the variables of a surrounding git hook."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     done = subprocess.run(
         ["git", "-C", str(root), *arguments],
-        env={**own, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"},
+        env={**environment, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"},
         stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=SECONDS, check=True,
     )  # fmt: skip
     return done.stdout.strip()

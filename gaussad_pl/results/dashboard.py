@@ -1,4 +1,4 @@
-"""The W&B page of a run: numbers in the summary, curves, and a table of the images that are worth looking at."""
+"""W&B page of a run: summary metrics, curves, and a table of notable test images."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from gaussad_pl.metrics.image import auroc, roc
 from gaussad_pl.results.evaluation import Evaluation
 from gaussad_pl.results.gallery import worth_looking_at
 
-POINTS = 1000  # of a curve, at most
+POINTS = 1000  # maximum per curve
 BINS = 30
-SIDE = 160  # of the images in the table, in pixels
+SIDE = 160  # side of the images in the table, in pixels
 COLUMNS = ("why", "kind", "score", "image", "map", "mask", "path")
 
 
@@ -30,15 +30,16 @@ _DATA_DIR = os.environ.get("WANDB_DATA_DIR")
 
 
 class DashboardLogger(WandbLogger):
-    """Lightning's, such that an offline run has all that `wandb sync` needs in its folder.
+    """W&B logger of Lightning that keeps everything `wandb sync` needs inside the run folder.
 
-    What tables hold would wait in the home directory, which other machines do not see and cleaners empty.
+    By default W&B stages the contents of tables in the home directory, which other machines cannot see and which
+    clean-up jobs may empty.
     """
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         os.environ["WANDB_DATA_DIR"] = _DATA_DIR or str(Path(settings["save_dir"], "wandb").absolute())
-        self._wandb_init.pop("anonymous", None)  # W&B no longer knows it, and says so
+        self._wandb_init.pop("anonymous", None)  # deprecated in W&B, which warns about it
 
 
 def show(
@@ -49,15 +50,15 @@ def show(
     images: Dataset[dict[str, Tensor]],
     figures: Sequence[Path],
 ) -> None:
-    """Fill the page at the end of a run.
+    """Log the results of a finished run to its W&B page.
 
     Args:
-        run: of W&B.
-        numbers: for the summary, what tables of runs compare.
-        results: as in metrics.json.
-        evaluations: of the states of the model, the final one last.
+        run: the W&B run.
+        numbers: metrics for the summary, by which W&B compares runs.
+        results: contents of metrics.json.
+        evaluations: one per state of the model, the final state last.
         images: the test set; the item ``image`` is ``(3, H, W)`` uint8.
-        figures: pictures of the run.
+        figures: paths of the figures in the run folder.
     """
     final = list(evaluations.values())[-1]
     page: dict[str, Any] = {path.stem: wandb.Image(str(path)) for path in figures}
@@ -65,14 +66,14 @@ def show(
     page["test/examples"] = examples(final, images)
     if final.has_both_classes:
         page["test/roc"] = roc_curves({name: each.scores for name, each in evaluations.items()}, final.labels)
-    if "forgetting" in results:  # whole, also where the run was killed and resumed as another W&B run
+    if "forgetting" in results:  # the whole curve, even if the run was killed and resumed as another W&B run
         page["forgetting/curve"] = forgetting_curve(results["forgetting"])
     run.log(page)
     run.summary.update(dict(numbers))
 
 
 def roc_curves(scores: Mapping[str, Tensor], labels: Tensor) -> Any:
-    """ROC curve of each named set of scores ``(N,)``, as a chart over a table."""
+    """Return a W&B chart with the ROC curve of each named set of scores ``(N,)``."""
     curves = [[_thin(axis) for axis in roc(values, labels)] for values in scores.values()]
     names = [f"{name}, AUROC {100 * auroc(values, labels):.1f} %" for name, values in scores.items()]
     xs, ys = zip(*curves, strict=True)
@@ -80,7 +81,7 @@ def roc_curves(scores: Mapping[str, Tensor], labels: Tensor) -> Any:
 
 
 def histogram(scores: Tensor, labels: Tensor) -> Any:
-    """Number of good and of bad images by their score, on common bins, as a chart over a table."""
+    """Return a W&B chart of the scores ``(N,)`` of good and bad images, counted in common bins."""
     edges = np.histogram_bin_edges(scores.numpy(), BINS)
     counts = [np.histogram(scores[labels == label].numpy(), edges)[0].tolist() for label in (0, 1)]
     centres = ((edges[1:] + edges[:-1]) / 2).tolist()
@@ -88,7 +89,7 @@ def histogram(scores: Tensor, labels: Tensor) -> Any:
 
 
 def forgetting_curve(forgetting: Mapping[str, Any]) -> Any:
-    """The signals that say when forgetting begins, over the epochs, as a chart over a table."""
+    """Return a W&B chart of the forgetting signals over the epochs."""
     history, names = forgetting["history"], list(dict.fromkeys([forgetting["signal"], "auroc"]))
     ys = [[record[name] for record in history] for name in names]
     title = f"Forgetting: epoch {forgetting['epoch_chosen']} has the best {forgetting['signal']}"
@@ -96,7 +97,10 @@ def forgetting_curve(forgetting: Mapping[str, Any]) -> Any:
 
 
 def examples(evaluation: Evaluation, images: Dataset[dict[str, Tensor]]) -> wandb.Table:
-    """The worst misses and false alarms and a sample of each kind of defect: a few images, maps and masks, small."""
+    """Return a table of the worst misses, the worst false alarms and a sample of each kind of defect.
+
+    Images, maps and masks are scaled down to `SIDE` pixels.
+    """
     rows = [(why, index) for why, chosen in worth_looking_at(evaluation).items() for index in chosen]
     maps = None if evaluation.maps is None else evaluation.maps[[index for _, index in rows]]
     coloured = [None] * len(rows) if maps is None else colormaps["inferno"]((maps / maps.max()).numpy())
@@ -111,7 +115,7 @@ def examples(evaluation: Evaluation, images: Dataset[dict[str, Tensor]]) -> wand
 
 
 def _small(pixels: np.ndarray | None) -> wandb.Image | None:
-    """A picture ``(H, W)`` or ``(H, W, 3 or 4)`` from 0 to 1."""
+    """Return a thumbnail of pixels ``(H, W)`` or ``(H, W, 3 or 4)`` in [0, 1]."""
     if pixels is None:
         return None
     planes = torch.from_numpy(np.ascontiguousarray(np.atleast_3d(pixels)[..., :3])).permute(2, 0, 1)[None].float()
@@ -120,6 +124,6 @@ def _small(pixels: np.ndarray | None) -> wandb.Image | None:
 
 
 def _thin(curve: Tensor) -> list[float]:
-    """Points of a curve ``(T,)``, evenly left out where there are too many; the ends stay."""
-    places = torch.linspace(0, len(curve) - 1, min(POINTS, len(curve))).round().long()
-    return curve[places].tolist()
+    """Return at most `POINTS` evenly spaced points of a curve ``(T,)``, including both ends."""
+    indices = torch.linspace(0, len(curve) - 1, min(POINTS, len(curve))).round().long()
+    return curve[indices].tolist()

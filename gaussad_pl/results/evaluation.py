@@ -1,4 +1,4 @@
-"""What a run leaves behind: metrics.json, scores.csv and the table at the end."""
+"""Evaluation on the test set: the contents of metrics.json and scores.csv, and the table at the end of a run."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The test set as one state of the model scores it.
+    """Scores of the test set by one state of the model.
 
     Attributes:
         samples: the N test images.
-        distances: ``(N, levels)``.
-        scores: of the images, ``(N,)`` float64.
-        levels: index of each level in the backbone.
-        maps: anomaly maps ``(N, H, W)``, if the model makes any.
-        masks: true defects ``(N, H, W)`` bool, empty for good images and where there is no mask.
+        distances: Mahalanobis distance at each level, ``(N, L)``.
+        scores: image scores, ``(N,)`` float64.
+        levels: index of each of the L levels in the backbone.
+        maps: anomaly maps ``(N, H, W)``, or None if the model computes none.
+        masks: true defects ``(N, H, W)`` bool, empty for good images and for images without a mask.
 
     Raises:
-        UserError: a score, distance or map is not finite; it names the image's path.
+        UserError: a score, distance or map is not finite; the message names the image.
     """
 
     samples: list[Sample]
@@ -73,30 +73,34 @@ class Evaluation:
         return len(self.labels.unique()) == 2
 
     def metrics(self) -> dict[str, Any]:
-        """Image and pixel metrics over all defects, and the AUROC of each kind of defect and of each level alone."""
-        found: dict[str, Any] = image_metrics(self.scores, self.labels)
+        """Return image and pixel metrics, and the image AUROC of each kind of defect and of each level on its own."""
+        metrics: dict[str, Any] = image_metrics(self.scores, self.labels)
         if self.maps is not None:
-            found |= pixel_metrics(self.maps, self.masks, self.labels)
+            metrics |= pixel_metrics(self.maps, self.masks, self.labels)
         if not self.has_both_classes:
-            return found
+            return metrics
         good = self.labels == 0
         kinds = sorted({sample.kind for sample in self.samples if sample.label})
-        found["per_defect"] = {}
+        metrics["per_defect"] = {}
         for kind in kinds:
             chosen = good | torch.tensor([sample.kind == kind for sample in self.samples])
-            found["per_defect"][kind] = auroc(self.scores[chosen], self.labels[chosen])
+            metrics["per_defect"][kind] = auroc(self.scores[chosen], self.labels[chosen])
         columns = zip(self.levels, self.distances.T, strict=True)
-        found["per_level"] = {str(level): auroc(column, self.labels) for level, column in columns}
-        return found
+        metrics["per_level"] = {str(level): auroc(column, self.labels) for level, column in columns}
+        return metrics
 
     @rank_zero_only
     def write_scores(self, path: Path, defect_areas: list[float | None]) -> None:
-        """Write one row an image, with ``defect_areas``: the shares of the N images that their masks mark.
+        """Write scores.csv, one row per image.
+
+        Args:
+            path: the file to write.
+            defect_areas: marked share of each of the N masks, None for an image without a mask.
 
         Raises:
-            UserError: the file cannot be written; no half-written one is left.
+            UserError: the file cannot be written; no partial file is left behind.
         """
-        # a name that is no UTF-8 keeps its bytes, so that the path still leads to the image
+        # keep the bytes of names that are not valid UTF-8, so that the path still identifies the image
         with (
             replacing(path) as partial,
             partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
@@ -109,7 +113,7 @@ class Evaluation:
 
 
 def provenance(config: dict[str, Any], data: ImageDataModule, model: GaussianModel) -> dict[str, Any]:
-    """Everything needed to say where a number came from."""
+    """Return the provenance of a result: data, split, weights, versions, commit, command and configuration."""
     test, backbone = data.test_samples, model.backbone
     return {
         "finished": datetime.now().astimezone().isoformat(),
@@ -153,7 +157,10 @@ COLUMNS = {
 
 
 def table(title: str, rows: Iterable[tuple[str, dict[str, Any]]]) -> Table:
-    """The metrics of each row in percent; those of pixels where there are any."""
+    """Return a table of metrics in percent, one row per ``(name, metrics)`` pair.
+
+    A column is left out if no row has its metric.
+    """
     rows = list(rows)
     columns = {name: key for name, key in COLUMNS.items() if any(key in metrics for _, metrics in rows)}
     result = Table(title=title, title_justify="left")

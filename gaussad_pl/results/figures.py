@@ -1,4 +1,4 @@
-"""The pictures of a run: ROC curves, score histogram, forgetting curve."""
+"""Figures of a run: ROC curves, score histogram, forgetting curve, level signals."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GOOD, BAD, ACCENT = "#2a7f9e", "#c8443c", "#555555"
 
 
 def roc_curves(scores: Mapping[str, Tensor], labels: Tensor) -> Figure:
-    """ROC curve of each named set of scores ``(N,)``."""
+    """Plot the ROC curve of each named set of scores ``(N,)``."""
     figure, axes = _figure("false positive rate", "true positive rate")
     for (name, values), colour in zip(scores.items(), (ACCENT, GOOD), strict=False):
         fpr, tpr = roc(values, labels)
@@ -28,7 +28,7 @@ def roc_curves(scores: Mapping[str, Tensor], labels: Tensor) -> Figure:
 
 
 def histogram(scores: Tensor, labels: Tensor) -> Figure:
-    """Scores ``(N,)`` of good and bad images on common bins."""
+    """Plot a histogram of the scores ``(N,)`` of good and bad images in common bins."""
     figure, axes = _figure("anomaly score", "images")
     groups = [scores[labels == label].numpy() for label in (0, 1)]
     names = [f"good ({len(groups[0])})", f"bad ({len(groups[1])})"]
@@ -38,7 +38,7 @@ def histogram(scores: Tensor, labels: Tensor) -> Figure:
 
 
 def forgetting_curve(history: Sequence[Mapping[str, float]], signal: str, chosen: int) -> Figure:
-    """Training loss, validation signal and AUROC of the augmented copies over the epochs, and the epoch chosen."""
+    """Plot training loss, forgetting signal and validation AUROC over the epochs, and mark the ``chosen`` epoch."""
     figure = Figure(figsize=(6, 6.5), layout="constrained")
     epochs = [record["epoch"] for record in history]
     curves = {"training loss": "loss", f"held out: {signal}": signal, "augmented copies: AUROC": "auroc"}
@@ -48,15 +48,15 @@ def forgetting_curve(history: Sequence[Mapping[str, float]], signal: str, chosen
         panel.axvline(chosen, color=BAD, linestyle="--")
         panel.set_ylabel(label)
         panel.spines[["top", "right"]].set_visible(False)
-    panels[0].set_title(f"dashed: epoch {chosen}, chosen without any defect", fontsize=10)
+    panels[0].set_title(f"dashed: chosen epoch {chosen}, selected without defect images", fontsize=10)
     panels[-1].set_xlabel("epoch (0 is the frozen network)")
     panels[-1].xaxis.get_major_locator().set_params(integer=True)
     return figure
 
 
 def level_bars(levels: Mapping[str, Any]) -> Figure:
-    """The signal of each level for each augmentation; the weight of a level is the strength of its shade."""
-    figure, axes = _figure("level (0 is the shallowest)", "AUROC, good against augmented copies")
+    """Plot the AUROC of each level for each augmentation; the darker a bar, the larger the weight of its level."""
+    figure, axes = _figure("level (0 is the shallowest)", "AUROC, good vs. augmented copies")
     names = list(levels["weights"])
     heaviest = max(levels["weights"].values())
     for place, name in enumerate(names):
@@ -70,10 +70,10 @@ def level_bars(levels: Mapping[str, Any]) -> Figure:
 
 
 def save(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
-    """Save each figure as <name>.png, whole or not at all.
+    """Save each figure atomically as ``<name>.png`` and return the paths.
 
     Raises:
-        UserError: a picture cannot be written.
+        UserError: a file cannot be written.
     """
     paths = [folder / f"{name}.png" for name in figures]
     for path, figure in zip(paths, figures.values(), strict=True):
@@ -83,7 +83,7 @@ def save(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
 
 
 def _figure(x: str, y: str):  # type: ignore[no-untyped-def]  # matplotlib's own return types
-    figure = Figure(figsize=(6, 4.2), layout="constrained")  # no pyplot: no display, nothing to close
+    figure = Figure(figsize=(6, 4.2), layout="constrained")  # not pyplot, which needs a display and explicit closing
     axes = figure.add_subplot(xlabel=x, ylabel=y)
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes

@@ -1,4 +1,4 @@
-"""Overlays: image, anomaly map with the contour of what it marks, and true mask, of the images worth looking at."""
+"""Galleries of notable test images: the image, its anomaly map with the thresholded contour, and the true mask."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from torch.utils.data import Dataset
 
 from gaussad_pl.results.evaluation import Evaluation
 
-ROWS = 6  # images in each picture
+ROWS = 6  # maximum number of misses and of false alarms shown
 
 
 def galleries(evaluation: Evaluation, images: Dataset[dict[str, Tensor]], threshold: float) -> dict[str, Figure]:
-    """Overlays of the images that are worth looking at.
+    """Draw one gallery for each group of `worth_looking_at`.
 
     Args:
         evaluation: of N test images, with maps.
         images: the test set; the item ``image`` is ``(3, H, W)`` uint8.
-        threshold: of the maps; what is above is drawn with a contour.
+        threshold: value of the maps at which the contour is drawn.
     """
     chosen = worth_looking_at(evaluation)
     return {name: overlays(evaluation, images, rows, threshold) for name, rows in chosen.items()}
 
 
 def worth_looking_at(evaluation: Evaluation) -> dict[str, list[int]]:
-    """Places of the worst misses, the worst false alarms, and the middle image of each kind of defect."""
+    """Return the indices of the worst misses, the worst false alarms and a median-scored image per kind of defect."""
     order = evaluation.scores.argsort().tolist()
     bad = [i for i in order if evaluation.labels[i]]
     good = [i for i in order if not evaluation.labels[i]]
@@ -41,7 +41,7 @@ def worth_looking_at(evaluation: Evaluation) -> dict[str, list[int]]:
 def overlays(
     evaluation: Evaluation, images: Dataset[dict[str, Tensor]], rows: Sequence[int], threshold: float
 ) -> Figure:
-    """One row for each of the test images ``rows``; all maps on the same scale of colours."""
+    """Draw one row per test image in ``rows``, with all maps on the same colour scale."""
     assert evaluation.maps is not None
     maps = evaluation.maps[list(rows)].numpy()
     top = max(float(maps.max()), threshold)
@@ -60,7 +60,7 @@ def overlays(
         true = evaluation.masks[index].numpy()
         if true.any():
             line[2].imshow(np.where(true, 1.0, np.nan), cmap="autumn", vmin=0, vmax=1, alpha=0.6, extent=extent)
-        # a name may have bytes that are no UTF-8, and dollars that are no formula
+        # file names may hold invalid UTF-8, and dollar signs that are not mathematics
         name = f"{sample.kind}/{sample.path.name}".encode("utf-8", "replace").decode()
         line[0].set_title(name, fontsize=8, parse_math=False)
         line[1].set_title(f"score {evaluation.scores[index]:.2f}", fontsize=8)

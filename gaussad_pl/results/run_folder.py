@@ -1,4 +1,4 @@
-"""The folder of a run: one process at a time, with the settings and the images that the run was begun with."""
+"""The run folder: used by one process at a time, and resumed only with the same settings and images."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from gaussad_pl.errors import UserError
 from gaussad_pl.files import write_json, write_text
 from gaussad_pl.renamed import migrated
 
-STARTED = {".hydra", ".lock", "config.yaml", "images.json"}  # what a run has left before its first result
+STARTED = {".hydra", ".lock", "config.yaml", "images.json"}  # written before the first result
 
 
 @contextmanager
 def starting(folder: Path) -> Iterator[None]:
-    """Remove the folder of a run that a user's mistake ends before its first result, and empty folders above it.
+    """Remove the run folder, and empty parents, if a user's mistake ends the run before its first result.
 
-    To be entered with the folder `locked`: it might be another process's.
+    Enter it with the folder `locked`, so that the folder of another process is never removed.
     """
     resumed = (folder / "config.yaml").exists()
     try:
@@ -44,15 +44,15 @@ def starting(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes out of a run folder; the other ranks of the same run come in.
+    """Lock a run folder against other processes, except the other ranks of the same run.
 
     Raises:
-        UserError: another process works there.
+        UserError: another process holds the lock.
     """
     if rank_zero_only.rank:  # type: ignore[attr-defined]
         yield
         return
-    lock = FileLock(folder / ".lock", is_singleton=True)  # one object a process: a job of a sweep holds it already
+    lock = FileLock(folder / ".lock", is_singleton=True)  # reentrant: a job of a sweep already holds it
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
@@ -64,48 +64,50 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def open_folder(folder: Path, config: DictConfig) -> dict[str, Any]:
-    """Put the resolved configuration into the run folder, or compare it with the one there; returns it.
+    """Write the resolved configuration to the run folder, or check it against the stored one, and return it.
 
     Raises:
-        UserError: a run is there already and ``resume`` is not set, or it has other settings.
+        UserError: the folder already holds a run and ``resume`` is not set, or the settings differ.
     """
     settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
     resume = settings.pop("resume")
     stored = folder / "config.yaml"
-    if rank_zero_only.rank:  # type: ignore[attr-defined]  # rank 0 looks after the folder
+    if rank_zero_only.rank:  # type: ignore[attr-defined]  # rank 0 manages the folder
         return settings
     if not stored.is_file():
         write_text(stored, OmegaConf.to_yaml(OmegaConf.create(settings)))
         return settings
     if not resume:
-        raise UserError(f"{folder} holds a run already: continue it with resume=true, or choose another folder")
+        raise UserError(f"{folder} already holds a run: continue it with resume=true or choose another folder")
     if _load(stored) != OmegaConf.create(settings):
-        raise UserError(f"{folder} holds a run with other settings ({stored}): give the same ones, or another folder")
+        raise UserError(
+            f"{folder} holds a run with other settings ({stored}): use the same settings or choose another folder"
+        )
     return settings
 
 
 def finished(folder: Path) -> dict[str, Any] | None:
-    """The metrics of the finished run in a folder; None where there is none.
+    """Return the metrics of the finished run in a folder, or None if there is none.
 
     Raises:
-        UserError: its metrics.json is damaged.
+        UserError: metrics.json is damaged.
     """
     path = folder / "metrics.json"
     if not path.is_file():
         return None
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        found["validation_signal"]  # written last
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+        metrics["validation_signal"]  # written last
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error!r}): remove it to compute the run again") from error
-    return dict(found)
+        raise UserError(f"{path} is damaged ({error!r}): delete it to repeat the run") from error
+    return dict(metrics)
 
 
 def same_images(folder: Path, images: dict[str, int]) -> None:
-    """Note the images of a run, with their sizes in bytes, or compare them with those it was begun with.
+    """Record the images of a run with their sizes in bytes, or check them against those recorded at its start.
 
     Raises:
-        UserError: they differ.
+        UserError: the images differ, or the record is damaged.
     """
     path = folder / "images.json"
     if rank_zero_only.rank:  # type: ignore[attr-defined]
@@ -120,13 +122,13 @@ def same_images(folder: Path, images: dict[str, int]) -> None:
     changed = difference(before, images)
     if changed:
         raise UserError(
-            f"{folder} holds a run on other images: {changed}; restore them, or choose another folder for a new run"
+            f"{folder} holds a run on other images: {changed}; restore them or choose another folder for a new run"
         )
 
 
 def _load(path: Path) -> Any:
     try:
         return migrated(OmegaConf.load(path))  # type: ignore[arg-type]
-    except Exception as error:  # yaml, omegaconf and the file system have no common base
+    except Exception as error:  # the errors of yaml, omegaconf and the file system have no common base class
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path} is damaged ({reason}): choose another folder") from error

@@ -1,1 +1,1 @@
-"""What jobs of a sweep do beyond a single run."""
+"""Sweeps: job folders, hardware shares, launching, resuming, and Hydra sweepers for grid and Optuna search."""

@@ -1,4 +1,4 @@
-"""Where a run or a sweep goes: a new folder, the one it goes on in, and the names of the jobs inside."""
+"""Folders of runs and sweeps: a new folder or the one to resume, and the names of job folders."""
 
 from __future__ import annotations
 
@@ -14,29 +14,35 @@ from omegaconf import OmegaConf
 
 log = logging.getLogger(__name__)
 
-NAME_LENGTH = 100  # of a folder; file systems take 255 bytes
-VALUE_LENGTH = 40
+NAME_LENGTH = 100  # characters of a folder name; file systems allow 255 bytes
+VALUE_LENGTH = 40  # characters of a value in it
 
 
 def sweep_name() -> str | None:
-    """Name of the folder of the sweep that a job belongs to; None for a single run."""
+    """Return the folder name of the current sweep, or None for a single run."""
     hydra = HydraConfig.get()
     return Path(hydra.sweep.dir).name if hydra.mode == RunMode.MULTIRUN else None
 
 
 def folder_of(new: str, resume: bool, overrides: list[str]) -> str:
-    """Folder of a run or sweep: with ``resume`` the newest one beside ``new`` that the same line began."""
+    """Return the folder of a run or sweep.
+
+    Args:
+        new: path of a new folder.
+        resume: use the newest sibling of ``new`` that was started with the same overrides, if there is one.
+        overrides: command-line overrides.
+    """
     if not resume:
         return new
     for folder in sorted(Path(new).parent.glob("*/"), key=lambda path: path.stat().st_mtime, reverse=True):
         if _same(_overrides(folder), overrides):
             return str(folder)
-    log.info("nothing to resume in %s: a new start", Path(new).parent)
+    log.info("nothing to resume in %s: starting afresh", Path(new).parent)
     return new
 
 
 def _overrides(folder: Path) -> list[str] | None:
-    """The command line that began the sweep or run in a folder."""
+    """Return the overrides that the sweep or run in a folder was started with."""
     sweep, run = folder / "multirun.yaml", folder / ".hydra" / "overrides.yaml"
     if sweep.is_file():
         return list(OmegaConf.load(sweep).hydra.overrides.task)
@@ -51,18 +57,18 @@ def _same(one: list[str] | None, two: list[str]) -> bool:
 
 
 def job_name(overrides: list[str], sweep: list[str], params: dict[str, str] | None) -> str:
-    """Folder of a job by what varies in its sweep.
+    """Name the folder of a job after the settings that vary in its sweep.
 
     Args:
-        overrides: of the job, e.g. ``["+category=screw", "model.shrinkage=oas", "folds=5"]``.
-        sweep: of the whole sweep, e.g. ``["+category=screw,pill", "model.shrinkage=oas,none", "folds=5"]``.
-        params: more that varies, from the configuration of the sweeper.
+        overrides: overrides of the job.
+        sweep: overrides of the whole sweep.
+        params: further varied settings, from the configuration of the sweeper.
 
-    Returns:
-        e.g. ``"category=screw,shrinkage=oas"``.
+    >>> job_name(["seed=0", "model.shrinkage=oas", "folds=5"], ["seed=0,1", "model.shrinkage=oas,none", "folds=5"], {})
+    'seed=0,shrinkage=oas'
     """
     parser = OverridesParser.create()
-    whole = [*(f"{key}={value}" for key, value in (params or {}).items()), *sweep]  # the command line has the last word
+    whole = [*(f"{key}={value}" for key, value in (params or {}).items()), *sweep]  # the command line takes precedence
     varies = {each.key_or_group: each.is_sweep_override() for each in parser.parse_overrides(whole)}
     settings = {
         each.key_or_group: each.get_value_element_as_str()
@@ -77,12 +83,12 @@ def job_name(overrides: list[str], sweep: list[str], params: dict[str, str] | No
         exact = exact and legal == text
         parts.append(f"{short if last.count(short) == 1 else key.replace('/', '.')}={legal}")
     name = ",".join(sorted(parts)) or "run"
-    if not exact or len(name) > NAME_LENGTH:  # other values may look the same
+    if not exact or len(name) > NAME_LENGTH:  # different values may have been shortened to the same text
         code = hashlib.sha256(repr(sorted(settings.items())).encode()).hexdigest()[:8]
         name = f"{name[: NAME_LENGTH - 9]}-{code}"
     return name
 
 
 def job_name_in(folder: str, overrides: list[str], params: dict[str, str] | None) -> str:
-    """The name of a job of the sweep in ``folder``."""
+    """Return the folder name of a job of the sweep in ``folder``, see `job_name`."""
     return job_name(overrides, _overrides(Path(folder)) or [], params)

@@ -1,4 +1,4 @@
-"""How a sweep starts its jobs: by which launcher, how many at once, and again if a process died."""
+"""Launching the jobs of a sweep: the choice of the launcher, batch sizes, and retries of jobs whose process died."""
 
 from __future__ import annotations
 
@@ -23,31 +23,35 @@ log = logging.getLogger(__name__)
 
 
 def launcher(config: DictConfig, hydra_context: HydraContext, task_function: TaskFunction) -> Launcher:
-    """The launcher of the configuration; one line if it is not installed."""
+    """Instantiate the configured launcher.
+
+    Raises:
+        UserError: the launcher is not installed, or SLURM is not available.
+    """
     choice = str(config.hydra.runtime.choices["hydra/launcher"])
     package = str(config.hydra.launcher._target_).rpartition(".")[0]
     if _missing(package):
         extra = choice.partition("_")[0]
-        raise UserError(f"hydra/launcher={choice} is an extra: pip install 'gaussad_pl[{extra}]'")
+        raise UserError(f"hydra/launcher={choice} is an optional extra: pip install 'gaussad_pl[{extra}]'")
     if choice == "submitit_slurm" and shutil.which("srun") is None:
-        raise UserError("hydra/launcher=submitit_slurm finds no SLURM here: start it on the cluster's login node")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing leaves the machine by itself
-    found = Plugins.instance().instantiate_launcher(
+        raise UserError("hydra/launcher=submitit_slurm: srun not found; start the sweep on a login node of the cluster")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry unless the user enables it
+    instance = Plugins.instance().instantiate_launcher(
         config=config, hydra_context=hydra_context, task_function=task_function
     )
     if is_local_submitit(config.hydra.launcher):
         os.environ[GPUS] = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-        return Persistent(found)
-    return found
+        return Persistent(instance)
+    return instance
 
 
 def batch(launcher: DictConfig) -> int | None:
-    """How many jobs to hand over at once; None: all, the launcher keeps to its shares by itself."""
+    """Return how many jobs to launch at once; None for all, if the launcher schedules them itself."""
     return jobs_at_once(launcher) if is_local_submitit(launcher) else None
 
 
 class Persistent(Launcher):
-    """Launches jobs again whose process died. Those that ended return their result, see `sweep.attempt`."""
+    """Launcher that retries jobs whose process died; finished jobs return their result again, see `sweep.attempt`."""
 
     def __init__(self, launcher: Launcher) -> None:
         self.launcher = launcher
@@ -62,12 +66,12 @@ class Persistent(Launcher):
             except Exception as error:
                 if not type(error).__module__.startswith("submitit."):
                     raise
-                log.warning("the process of a job died, starting again: %s", str(error).splitlines()[0])
+                log.warning("the process of a job died, restarting it: %s", str(error).splitlines()[0])
         return self.launcher.launch(job_overrides, initial_job_idx)
 
 
 def _missing(package: str) -> bool:
     try:
         return importlib.util.find_spec(package) is None
-    except ModuleNotFoundError:  # not even its parent is there
+    except ModuleNotFoundError:  # the parent package is missing, too
         return True

@@ -1,4 +1,4 @@
-"""The share of the machine that each job of a sweep gets: its cores and its GPU."""
+"""Share of the machine that each job of a sweep gets: CPU cores and a GPU."""
 
 from __future__ import annotations
 
@@ -9,47 +9,53 @@ from omegaconf import DictConfig, OmegaConf
 
 log = logging.getLogger(__name__)
 
-GPUS = "GAUSSAD_GPUS"  # submitit hides from a local job which GPUs its parent saw
+GPUS = "GAUSSAD_GPUS"  # passes on the GPUs visible to the parent process, which submitit hides from a local job
 
 
 def cores() -> int:
+    """Return the number of CPU cores available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def gpus_here() -> int:
-    import torch  # here: commands that only read files start without it
+    """Return the number of GPUs available to this process."""
+    import torch  # imported late: commands that only read files do not need it
 
     return torch.cuda.device_count()
 
 
 def gpus_per_job() -> int:
+    """Return the number of GPUs of one job: 1 if there are any."""
     return min(1, gpus_here())
 
 
 def cores_per_job() -> int:
-    """One job a GPU; without GPUs at least two jobs, up to four cores each: small networks gain little from more."""
+    """Return the cores of one job: an equal share per GPU; without GPUs half the cores, at most four.
+
+    Small networks gain little from more than four cores.
+    """
     gpus = gpus_here()
     return max(1, cores() // gpus if gpus else min(4, cores() // 2))
 
 
 def share(launcher: DictConfig) -> int | None:
-    """Cores of one job; None for the serial launcher, whose job has them all."""
-    found = OmegaConf.select(launcher, "ray.remote.num_cpus") or OmegaConf.select(launcher, "cpus_per_task")
-    return None if found is None else max(1, int(found))
+    """Return the cores of one job; None for the serial launcher, whose jobs use all cores."""
+    count = OmegaConf.select(launcher, "ray.remote.num_cpus") or OmegaConf.select(launcher, "cpus_per_task")
+    return None if count is None else max(1, int(count))
 
 
 def jobs_at_once(launcher: DictConfig) -> int:
-    """How many jobs of their share this machine holds."""
-    wanted = share(launcher)
-    if wanted is None:
+    """Return how many jobs run side by side on this machine, each with its share of cores and GPUs."""
+    cores_each = share(launcher)
+    if cores_each is None:
         return 1
     gpus = gpus_here() if OmegaConf.select(launcher, "ray.remote.num_gpus") else 0
     gpus = gpus or OmegaConf.select(launcher, "gpus_per_node") or 0
-    return max(1, min(cores() // wanted, gpus or cores()))
+    return max(1, min(cores() // cores_each, gpus or cores()))
 
 
 def take_share(launcher: DictConfig, number: int) -> None:
-    """Keep this process to the threads and the GPU of job ``number``; Ray and SLURM have chosen the GPU already."""
+    """Restrict this process to the threads and the GPU of job ``number``; Ray and SLURM assign the GPU themselves."""
     threads = share(launcher)
     if threads is None:
         return
@@ -66,4 +72,5 @@ def take_share(launcher: DictConfig, number: int) -> None:
 
 
 def is_local_submitit(launcher: DictConfig) -> bool:
+    """Return whether this is submitit's launcher for the local machine."""
     return str(launcher.get("_target_", "")).endswith("submitit_launcher.LocalLauncher")

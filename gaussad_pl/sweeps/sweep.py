@@ -1,4 +1,4 @@
-"""What a job of a sweep does beyond a single run: it keeps to its share, and its error does not end the sweep."""
+"""Jobs of a sweep: each keeps to its share of the machine, and the failure of one does not end the sweep."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from gaussad_pl.sweeps.share import take_share
 
 log = logging.getLogger(__name__)
 
-MAX_DEATHS = 3  # of the processes of one job; schedulers start it again
+MAX_DEATHS = 3  # of the processes of one job, which schedulers restart
 
 
 @dataclass(frozen=True)
 class Failure:
-    """What a failed job returns instead of its result, also from another process."""
+    """Result of a failed job; a plain object that survives the way back from another process."""
 
     folder: str
     message: str
@@ -35,13 +35,16 @@ def attempt(
     launch: str,
     describe: Callable[[BaseException], str],
 ) -> float | Failure | None:
-    """Run one job of a sweep; an error ends in its `error.txt`, and the other jobs go on.
+    """Run one job of a sweep; on an error, write it to error.txt and return a `Failure` so that other jobs continue.
 
-    A scheduler may start a job again that was killed or whose process died. It then continues, but not for ever.
+    A scheduler may restart a job that was killed or whose process died. The job then resumes, until its processes have
+    died `MAX_DEATHS` times.
 
     Args:
-        launch: name of this start of the sweep.
-        describe: an error in one line.
+        task: the job.
+        config: its configuration.
+        launch: identifier of this launch of the sweep.
+        describe: returns a one-line description of an error.
     """
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
@@ -49,13 +52,13 @@ def attempt(
     with _alone(folder):
         error_file.unlink(missing_ok=True)
         deaths = _deaths(begun, launch)
-        begun.write_text(f"{launch} {(deaths or 0) + 1}")  # stays if this process dies
+        begun.write_text(f"{launch} {(deaths or 0) + 1}")  # reset below, unless this process dies
         result: float | Failure | None
         try:
             if deaths is not None:
                 config.resume = True
             if deaths == MAX_DEATHS:
-                raise UserError(f"the process of this job died {deaths} times: is the memory enough for it?")
+                raise UserError(f"the process of this job died {deaths} times: check that it has enough memory")
             refuse_ddp(config)
             take_share(hydra.launcher, hydra.job.num)
             result = task(config)
@@ -71,12 +74,12 @@ def attempt(
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Wait for a job that outlived its killed sweep."""
-    lock = FileLock(folder / ".lock", is_singleton=True)  # the run takes it, too
+    """Lock the folder, waiting for a job that outlived its killed sweep."""
+    lock = FileLock(folder / ".lock", is_singleton=True)  # reentrant: the run acquires it, too
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        log.info("%s: waiting for the process that works there", folder)
+        log.info("%s is in use by another process: waiting for it", folder)
         lock.acquire()
     try:
         yield
@@ -85,13 +88,17 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _deaths(begun: Path, launch: str) -> int | None:
-    """How many processes of this start of the sweep died at this job; None: it has not begun the job yet."""
+    """Return how many processes of this job died since the launch; None if the job has not been started in it."""
     name, _, number = begun.read_text().partition(" ") if begun.is_file() else ("", "", "")
     return int(number) if name == launch else None
 
 
 def conclude(results: Iterable[object]) -> None:
-    """Name the failed jobs of a sweep, one line each, and fail if there are any."""
+    """Log the failed jobs of a sweep, one line each.
+
+    Raises:
+        UserError: at least one job failed.
+    """
     results = list(results)
     failures = [result for result in results if isinstance(result, Failure)]
     for failure in failures:
@@ -99,16 +106,20 @@ def conclude(results: Iterable[object]) -> None:
     if failures:
         raise UserError(
             f"{len(failures)} of {len(results)} jobs failed, see error.txt in their folders; "
-            "the same line with resume=true runs them again"
+            "repeat the command with resume=true to run them again"
         )
 
 
 def refuse_ddp(config: DictConfig) -> None:
-    """A sweep puts its jobs side by side, each on one device."""
+    """Refuse several devices or nodes per job, as a sweep runs its jobs side by side on one device each.
+
+    Raises:
+        UserError: ``trainer.devices`` or ``trainer.num_nodes`` is not 1.
+    """
     devices = OmegaConf.select(config, "trainer.devices", default=1)
     nodes = OmegaConf.select(config, "trainer.num_nodes", default=1)
     if (devices, nodes) != (1, 1):
         raise UserError(
-            f"trainer.devices={devices} trainer.num_nodes={nodes} in a multirun: its jobs take one device each; "
-            "leave -m out for one run on several, or set trainer.devices=1 trainer.num_nodes=1"
+            f"trainer.devices={devices} trainer.num_nodes={nodes} in a sweep, whose jobs use one device each: "
+            "leave -m out for a single run on several devices, or set trainer.devices=1 trainer.num_nodes=1"
         )

@@ -1,1 +1,1 @@
-"""The web server of `gaussad_pl.demo`: Python's own, with bounds on what a client can cost."""
+"""Web server of `gaussad_pl.demo`: that of Python, with limits on the resources a client can use."""

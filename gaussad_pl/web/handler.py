@@ -1,30 +1,28 @@
-"""One connection: a request, its answer, and how long both may take."""
+"""Request handler: one connection, its request and its response, with limits on size and time."""
 
 from __future__ import annotations
 
 import json
 import socket
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from io import BufferedReader, BytesIO, RawIOBase
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import Any, BinaryIO, Protocol
 from urllib.parse import parse_qs, urlsplit
 
 from gaussad_pl.errors import UserError
 from gaussad_pl.web.senders import is_same_site, is_served
 
-if TYPE_CHECKING:
-    from gaussad_pl.web.server import Server
-
 PAGE = Path(__file__).with_name("page.html")
 LARGEST = 64 * 2**20  # bytes of an upload
-IDLE = 30  # seconds that a client may be silent, or take to read an answer
+IDLE = 30  # seconds that a client may be silent, or block the sending of a response
 WHOLE = 120  # seconds that a request may take to arrive
-LINGER = 5  # seconds that a client gets to see why its upload was refused
-CHUNK = 2**20  # bytes that are read at once
+LINGER = 5  # seconds that a client has to read why its upload was refused
+CHUNK = 2**20  # bytes to read at once
 POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; connect-src 'self'; "
     "frame-ancestors 'none'"
@@ -32,7 +30,7 @@ POLICY = (
 
 
 class RefusedError(Exception):
-    """A request that is not to be answered, and why."""
+    """A request that is refused, with the status and the message of the response."""
 
     def __init__(self, status: HTTPStatus, message: str) -> None:
         super().__init__(message)
@@ -40,7 +38,7 @@ class RefusedError(Exception):
 
 
 class _Arriving(RawIOBase):
-    """What a client sends, until it was silent for too long or took too long altogether."""
+    """The incoming bytes of a connection; a TimeoutError if the client is idle or the request takes too long."""
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
@@ -57,8 +55,40 @@ class _Arriving(RawIOBase):
         return self.connection.recv_into(buffer)
 
 
+class Page(Protocol):
+    """The application behind the page; `detect` is called for one image at a time."""
+
+    fpr: float
+
+    def about(self) -> dict[str, Any]:
+        """Return what the page shows before the first image."""
+
+    def threshold(self, fpr: float) -> dict[str, Any]:
+        """Return the threshold for a target false-alarm rate."""
+
+    def detect(self, file: BinaryIO, fpr: float) -> dict[str, Any]:
+        """Return the prediction for the image in a file."""
+
+
+class Limits(Protocol):
+    """The server of a handler, with the limits that all connections share."""
+
+    demo: Page
+    names: set[str]
+    turn: AbstractContextManager[Any]
+
+    def hold(self, count: int) -> None:
+        """Reserve memory for an upload."""
+
+
 class Handler(BaseHTTPRequestHandler):
-    server: Server
+    """Serves the page and answers its requests in JSON.
+
+    ``GET /`` returns the page, ``GET /about`` describes the detector, ``GET /threshold?fpr=0.01`` returns a threshold,
+    and ``POST /detect?fpr=0.01`` scores the uploaded image.
+    """
+
+    server: Limits  # type: ignore[assignment]
     timeout = IDLE
 
     def setup(self) -> None:
@@ -68,6 +98,7 @@ class Handler(BaseHTTPRequestHandler):
         self.rfile = BufferedReader(self.arriving)
 
     def do_GET(self) -> None:
+        """Answer requests for the page, the description of the detector and its thresholds."""
         url, demo = urlsplit(self.path), self.server.demo
         try:
             self._check_sender()
@@ -78,17 +109,18 @@ class Handler(BaseHTTPRequestHandler):
             elif url.path == "/threshold":
                 self._json(HTTPStatus.OK, demo.threshold(self._fpr()))
             else:
-                raise RefusedError(HTTPStatus.NOT_FOUND, "There is nothing here.")
+                raise RefusedError(HTTPStatus.NOT_FOUND, "This page does not exist.")
         except RefusedError as refusal:
             self._json(refusal.status, {"error": str(refusal)})
         except UserError as error:
             self._json(HTTPStatus.BAD_REQUEST, {"error": str(error)})
 
     def do_POST(self) -> None:
+        """Score an uploaded image."""
         try:
             self._check_sender()
             if urlsplit(self.path).path != "/detect":
-                raise RefusedError(HTTPStatus.NOT_FOUND, "There is nothing here.")
+                raise RefusedError(HTTPStatus.NOT_FOUND, "This page does not exist.")
             content = self._detect(self._length(), self._fpr())
         except RefusedError as refusal:
             self._json(refusal.status, {"error": str(refusal)})
@@ -100,25 +132,25 @@ class Handler(BaseHTTPRequestHandler):
             self._json(HTTPStatus.OK, content)
 
     def _check_sender(self) -> None:
-        """Refuse what a page of another site made a browser send."""
+        """Refuse requests that a page of another site made the browser send."""
         host, origin = self.headers.get("Host", ""), self.headers.get("Origin")
         if not is_served(host, self.server.names):
-            raise RefusedError(HTTPStatus.FORBIDDEN, f"This server is not called {host}: open it by its IP address.")
+            raise RefusedError(HTTPStatus.FORBIDDEN, f"{host} is not a name of this server: open it by its IP address.")
         if not is_same_site(origin, host):
-            raise RefusedError(HTTPStatus.FORBIDDEN, "Only the page of this server may ask.")
+            raise RefusedError(HTTPStatus.FORBIDDEN, "Requests from pages of other sites are refused.")
 
     def _length(self) -> int:
         text = self.headers.get("Content-Length", "")
         if not (text.isascii() and text.isdecimal()):
-            raise RefusedError(HTTPStatus.LENGTH_REQUIRED, "The length of the file is missing.")
-        if len(text) > 20 or int(text) > LARGEST:  # Python converts no number of thousands of digits
+            raise RefusedError(HTTPStatus.LENGTH_REQUIRED, "The request has no Content-Length.")
+        if len(text) > 20 or int(text) > LARGEST:  # int() refuses thousands of digits
             raise RefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"The file is larger than {LARGEST // 2**20} MB.")
         if int(text) == 0:
             raise RefusedError(HTTPStatus.BAD_REQUEST, "The file is empty.")
         return int(text)
 
     def _detect(self, length: int, fpr: float) -> Mapping[str, Any]:
-        """Read a file and score it; what is held of it is given back before anything is sent."""
+        """Read an upload and score it; the memory it reserves is released before the response is sent."""
         file, held = BytesIO(), 0
         try:
             while held < length:
@@ -135,7 +167,7 @@ class Handler(BaseHTTPRequestHandler):
             self.server.hold(-held)
 
     def _check_presence(self) -> None:
-        """Spare the work for a client that left while its image waited."""
+        """Raise if the client has disconnected while its image was waiting."""
         self.connection.setblocking(False)
         try:
             if not self.connection.recv(1, socket.MSG_PEEK):
@@ -146,7 +178,7 @@ class Handler(BaseHTTPRequestHandler):
             self.connection.settimeout(IDLE)
 
     def _linger(self) -> None:
-        """Read on for a moment: a client that is still sending would not see the answer if the connection closed."""
+        """Keep reading for a moment, as a client that is still sending would not see the response otherwise."""
         self.connection.shutdown(socket.SHUT_WR)
         self.arriving.end = monotonic() + LINGER
         while self.rfile.read1(CHUNK):
@@ -172,4 +204,4 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: Any) -> None:
-        """Nothing: the terminal shows the address."""
+        """Log nothing: the terminal shows only the address."""

@@ -1,4 +1,4 @@
-"""Who may ask: a page of another site can make a browser send requests to this machine."""
+"""Check where requests come from, as a page of another site can make a browser send requests to this machine."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import ipaddress
 import socket
 from urllib.parse import urlsplit
 
-ANY_ADDRESS = "/"  # that no name of a host contains
+ANY_ADDRESS = "/"  # not a valid host name
 
 
 def names_of(host: str, full_name: str) -> set[str]:
-    """The names of a server that listens on ``host``, and ANY_ADDRESS where it goes by any."""
+    """Return the names of a server that listens on ``host``, with `ANY_ADDRESS` if it listens on all addresses.
+
+    >>> sorted(names_of("parts.example", "parts.example"))
+    ['localhost', 'parts.example']
+    """
     if host not in ("", "0.0.0.0", "::"):
         return {"localhost", host.lower()}
     machine = socket.gethostname().lower()
@@ -18,11 +22,16 @@ def names_of(host: str, full_name: str) -> set[str]:
 
 
 def is_served(header: str, names: set[str]) -> bool:
-    """Tell a server's own names from those that another site has pointed at it (DNS rebinding).
+    """Check that a request is addressed to the server by one of its own names.
+
+    Another site may have a name of its own resolve to this server (DNS rebinding).
 
     Args:
-        header: the Host of a request, with a port or without.
+        header: Host header of the request, with or without a port.
         names: see `names_of`.
+
+    >>> [is_served(host, {"localhost"}) for host in ("localhost:7860", "127.0.0.1:7860", "attacker.example")]
+    [True, True, False]
     """
     try:
         name = (urlsplit(f"//{header}").hostname or "").rstrip(".")
@@ -32,10 +41,10 @@ def is_served(header: str, names: set[str]) -> bool:
 
 
 def is_same_site(origin: str | None, host: str) -> bool:
-    """Tell requests of the server's own page, and of no page at all, from those of other sites.
+    """Check that a request comes from the server's own page, or from no page at all.
 
     Args:
-        origin: the Origin of a request, where it has one; ``null`` hides it.
-        host: the Host of the same request.
+        origin: Origin header of the request, if any; ``null`` if the browser hides it.
+        host: Host header of the same request.
     """
     return origin is None or origin.partition("://")[2].lower() == host.lower()

@@ -1,4 +1,4 @@
-"""The server: bounds on connections, on the bytes of uploads, and on the images that are decoded at once."""
+"""HTTP server with limits on connections, on bytes of uploads, and on images that are decoded at once."""
 
 from __future__ import annotations
 
@@ -8,32 +8,29 @@ import sys
 import threading
 from http import HTTPStatus
 from http.server import ThreadingHTTPServer
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gaussad_pl.errors import UserError
-from gaussad_pl.web.handler import LARGEST, Handler, RefusedError
+from gaussad_pl.web.handler import LARGEST, Handler, Page, RefusedError
 from gaussad_pl.web.senders import names_of
 
-if TYPE_CHECKING:
-    from gaussad_pl.demo import Demo
-
-IN_FLIGHT = 4 * LARGEST  # bytes of all uploads that are under way or wait for their turn
-CONNECTIONS = 32  # at once, each with its thread
+IN_FLIGHT = 4 * LARGEST  # bytes of all uploads that are arriving or waiting to be scored
+CONNECTIONS = 32  # simultaneous connections, each with its own thread
 BUSY = b"HTTP/1.0 503 Service Unavailable\r\nContent-Type: application/json\r\n\r\n" + json.dumps(
     {"error": "Too many connections: try again in a moment."}
 ).encode("ascii")
 
 
 class Server(ThreadingHTTPServer):
-    """Serves the page of a demo.
+    """Serves a page.
 
     Raises:
-        UserError: the address cannot be had.
+        UserError: the server cannot listen on the address.
     """
 
     daemon_threads = True
 
-    def __init__(self, demo: Demo, host: str, port: int) -> None:
+    def __init__(self, demo: Page, host: str, port: int) -> None:
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
             super().__init__((host, port), Handler)
@@ -47,10 +44,10 @@ class Server(ThreadingHTTPServer):
         self._held = 0
 
     def hold(self, count: int) -> None:
-        """Account for bytes of uploads; they are given back as a negative number.
+        """Reserve memory for ``count`` bytes of an upload; a negative ``count`` releases it.
 
         Raises:
-            RefusedError: there is no room for them.
+            RefusedError: all uploads together exceed `IN_FLIGHT`.
         """
         with self._counting:
             if self._held + count > IN_FLIGHT:
@@ -58,6 +55,7 @@ class Server(ThreadingHTTPServer):
             self._held += count
 
     def process_request(self, request: Any, client_address: Any) -> None:
+        """Handle a connection in a thread, or answer 503 if there are too many."""
         if not self._places.acquire(blocking=False):
             request.setblocking(False)
             request.send(BUSY)
@@ -76,6 +74,7 @@ class Server(ThreadingHTTPServer):
             self._places.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
+        """Print the traceback of an error, unless a client has disconnected."""
         error = sys.exception()
-        if not isinstance(error, OSError) or error.filename is not None:  # clients that drop out are nothing to tell
+        if not isinstance(error, OSError) or error.filename is not None:
             super().handle_error(request, client_address)

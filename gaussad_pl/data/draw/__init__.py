@@ -1,8 +1,8 @@
-"""Demo data drawn in code, in the layout of MVTec AD: something to run on before any dataset is downloaded.
+"""Demo data drawn in code, in the layout of MVTec AD, to try things out before downloading a dataset.
 
 A category is a module with ``KINDS``, the names of its defects, and ``render(scene, kind, flaw)``, which draws one
 image from two random streams: ``scene`` fixes the object, its pose and the light, ``flaw`` only the defect. The same
-scene can therefore be drawn with and without its defect, and the ground truth is where the two pictures differ.
+scene can therefore be drawn with and without its defect, and the ground truth is where the two images differ.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from scipy import ndimage
 from gaussad_pl.data.draw import canvas, grid, hazelnut, screw, tile
 from gaussad_pl.errors import UserError
 
-VERSION = 1  # of the pictures: raise it when any pixel changes, and folders drawn before are drawn again
+VERSION = 1  # of the images: increment it when any pixel changes, so that existing folders are redrawn
 TRAIN_GOOD, TEST_GOOD, TEST_DEFECTIVE = 64, 24, 10  # images; the last is per kind of defect
 VISIBLE = 5.0 / 255.0  # a pixel belongs to the defect if the defect changes it by more than this
 MARKER = "demo.json"  # written last: a folder without it was not drawn here
@@ -41,7 +41,7 @@ CATEGORIES: tuple[str, ...] = tuple(_MODULES)
 
 
 class Drawing(NamedTuple):
-    """One picture and its ground truth."""
+    """One image and its ground truth."""
 
     image: NDArray[np.uint8]  # (H, W, 3)
     mask: NDArray[np.bool_]  # (H, W), true on the defect
@@ -62,7 +62,7 @@ def draw(category: str, split: str, kind: str, index: int, seed: int = 0) -> Dra
         return Drawing(clean_photo, np.zeros(clean.shape[:2], bool), clean_photo)
     flawed = module.render(stream(0), kind, stream(1))
     changed = np.abs(np.clip(flawed, 0.0, 1.0) - np.clip(clean, 0.0, 1.0)).max(axis=-1) > VISIBLE
-    # One region rather than its grains, with the margin that the camera's blur reaches.
+    # One connected region instead of single grains, with a margin for the blur of the camera.
     mask = ndimage.binary_fill_holes(ndimage.binary_closing(ndimage.binary_dilation(changed), iterations=2) | changed)
     return Drawing(canvas.photograph(flawed, stream(2)), mask, clean_photo)
 
@@ -70,11 +70,11 @@ def draw(category: str, split: str, kind: str, index: int, seed: int = 0) -> Dra
 def write_demo(root: Path, category: str, seed: int = 0) -> Path:
     """Write one category below ``root`` and return its folder.
 
-    A complete folder of this version and seed is left untouched, one of another version or seed is replaced. The
-    folder appears in one step: a killed write leaves no half category, and processes may write the same one at once.
+    A complete folder of this version and seed is left untouched; one of another version or seed is replaced. The folder
+    appears in one step: an interrupted write leaves no partial category, and processes may write the same one at once.
 
     Raises:
-        UserError: unknown category, ``root`` cannot be written, or the folder holds data that was not drawn here.
+        UserError: the category is unknown, ``root`` is not writable, or the folder contains other data.
     """
     module = _module(category)
     target = root / category
@@ -89,18 +89,20 @@ def write_demo(root: Path, category: str, seed: int = 0) -> Path:
         finally:
             shutil.rmtree(draft, ignore_errors=True)
     except OSError as error:
-        raise UserError(f"cannot write the demo data to {target}: {error.strerror or error}") from error
+        raise UserError(
+            f"cannot write the demo data to {target} ({error.strerror or error}): free some space or use another folder"
+        ) from error
     return target
 
 
 def _module(category: str) -> _Category:
     if category not in _MODULES:
-        raise UserError(f"unknown demo category {category!r}; available: {', '.join(CATEGORIES)}")
+        raise UserError(f"unknown demo category {category!r}: expected one of {', '.join(CATEGORIES)}")
     return _MODULES[category]
 
 
 def _files(module: _Category) -> Iterator[tuple[str, str, int]]:
-    """(split, kind, index) of every image of a category."""
+    """Yield (split, kind, index) for every image of a category."""
     for split, kind, count in (
         ("train", "good", TRAIN_GOOD),
         ("test", "good", TEST_GOOD),
@@ -110,7 +112,7 @@ def _files(module: _Category) -> Iterator[tuple[str, str, int]]:
 
 
 def _paths(folder: Path, split: str, kind: str, index: int) -> tuple[Path, Path | None]:
-    """Where an image goes and, if it has a defect, its mask."""
+    """Return the path of an image and, if it has a defect, of its mask."""
     mask = None if kind == "good" else folder / "ground_truth" / kind / f"{index:03d}_mask.png"
     return folder / split / kind / f"{index:03d}.png", mask
 
@@ -120,7 +122,7 @@ def _marker(seed: int) -> dict[str, int]:
 
 
 def _complete(folder: Path, module: _Category, seed: int) -> bool:
-    """Whether ``folder`` holds every file of this version and seed."""
+    """Return True if ``folder`` contains every file of this version and seed."""
     try:
         if json.loads((folder / MARKER).read_text()) != _marker(seed):
             return False
@@ -130,13 +132,13 @@ def _complete(folder: Path, module: _Category, seed: int) -> bool:
 
 
 def _refuse_foreign(target: Path) -> None:
-    """Never replace what someone else put there, such as the real dataset."""
+    """Raise a UserError instead of replacing other data, such as the real dataset."""
     try:
         names = {path.name for path in target.iterdir()}  # one listing: another process may be replacing the folder
     except FileNotFoundError:
         return
     if names and MARKER not in names:
-        raise UserError(f"{target} exists but is not demo data ({MARKER} is missing); choose another folder")
+        raise UserError(f"{target} exists but is not demo data ({MARKER} is missing): choose another folder")
 
 
 def _write_category(folder: Path, category: str, module: _Category, seed: int) -> None:
@@ -144,7 +146,7 @@ def _write_category(folder: Path, category: str, module: _Category, seed: int) -
         drawing = draw(category, split, kind, index, seed)
         image_path, mask_path = _paths(folder, split, kind, index)
         image_path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(drawing.image).save(image_path, compress_level=1)  # noise hardly compresses: be quick
+        Image.fromarray(drawing.image).save(image_path, compress_level=1)  # fast, as noise hardly compresses
         if mask_path is not None:
             mask_path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(drawing.mask.astype(np.uint8) * 255).save(mask_path)
@@ -152,17 +154,17 @@ def _write_category(folder: Path, category: str, module: _Category, seed: int) -
 
 
 def _publish(draft: Path, target: Path, module: _Category, seed: int) -> None:
-    """Move ``draft`` to ``target`` unless another process has finished the same folder meanwhile."""
+    """Move ``draft`` to ``target`` unless another process has finished the same folder in the meantime."""
     if _complete(target, module, seed):
         return
     _refuse_foreign(target)
     if target.exists():
         outdated = draft.with_name(draft.name + "-old")
-        with contextlib.suppress(FileNotFoundError):  # another process has just moved it away
+        with contextlib.suppress(FileNotFoundError):  # another process has just moved it
             target.replace(outdated)
         shutil.rmtree(outdated, ignore_errors=True)
     try:
         draft.replace(target)
     except OSError:
-        if not _complete(target, module, seed):  # otherwise another process was faster, with the same pictures
+        if not _complete(target, module, seed):  # otherwise another process was faster, with the same images
             raise

@@ -1,4 +1,4 @@
-"""What every drawing shares: noise, coordinates, strokes, light and the camera."""
+"""Building blocks of the drawings: noise, coordinates, strokes, light and the camera."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Random = np.random.Generator
 
 SENSOR_NOISE = 0.012  # standard deviation of the camera noise, fraction of white
 EXPOSURE_SPREAD = 0.035  # relative standard deviation of the exposure between images
-GRADIENT = (0.02, 0.09)  # relative fall of the light from the centre to one side
-VIGNETTE = (0.02, 0.06)  # relative fall of the light towards the corners
+GRADIENT = (0.02, 0.09)  # relative fall-off of the light from the centre to one side
+VIGNETTE = (0.02, 0.06)  # relative fall-off of the light towards the corners
 
 
 def grid(supersampling: int = 1) -> tuple[Array, Array]:
-    """Coordinates (x, y) of the pixel centres in px, each (SIZE * supersampling, SIZE * supersampling)."""
+    """Return coordinates (x, y) of the pixel centres in px, each (SIZE * supersampling, SIZE * supersampling)."""
     axis = (np.arange(SIZE * supersampling, dtype=np.float32) + 0.5) / supersampling
     x, y = np.meshgrid(axis, axis)
     return x, y
@@ -39,14 +39,18 @@ def shrink(image: Array, factor: int) -> Array:
 
 
 def smoothstep(low: float, high: float, value: Array) -> Array:
-    """0 below ``low``, 1 above ``high`` (or the reverse if ``low > high``), and a smooth ramp between."""
+    """Return 0 below ``low``, 1 above ``high`` (reversed if ``low > high``), and a smooth ramp in between.
+
+    >>> smoothstep(0.0, 1.0, np.array([-1.0, 0.5, 2.0])).tolist()
+    [0.0, 0.5, 1.0]
+    """
     u = np.clip((value - low) / (high - low), 0.0, 1.0)
     return u * u * (3.0 - 2.0 * u)
 
 
 def smooth_noise(rng: Random, sigma: float, size: int = SIZE) -> Array:
     """Stationary Gaussian noise (size, size), mean 0, variance 1, smoothed with a Gaussian of ``sigma`` px."""
-    step = max(1, int(sigma / 2))  # smooth noise needs few samples: filter a coarse grid, then enlarge it
+    step = max(1, int(sigma / 2))  # smooth noise needs few samples: filter a coarse grid, then upsample it
     n = math.ceil(size / step) + 2
     width = sigma / step
     noise = ndimage.gaussian_filter(rng.standard_normal((n, n), dtype=np.float32), width, mode="wrap", truncate=3.0)
@@ -57,8 +61,8 @@ def smooth_noise(rng: Random, sigma: float, size: int = SIZE) -> Array:
 
 
 def cast_shadow(coverage: Array, blur: float, reach: tuple[float, float]) -> Array:
-    """Depth from 0 to 1 of the soft shadow of ``coverage`` (H, W), moved by ``reach`` = (down, right) px."""
-    factor = 2  # it is smooth: half the resolution is enough
+    """Draw the soft shadow of ``coverage`` (H, W), shifted by ``reach`` = (down, right) px: depth (H, W) in [0, 1]."""
+    factor = 2  # half the resolution is enough, as it is smooth
     coarse = ndimage.gaussian_filter(shrink(coverage, factor), blur / factor, truncate=3.0)
     coarse = ndimage.shift(coarse, (reach[0] / factor, reach[1] / factor), order=1, mode="nearest")
     h, w = coverage.shape
@@ -66,7 +70,7 @@ def cast_shadow(coverage: Array, blur: float, reach: tuple[float, float]) -> Arr
 
 
 def random_walk(rng: Random, start: tuple[float, float], length: float, wobble: float, heading: float) -> Array:
-    """Points (n, 2) 2 px apart of a path that keeps turning; ``wobble`` is the turn per point in radians."""
+    """Draw a randomly turning path as points (n, 2), 2 px apart; ``wobble`` is the spread of the turns in radians."""
     n = max(2, int(length / 2.0))
     turns = heading + np.cumsum(rng.normal(0.0, wobble, n))
     steps = 2.0 * np.stack([np.cos(turns), np.sin(turns)], axis=1)
@@ -74,7 +78,7 @@ def random_walk(rng: Random, start: tuple[float, float], length: float, wobble: 
 
 
 def distance_to_path(points: Array, x: Array, y: Array) -> tuple[Array, Array]:
-    """Distance in px from (x, y) to the polyline ``points`` (n, 2), and the nearest place on it from 0 to 1."""
+    """Return distances in px from (x, y) to the polyline ``points`` (n, 2), and the nearest places on it in [0, 1]."""
     best = np.full(x.shape, np.inf, np.float32)
     place = np.zeros(x.shape, np.float32)
     last = max(1, len(points) - 1)
@@ -94,7 +98,7 @@ def mix(image: Array, colour: tuple[float, float, float] | Array, alpha: Array) 
 
 
 def lit(image: Array, rng: Random) -> Array:
-    """``image`` (H, W, 3) under a lamp that differs from image to image: exposure, gradient, vignette."""
+    """Light ``image`` (H, W, 3) with a lamp that varies from image to image: exposure, gradient and vignette."""
     x, y = grid()
     u, v = (x - SIZE / 2) / (SIZE / 2), (y - SIZE / 2) / (SIZE / 2)
     angle = rng.uniform(0.0, 2.0 * math.pi)
@@ -104,7 +108,7 @@ def lit(image: Array, rng: Random) -> Array:
 
 
 def photograph(image: Array, rng: Random) -> NDArray[np.uint8]:
-    """The camera: ``image`` (H, W, 3) in [0, 1] to uint8, with a little blur and sensor noise."""
+    """Simulate the camera: ``image`` (H, W, 3) in [0, 1] becomes uint8, with slight blur and sensor noise."""
     blurred = ndimage.gaussian_filter(image, (0.45, 0.45, 0.0), truncate=3.0)
     grain = rng.standard_normal(image.shape[:2], dtype=np.float32)[..., None]
     colour = rng.standard_normal(image.shape, dtype=np.float32)

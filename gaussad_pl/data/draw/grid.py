@@ -23,29 +23,30 @@ from gaussad_pl.data.draw.canvas import (
 
 KINDS: tuple[str, ...] = ("bent", "broken", "metal_contamination", "thread")
 
-PITCH, WIRE = (24.0, 27.0), (3.2, 3.7)  # distance of the wires and their radius, px
-TILT, WANDER = 0.03, 0.8  # spread of the mesh's angle, radians, and of the wires about straight lines, px
+PITCH, WIRE = (24.0, 27.0), (3.2, 3.7)  # spacing and radius of the wires, px
+TILT, WANDER = 0.03, 0.8  # spread of the mesh angle, radians, and of the wires around straight lines, px
 SHINE = (0.35, 0.50)  # strength of the highlights, fraction of white
 SUPERSAMPLING = 2
 
-# How strong the defects are, px unless noted.
+# Size and strength of the defects, px unless noted.
 BEND, BEND_REACH = (10.0, 18.0), (16.0, 26.0)
 GAP = (24.0, 60.0)
 CRUMB_RADIUS = (6.0, 12.0)
-THREAD_LENGTH, THREAD_WIDTH, THREAD_OPACITY = (35.0, 80.0), (0.6, 1.0), (0.5, 0.9)  # opacity as a share
+THREAD_LENGTH, THREAD_WIDTH, THREAD_OPACITY = (35.0, 80.0), (0.6, 1.0), (0.5, 0.9)  # opacity as a fraction
 THREAD_COLOUR = (0.42, 0.30, 0.27)
 
 
 def enlarge(field: Array) -> Array:
-    """Repeat every pixel of (SIZE, SIZE) for the supersampled drawing."""
+    """Upsample (SIZE, SIZE) for the supersampled drawing by repeating pixels."""
     return field.repeat(SUPERSAMPLING, axis=0).repeat(SUPERSAMPLING, axis=1)
 
 
 def family(u: Array, v: Array, pitch: float, wire: float, side: float) -> tuple[Array, Array, Array, Array]:
-    """The wires that run along ``v``, ``pitch`` px apart, over and under the other family in turn.
+    """Weave wires along ``v``, ``pitch`` px apart, alternately over and under the other family.
 
-    Returns the offset from the nearest wire's middle in units of its radius, the height of its surface (-inf beside
-    it), the slope along the wire, and the wire's number. ``side`` is 1 or -1: which family is over at crossing (0, 0).
+    Returns the offset from the centre of the nearest wire in units of its radius, the height of its surface (-inf off
+    the wire), the slope along the wire, and the wire's number. ``side`` is 1 if this family is on top at crossing
+    (0, 0), otherwise -1.
     """
     number = np.round(u / pitch)
     offset = (u - number * pitch) / wire
@@ -55,7 +56,7 @@ def family(u: Array, v: Array, pitch: float, wire: float, side: float) -> tuple[
 
 
 def steel(across: Array, slope: Array, along_x: Array, along_y: Array, shine: float) -> Array:
-    """Brightness of a round wire at the offset ``across`` (-1 to 1) that climbs with ``slope`` along (x, y)."""
+    """Return the brightness of a round wire at offset ``across`` (-1 to 1) that rises with ``slope`` along its axis."""
     up = np.sqrt(np.clip(1.0 - across**2, 0.0, 1.0))
     x, y = across * along_y - slope * along_x, -across * along_x - slope * along_y
     key = np.clip((-0.40 * x - 0.50 * y + 0.77 * up) / np.sqrt(1.0 + slope**2), 0.0, 1.0)
@@ -63,7 +64,7 @@ def steel(across: Array, slope: Array, along_x: Array, along_y: Array, shine: fl
 
 
 def render(scene: Random, kind: str | None, flaw_rng: Random) -> Array:
-    """One mesh, (SIZE, SIZE, 3) in [0, 1]; the same ``scene`` gives the same mesh whatever the defect."""
+    """Draw one mesh, (SIZE, SIZE, 3) in [0, 1]; the same ``scene`` gives the same mesh with any defect."""
     pitch, wire = scene.uniform(*PITCH), scene.uniform(*WIRE)
     angle = math.pi / 4.0 + scene.normal(0.0, TILT)
     shift_u, shift_v = (scene.uniform(0.0, 2.0 * pitch) for _ in range(2))
@@ -94,7 +95,7 @@ def render(scene: Random, kind: str | None, flaw_rng: Random) -> Array:
     solid = np.isfinite(height)
     across, slope = np.where(first, across_a, across_b)[solid], np.where(first, slope_a, slope_b)[solid]
     along_x, along_y = np.where(first[solid], -sine, -cosine), np.where(first[solid], cosine, -sine)
-    # Where a wire dives under another it lies in its shadow.
+    # Where a wire passes under another, it is in its shadow.
     value = np.zeros(x.shape, np.float32)
     value[solid] = steel(across, slope, along_x, along_y, shine) * (1.0 - 0.45 * smoothstep(0.6, -1.2, height[solid]))
     alpha = shrink(solid.astype(np.float32), SUPERSAMPLING)
@@ -112,7 +113,7 @@ def render(scene: Random, kind: str | None, flaw_rng: Random) -> Array:
 
 
 def contaminate(alpha: Array, metal: Array, dx: float, dy: float, rng: Random) -> tuple[Array, Array]:
-    """A crumb of metal stuck to the mesh (dx, dy) px from the image's middle: new coverage and brightness."""
+    """Stick a crumb of metal to the mesh (dx, dy) px from the image centre; returns new coverage and brightness."""
     x, y = grid()
     radius = rng.uniform(*CRUMB_RADIUS)
     outline = np.hypot(x - SIZE / 2 - dx, y - SIZE / 2 - dy) / radius + 0.25 * smooth_noise(rng, 2.5)
@@ -122,7 +123,7 @@ def contaminate(alpha: Array, metal: Array, dx: float, dy: float, rng: Random) -
 
 
 def lay_thread(image: Array, dx: float, dy: float, rng: Random) -> Array:
-    """A loose textile fibre across the mesh, its middle about (dx, dy) px from the image's middle."""
+    """Lay a loose textile fibre across the mesh, centred about (dx, dy) px from the image centre."""
     x, y = grid()
     length, width = rng.uniform(*THREAD_LENGTH), rng.uniform(*THREAD_WIDTH)
     heading = rng.uniform(0.0, 2.0 * math.pi)

@@ -24,10 +24,10 @@ KINDS: tuple[str, ...] = ("crack", "cut", "hole", "print")
 
 SHELL_DARK, SHELL_LIGHT, BASE = (0.30, 0.155, 0.075), (0.60, 0.355, 0.185), (0.66, 0.52, 0.36)
 TABLE = (0.085, 0.085, 0.095)
-WIDTH, HEIGHT = (74.0, 84.0), (82.0, 94.0)  # half axes of the nut, px
+WIDTH, HEIGHT = (74.0, 84.0), (82.0, 94.0)  # semi-axes of the nut, px
 STRIPES = 34  # around the nut
 
-# How strong the defects are: sizes in px, opacities as a share.
+# Size and strength of the defects: sizes in px, opacities as fractions.
 CRACK_LENGTH, CRACK_WIDTH = (45.0, 100.0), (0.8, 1.8)
 CUT_LENGTH, CUT_WIDTH, CUT_OPACITY = (24.0, 48.0), (1.2, 2.4), (0.40, 0.80)
 HOLE_RADIUS = (3.0, 5.5)
@@ -37,13 +37,13 @@ GLYPHS = ("11011 10101 10101 10001 10001", "01110 10001 10001 10001 01110", "111
 
 
 def place_on_shell(rng: Random, reach: float) -> tuple[float, float]:
-    """A point (x, y) in px at most ``reach`` px from the middle of the image."""
+    """Draw a random point (x, y) in px within ``reach`` px of the image centre."""
     angle, radius = rng.uniform(0.0, 2.0 * math.pi), reach * math.sqrt(rng.random())
     return 128.0 + radius * math.cos(angle), 128.0 + radius * math.sin(angle)
 
 
 def line_through(rng: Random, reach: float, length: float, wobble: float) -> Array:
-    """A path (n, 2) of ``length`` px whose middle lies within ``reach`` px of the middle of the image."""
+    """Draw a random path (n, 2) of ``length`` px whose middle is within ``reach`` px of the image centre."""
     x, y = place_on_shell(rng, reach)
     heading = rng.uniform(0.0, 2.0 * math.pi)
     return random_walk(
@@ -52,7 +52,7 @@ def line_through(rng: Random, reach: float, length: float, wobble: float) -> Arr
 
 
 def crack(shell: Array, rng: Random) -> Array:
-    """The shell split open: a dark jagged line with a lit edge."""
+    """Split the shell open: a dark jagged line with a bright edge."""
     x, y = grid()
     path = line_through(rng, 25.0, rng.uniform(*CRACK_LENGTH), 0.30)
     width = rng.uniform(*CRACK_WIDTH)
@@ -64,7 +64,7 @@ def crack(shell: Array, rng: Random) -> Array:
 
 
 def cut(shell: Array, rng: Random) -> Array:
-    """Shallow straight scratches that show the pale wood under the skin."""
+    """Scratch the shell: a shallow straight line that shows the pale wood under the skin."""
     x, y = grid()
     path = line_through(rng, 45.0, rng.uniform(*CUT_LENGTH), 0.03)
     distance, place = distance_to_path(path, x, y)
@@ -73,7 +73,7 @@ def cut(shell: Array, rng: Random) -> Array:
 
 
 def hole(shell: Array, rng: Random) -> Array:
-    """The round hole a nut weevil leaves, with a paler rim."""
+    """Bore the round hole of a nut weevil, with a paler rim."""
     x, y = grid()
     centre_x, centre_y = place_on_shell(rng, 50.0)
     radius = rng.uniform(*HOLE_RADIUS)
@@ -83,7 +83,7 @@ def hole(shell: Array, rng: Random) -> Array:
 
 
 def ink(shell: Array, rng: Random) -> Array:
-    """A pale printed letter."""
+    """Print a pale letter."""
     x, y = grid()
     centre_x, centre_y = place_on_shell(rng, 35.0)
     height, angle = rng.uniform(*PRINT_HEIGHT), rng.uniform(0.0, 2.0 * math.pi)
@@ -100,7 +100,7 @@ FLAWS = {"crack": crack, "cut": cut, "hole": hole, "print": ink}
 
 
 def render(scene: Random, kind: str | None, flaw_rng: Random) -> Array:
-    """One nut, (SIZE, SIZE, 3) in [0, 1]; the same ``scene`` gives the same nut whatever the defect."""
+    """Draw one nut, (SIZE, SIZE, 3) in [0, 1]; the same ``scene`` gives the same nut with any defect."""
     angle = scene.uniform(0.0, 2.0 * math.pi)
     half_width, half_height = scene.uniform(*WIDTH), scene.uniform(*HEIGHT)
     centre_x, centre_y = (128.0 + scene.uniform(-6.0, 6.0) for _ in range(2))
@@ -116,14 +116,14 @@ def render(scene: Random, kind: str | None, flaw_rng: Random) -> Array:
     radius = np.sqrt(p * p + q * q) + 0.006 * smooth_noise(scene, 14.0)
     height = np.sqrt(np.clip(1.0 - radius**2, 0.0, 1.0))
 
-    # Longitude and latitude on the shell, from the visible point (p, q, height) turned by the lean.
+    # Longitude and latitude on the shell, from the visible point (p, q, height) rotated by the lean.
     axis = -q * math.cos(lean) + height * math.sin(lean)
     depth = height * math.cos(lean) + q * math.sin(lean)
     longitude = np.arctan2(p, depth)
     wander = 0.10 * smooth_noise(scene, 12.0) + 0.03 * smooth_noise(scene, 3.0)
     phase = scene.uniform(0.0, 2.0 * math.pi)
     stripe = np.sin(STRIPES * (longitude + wander) + phase) + 0.6 * np.sin(13.0 * (longitude - wander) + 2.0 * phase)
-    stripe *= smoothstep(1.0, 0.75, np.abs(axis))  # they run together at the poles
+    stripe *= smoothstep(1.0, 0.75, np.abs(axis))  # they merge at the poles
     patches, grain = smooth_noise(scene, 9.0), smooth_noise(scene, 1.2)
     tone = 0.45 + ripeness + 0.16 * stripe + 0.13 * patches + 0.10 * grain
     shell = np.asarray(SHELL_DARK, np.float32) + np.clip(tone, 0.0, 1.0)[..., None] * (
@@ -136,7 +136,7 @@ def render(scene: Random, kind: str | None, flaw_rng: Random) -> Array:
     if kind is not None:
         shell = FLAWS[kind](shell, flaw_rng)
 
-    # The lamps stay with the table: a large one above left, and the sky.
+    # The light is fixed to the table: a large lamp at the upper left, and the sky.
     nx = (p * math.cos(angle) - q * math.sin(angle)) + 0.03 * smooth_noise(scene, 1.6)
     ny = (p * math.sin(angle) + q * math.cos(angle)) + 0.03 * smooth_noise(scene, 1.6)
     key = np.clip(-0.40 * nx - 0.50 * ny + 0.77 * height, 0.0, 1.0)

@@ -18,15 +18,15 @@ HEAD_RADIUS, NECK_RADIUS, CORE_RADIUS = 31.0, 9.8, 7.6
 PITCH, RIDGE = 13.5, 4.6
 SUPERSAMPLING = 2
 
-# How strong the defects are: ranges in px unless noted.
-CUT = (16.0, 34.0)  # how much of the tip is missing
+# Size and strength of the defects: ranges in px unless noted.
+CUT = (16.0, 34.0)  # length of the missing tip
 SLANT = (-0.5, 0.5)  # of the cut
 BEND = (9.0, 18.0)  # how far the tip is pushed aside
 HEAD_SCRATCHES, NECK_SCRATCHES = (5, 9), (4, 8)
 SCRATCH_LENGTH, SCRATCH_WIDTH = (9.0, 20.0), (1.0, 2.0)
 SCRATCH_GLEAM = (0.30, 0.50)  # added brightness, fraction of white
-WORN_LENGTH = (24.0, 50.0)  # part of the axis on which the thread is worn
-WORN_SHARE = (0.8, 1.0)  # share of the ridge's height that is gone
+WORN_LENGTH = (24.0, 50.0)  # length of the worn part of the thread
+WORN_SHARE = (0.8, 1.0)  # fraction of the ridge height that is gone
 
 
 class Flaw(NamedTuple):
@@ -40,7 +40,7 @@ class Flaw(NamedTuple):
 
 
 def make_flaw(kind: str | None, rng: Random) -> Flaw:
-    """Draw the defect's place and strength; no defect for None."""
+    """Draw a random place and strength for the defect; no defect for None."""
     if kind is None:
         return Flaw()
     if kind == "manipulated_front":
@@ -71,7 +71,7 @@ def make_flaw(kind: str | None, rng: Random) -> Flaw:
 
 
 def profile(t: Array) -> tuple[Array, Array, Array]:
-    """Radius of the body, its slope, and height of the thread's ridge at ``t`` px from the face of the head."""
+    """Return radius and slope of the body and height of the thread's ridge at ``t`` px from the face of the head."""
     table = np.linspace(-2.0, LENGTH + 2.0, 820, dtype=np.float32)
     cone = np.clip((HEAD_END - table) / (HEAD_END - 4.0), 0.0, 1.0) ** 1.25
     radius = NECK_RADIUS + (HEAD_RADIUS - NECK_RADIUS) * cone
@@ -85,20 +85,20 @@ def profile(t: Array) -> tuple[Array, Array, Array]:
 
 
 def metal(along: Array, across: Array, up: Array, angle: float, shine: float) -> Array:
-    """Brightness of dull steel whose unit normal is (along, across, up) the axis; the lamps stay with the table."""
+    """Return the brightness of dull steel with unit normal (along, across, up); the lamps are fixed to the table."""
     x = along * math.cos(angle) - across * math.sin(angle)
     y = along * math.sin(angle) + across * math.cos(angle)
     key = np.clip(-0.45 * x - 0.55 * y + 0.70 * up, 0.0, 1.0)
     fill = np.clip(0.70 * x + 0.30 * y + 0.60 * up, 0.0, 1.0)
-    # A long lamp right above gives the bright line along the shank that the eye expects of metal.
+    # A long lamp directly above gives the bright line along the shank that is typical of metal.
     return 0.13 + 0.26 * key + 0.14 * fill + shine * (key**12 + 0.6 * fill**24) + 0.20 * up**24
 
 
 def thread(t: Array, r: Array, core: Array, ridge: Array, roll: float, flaw: Flaw) -> tuple[Array, Array, Array]:
-    """Radius, axial tilt of the normal and crest share at each point of the thread seen from above.
+    """Return radius, axial tilt of the normal and relative height at each point of the thread seen from above.
 
     The ridge is a stack of rings from its foot to its crest, each narrower than the one below; the highest ring that
-    covers a point is the one that is seen.
+    covers a point is the visible one.
     """
     radius, tilt, crest = core.copy(), np.zeros_like(t), np.zeros_like(t)
     place, aside, half, share = flaw.worn
@@ -116,7 +116,7 @@ def thread(t: Array, r: Array, core: Array, ridge: Array, roll: float, flaw: Fla
 
 
 def render(scene: Random, kind: str | None, flaw_rng: Random) -> Array:
-    """One screw, (SIZE, SIZE, 3) in [0, 1]; the same ``scene`` gives the same screw whatever the defect."""
+    """Draw one screw, (SIZE, SIZE, 3) in [0, 1]; the same ``scene`` gives the same screw with any defect."""
     angle, roll = scene.uniform(0.0, 2.0 * math.pi), scene.random()
     scale, tilt = scene.uniform(0.985, 1.015), scene.uniform(0.22, 0.28)
     centre_x, centre_y = (128.0 + scene.uniform(-5.0, 5.0) for _ in range(2))
@@ -130,7 +130,7 @@ def render(scene: Random, kind: str | None, flaw_rng: Random) -> Array:
     t, r = t[near], r[near]
     r = r - flaw.bend * np.clip((t - LENGTH + 1.3 * TIP) / (1.3 * TIP), 0.0, 1.0) ** 2
 
-    # The head leans towards the camera: a circle around the axis is seen as an ellipse.
+    # The head leans towards the camera: a circle around the axis appears as an ellipse.
     station = t
     for _ in range(2):
         radius, slope, ridge = profile(station)
@@ -144,7 +144,7 @@ def render(scene: Random, kind: str | None, flaw_rng: Random) -> Array:
     along = along - slope * (crest == 0.0)
     size = np.sqrt(1.0 + along**2)
     value = metal(along / size, across / size, up / size, angle, shine) * (0.80 + 0.35 * crest)
-    # Valleys between the turns are dark; turning marks run around the axis, grain everywhere.
+    # Valleys between the turns are dark; turning marks run around the axis, and grain is everywhere.
     value *= 1.0 - 0.18 * ((ridge > 0.3) & (crest == 0.0))
     marks, noise = scene.standard_normal(SIZE, dtype=np.float32), smooth_noise(scene, 0.8)
     row, column = (2.0 * station).astype(np.int64) % SIZE, (2.0 * r).astype(np.int64) % SIZE

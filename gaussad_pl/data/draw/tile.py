@@ -1,4 +1,4 @@
-"""A speckled stone tile filling the image: chips of two minerals in a pale ground."""
+"""A speckled stone tile that fills the image: chips of two minerals in a pale ground."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from gaussad_pl.data.draw.canvas import (
 KINDS: tuple[str, ...] = ("crack", "glue_strip", "gray_stroke", "oil")
 
 GROUND, CHARCOAL, RUST = (0.74, 0.73, 0.71), (0.20, 0.20, 0.22), (0.52, 0.47, 0.42)
-CHIPS = (0.95, 1.25)  # threshold of the dark chips in standard deviations: lower means more of them
+CHIPS = (0.95, 1.25)  # threshold of the dark chips in standard deviations: lower gives more chips
 CHIP_SIZE = (2.2, 2.7)  # smoothing of the noise the chips are cut from, px
 
-# How strong the defects are: sizes in px, opacities as a share.
+# Size and strength of the defects: sizes in px, opacities as fractions.
 CRACK_LENGTH, CRACK_WIDTH, CRACK_DEPTH = (110.0, 210.0), (1.0, 2.0), (0.65, 0.95)
 GLUE_LENGTH, GLUE_WIDTH, GLUE_OPACITY = (80.0, 150.0), (15.0, 26.0), (0.45, 0.75)
 STROKE_LENGTH, STROKE_WIDTH, STROKE_OPACITY = (60.0, 120.0), (10.0, 18.0), (0.50, 0.85)
@@ -34,7 +34,7 @@ OIL_RADIUS, OIL_DARKENING = (24.0, 42.0), (0.14, 0.28)
 
 
 def stone(scene: Random) -> Array:
-    """The tile without light, (SIZE, SIZE, 3)."""
+    """Draw the tile before lighting, (SIZE, SIZE, 3)."""
     size, threshold = scene.uniform(*CHIP_SIZE), scene.uniform(*CHIPS)
     fine = smooth_noise(scene, 0.8)
     chips = smooth_noise(scene, size) + 0.35 * smooth_noise(scene, 1.1)
@@ -51,14 +51,14 @@ def stone(scene: Random) -> Array:
 
 
 def start_inside(rng: Random, length: float) -> tuple[tuple[float, float], float]:
-    """Start and heading of a stroke of ``length`` px whose middle lies well inside the image."""
+    """Draw random start and heading of a stroke of ``length`` px whose middle is well inside the image."""
     x, y = (rng.uniform(0.3 * SIZE, 0.7 * SIZE) for _ in range(2))
     heading = rng.uniform(0.0, 2.0 * math.pi)
     return (x - length / 2.0 * math.cos(heading), y - length / 2.0 * math.sin(heading)), heading
 
 
 def crack(image: Array, rng: Random) -> Array:
-    """A dark jagged line that runs out at both ends, with one side chipped bright."""
+    """Crack the tile: a dark jagged line that tapers at both ends, with bright chipped edges."""
     x, y = grid()
     length, width = rng.uniform(*CRACK_LENGTH), rng.uniform(*CRACK_WIDTH)
     start, heading = start_inside(rng, length)
@@ -70,7 +70,7 @@ def crack(image: Array, rng: Random) -> Array:
 
 
 def glue_strip(image: Array, rng: Random) -> Array:
-    """A translucent strip with straight sides and a bright rim that veils the speckles."""
+    """Add a translucent strip with straight sides and a bright rim, which veils the speckles."""
     x, y = grid()
     length, half = rng.uniform(*GLUE_LENGTH), rng.uniform(*GLUE_WIDTH) / 2.0
     start, heading = start_inside(rng, length)
@@ -83,7 +83,7 @@ def glue_strip(image: Array, rng: Random) -> Array:
 
 
 def gray_stroke(image: Array, rng: Random) -> Array:
-    """A dry brush stroke of grey paint."""
+    """Add a dry brush stroke of grey paint."""
     x, y = grid()
     length, width = rng.uniform(*STROKE_LENGTH), rng.uniform(*STROKE_WIDTH)
     start, heading = start_inside(rng, length)
@@ -94,7 +94,7 @@ def gray_stroke(image: Array, rng: Random) -> Array:
 
 
 def oil(image: Array, rng: Random) -> Array:
-    """A stain: the stone is darker and warmer where oil has soaked in, most at its rim."""
+    """Add an oil stain: the stone is darker and warmer where oil has soaked in, most of all at the rim."""
     x, y = grid()
     centre_x, centre_y = (rng.uniform(0.25 * SIZE, 0.75 * SIZE) for _ in range(2))
     radius, ratio = rng.uniform(*OIL_RADIUS), rng.uniform(0.75, 1.0)
@@ -108,7 +108,7 @@ FLAWS = {"crack": crack, "glue_strip": glue_strip, "gray_stroke": gray_stroke, "
 
 
 def render(scene: Random, kind: str | None, flaw_rng: Random) -> Array:
-    """One tile, (SIZE, SIZE, 3) in [0, 1]; the same ``scene`` gives the same tile whatever the defect."""
+    """Draw one tile, (SIZE, SIZE, 3) in [0, 1]; the same ``scene`` gives the same tile with any defect."""
     image = stone(scene)
     if kind is not None:
         image = FLAWS[kind](image, flaw_rng)

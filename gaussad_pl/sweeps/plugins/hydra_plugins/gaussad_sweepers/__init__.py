@@ -1,1 +1,1 @@
-"""Sweepers of gaussad_pl: Hydra looks for plugins in the namespace package hydra_plugins, and nowhere else."""
+"""Sweepers of gaussad_pl, in the namespace package hydra_plugins, the only place where Hydra looks for plugins."""

@@ -1,4 +1,4 @@
-"""The default sweeper: Hydra's own, which names the jobs that failed and fits the machine."""
+"""Default sweeper: Hydra's grid search, with batches that fit the machine and a report of failed jobs."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from gaussad_pl.sweeps import launching, sweep
 
 
 class GridSweeper(BasicSweeper):
-    """Every combination of what the command line lists, as jobs of one sweep.
+    """Run every combination of the values listed on the command line.
 
     Args:
-        max_batch_size: jobs that start together.
-        params: more settings to combine.
+        max_batch_size: number of jobs launched at once.
+        params: further settings to combine.
     """
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -30,19 +30,19 @@ class GridSweeper(BasicSweeper):
         self.launcher = launching.launcher(config, hydra_context, task_function)
 
     def sweep(self, arguments: list[str]) -> Any:
-        from gaussad_pl.cli.settings import check_sweep  # here: Hydra imports every plugin whenever it starts
+        from gaussad_pl.cli.settings import check_sweep  # imported late: Hydra imports every plugin at every start
 
         assert self.hydra_context is not None and self.config is not None
         loader = self.hydra_context.config_loader
         overrides = OverridesParser.create(config_loader=loader).parse_overrides([*self._parse_config(), *arguments])
         (jobs,) = self.split_arguments(overrides, None)
-        # a list: every job must compose before the folder of the sweep is made
+        # a list, so that every job has composed before the folder of the sweep is created
         check_sweep([loader.load_sweep_config(self.config, job) for job in jobs])
         batches = super().sweep(arguments)
         if not any(batches):
-            raise UserError("this sweep has no jobs: a glob(...) on the command line matches nothing")
+            raise UserError("this sweep has no jobs: glob(...) on the command line matches nothing; check the pattern")
         sweep.conclude(job.return_value for batch in batches for job in batch)
         return batches
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
-        """All jobs have been composed before their folder was made."""
+        """Do nothing: all jobs were composed before the folder of the sweep was created."""

@@ -1,4 +1,4 @@
-"""A search by Optuna for the settings with the best validation signal."""
+"""Optuna search for the settings with the best validation signal."""
 
 from __future__ import annotations
 
@@ -32,18 +32,17 @@ OBJECTIVE = "validation_signal"
 
 
 class OptunaSweeper(Sweeper):
-    """Tries settings, learns from their validation signals, and leaves `search.yaml` with all trials, the best first.
+    """Maximise the validation signal by Optuna's TPE sampler, and write all trials to search.yaml, the best first.
 
-    Settings that change what the trials are judged by are refused: see `gaussad_pl.sweeps.judges`.
-
-    The search has no memory but its seed: started again with `resume=true` it takes the same way, past finished jobs.
+    Settings that change the definition of the signal are refused, see `gaussad_pl.sweeps.judges`. The search is
+    determined by its seed: repeated with ``resume=true``, it proposes the same trials and skips finished jobs.
 
     Args:
-        maximise: only the validation signal.
-        n_trials: settings to try.
-        seed: of the sampler.
-        max_batch_size: trials that start together.
-        params: name and range of the settings, in the words of the command line.
+        maximise: must be ``validation_signal``.
+        n_trials: number of trials.
+        seed: seed of the sampler.
+        max_batch_size: number of trials launched at once.
+        params: ranges or choices by key, in the syntax of the command line.
     """
 
     def __init__(
@@ -65,14 +64,14 @@ class OptunaSweeper(Sweeper):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         if importlib.util.find_spec("optuna") is None:
-            raise UserError("hydra/sweeper=optuna is an extra: pip install 'gaussad_pl[optuna]'")
+            raise UserError("hydra/sweeper=optuna is an optional extra: pip install 'gaussad_pl[optuna]'")
         if self.maximise != OBJECTIVE:
             raise UserError(
-                f"hydra.sweeper.maximise={self.maximise}: a search may only maximise {OBJECTIVE}; settings chosen by "
-                "test metrics make the test results of the chosen ones worthless"
+                f"hydra.sweeper.maximise={self.maximise}: expected {OBJECTIVE}; choosing settings by test metrics "
+                "makes their test results worthless"
             )
         if OmegaConf.select(config, "folds") == 0:
-            raise UserError("folds=0 holds no image out for the validation that a search needs: set folds=5")
+            raise UserError("folds=0 holds out no images for the validation that a search needs: set folds=5")
         sweep.refuse_ddp(config)
         self.hydra_context, self.config = hydra_context, config
         self.batch = self.max_batch_size or jobs_at_once(config.hydra.launcher)
@@ -81,16 +80,16 @@ class OptunaSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> None:
         import optuna
 
-        from gaussad_pl.cli.settings import check_sweep  # here: Hydra imports every plugin whenever it starts
+        from gaussad_pl.cli.settings import check_sweep  # imported late: Hydra imports every plugin at every start
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         lines = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
         loader = self.hydra_context.config_loader
         parsed = OverridesParser.create(config_loader=loader).parse_overrides(lines)
-        overrides = {_name(each): each for each in parsed}  # the command line comes last
+        overrides = {_name(each): each for each in parsed}  # later ones, from the command line, win
         space = {key: distribution(each) for key, each in overrides.items() if each.is_sweep_override()}
         if not space:
-            raise UserError("nothing to search: give hydra.sweeper.params, or a=interval(0,1) on the command line")
+            raise UserError("nothing to search: set hydra.sweeper.params, or give a=interval(0,1) on the command line")
         fixed = [str(each.input_line) for key, each in overrides.items() if key not in space]
         refuse_other_judges(
             lambda varied: loader.load_sweep_config(self.config, [*fixed, *varied]),
@@ -120,19 +119,19 @@ class OptunaSweeper(Sweeper):
         sweep.conclude(results)
 
     def _report(self, study: Study, folder: Path) -> None:
-        found = sorted((trial for trial in study.trials if trial.value is not None), key=lambda trial: -trial.values[0])
-        trials = [{"overrides": trial.user_attrs["overrides"], OBJECTIVE: trial.value} for trial in found]
+        best = sorted((trial for trial in study.trials if trial.value is not None), key=lambda trial: -trial.values[0])
+        trials = [{"overrides": trial.user_attrs["overrides"], OBJECTIVE: trial.value} for trial in best]
         failed = [trial.user_attrs["overrides"] for trial in study.trials if trial.value is None]
         content = {"maximised": OBJECTIVE, "trials": trials, "failed": failed}
         write_text(folder / "search.yaml", OmegaConf.to_yaml(OmegaConf.create(content)))
-        if found:
-            log.info("best %s %.4f: %s", OBJECTIVE, found[0].values[0], " ".join(found[0].user_attrs["overrides"]))
+        if best:
+            log.info("best %s %.4f: %s", OBJECTIVE, best[0].values[0], " ".join(best[0].user_attrs["overrides"]))
         else:
-            log.warning("no trial has a %s: see error.txt in the folders of the jobs", OBJECTIVE)
+            log.warning("no trial has a %s: see error.txt in the job folders", OBJECTIVE)
 
 
 def distribution(override: Override) -> BaseDistribution:
-    """`interval(a, b)`, also in `tag(log, ...)`, is a range; whatever else lists values is a choice of them."""
+    """Convert a sweep override: ``interval(a, b)``, also in ``tag(log, ...)``, to a range, any other to a choice."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     value = override.value()
@@ -146,22 +145,22 @@ def distribution(override: Override) -> BaseDistribution:
 
 
 def settings(trial: Trial, overrides: dict[str, Override]) -> Sequence[str]:
-    """What a trial tries, as overrides."""
+    """Return the settings of a trial as overrides."""
     return [_line(overrides[key], value) for key, value in trial.params.items()]
 
 
 def _name(override: Override) -> str:
-    """What an override sets, without ``+`` and ``++``: a later one for the same replaces it."""
+    """Return the key that an override sets, without ``+`` and ``++``, so that a later override can replace it."""
     return f"{override.key_or_group}@{override.package}" if override.package else override.key_or_group
 
 
 def _line(override: Override, value: Any) -> str:
-    """An override with one value. Four digits are enough, and keep the names of folders short."""
+    """Return an override with one value, floats to four digits, which keeps folder names short."""
     return f"{override.get_key_element()}={f'{value:.4g}' if isinstance(value, float) else value}"
 
 
 def _corners(space: BaseDistribution) -> Sequence[Any]:
-    """All choices, or both ends of a range."""
+    """Return all choices, or both ends of a range."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if isinstance(space, CategoricalDistribution):
@@ -171,7 +170,7 @@ def _corners(space: BaseDistribution) -> Sequence[Any]:
 
 
 def _tell(study: Study, trial: Trial, value: object) -> None:
-    """Tell the signal of a trial; one that failed, or has none that is finite, counts as failed."""
+    """Report the signal of a trial to Optuna; a trial without a finite signal counts as failed."""
     from optuna.trial import TrialState
 
     if isinstance(value, float) and math.isfinite(value):
