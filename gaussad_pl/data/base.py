@@ -32,6 +32,7 @@ from gaussad_pl.errors import UserError
 COPIED = 60  # least images of each group of the validation: fewer held-out images are copied several times
 MOST_COPIES = 10
 DAMAGED = 64  # most images from whose damaged copies the damage of patches is estimated
+DAMAGES: Mapping[str, float] = {"cutpaste": 0.4, "scar": 0.9, "perlin": 0.3}
 HELD_OUT = 500  # most images held out: they and all their copies stay in memory and are scored every epoch
 
 
@@ -50,8 +51,6 @@ class ImageDataModule(L.LightningDataModule, ABC):
         fold: the fold that is held out.
         seed: random seed of the folds, the batches and the augmented copies.
         augmentations: name -> strength of the copies in the augmented validation; see `gaussad_pl.augment`.
-        damages: name -> strength of the damaged copies that the loss and the damage weight use.
-        pairs: train on pairs of a good image and a damaged copy of it, instead of on views of good images.
         nuisance: arguments of `gaussad_pl.augment.Nuisance`, the changes that keep a good part good.
         light_copies: number of copies of each image with changed lighting from which the Gaussian is also estimated.
             The loss sees the same mixture: pulling images towards a Gaussian that has never seen such images would
@@ -63,6 +62,8 @@ class ImageDataModule(L.LightningDataModule, ABC):
         cache: folder in which resized images are kept for later runs and other processes; None keeps them in memory.
         group: how to find images of the same part, which stay on the same side of every split; see
             `gaussad_pl.data.grouping.Grouping`.
+        damages: name -> strength of the damaged copies that the loss and the damage weight use.
+        pairs: train on pairs of a good image and a damaged copy of it, instead of on views of good images.
 
     Attributes:
         holdout: fraction of the good images that is kept for the test if all test images are bad; None for none.
@@ -79,8 +80,6 @@ class ImageDataModule(L.LightningDataModule, ABC):
         fold: int,
         seed: int,
         augmentations: Mapping[str, float],
-        damages: Mapping[str, float],
-        pairs: bool,
         nuisance: Mapping[str, Any],
         light_copies: int,
         moved_copies: int,
@@ -89,6 +88,8 @@ class ImageDataModule(L.LightningDataModule, ABC):
         steps_per_epoch: int | None,
         cache: str | None,
         group: str | None = "auto",
+        damages: Mapping[str, float] = DAMAGES,
+        pairs: bool = False,
     ) -> None:
         super().__init__()
         if folds == 1 or folds < 0 or not 0 <= fold < max(folds, 1):
