@@ -157,7 +157,7 @@ def test_maps_that_find_the_image_but_not_the_place_lose_to_those_that_find_both
             union=marking(elsewhere, 2),
         ),
     )
-    assert [signals["image_auroc"] for signals in chosen["candidates"].values()] == [1, 1, 1]
+    assert [signals["image_auroc"] for signals in chosen["candidates"].values()] == [1, 1, 1, 1]
     assert chosen["form"] == "clusters"
 
 
