@@ -36,7 +36,7 @@ STAGES = {
     "second epoch": ("gaussad_pl.training.module.GaussianAD.training_step", 4),
     "last epoch": ("gaussad_pl.training.checkpoints.AtomicCheckpointIO.save_checkpoint", 3),
     "end of the fit": ("gaussad_pl.training.forgetting.ForgettingStop.restore_best", 1),
-    "choice of the state": ("gaussad_pl.training.experiment.tuned_is_better", 1),
+    "choice of the state": ("gaussad_pl.training.experiment.accept", 1),
     "scores": ("gaussad_pl.results.evaluation.Evaluation.write_scores", 2),
     "calibration": ("gaussad_pl.train.calibrate", 1),
     "pictures": ("gaussad_pl.train.figures.save", 1),
@@ -116,6 +116,7 @@ def same(one: Path, two: Path) -> None:
 
 
 ROUGH = [
+    "objective=mahalanobis",
     "data.group=null",
     "model.train_levels=null",
     "model.warmup_steps=0",

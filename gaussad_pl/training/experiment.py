@@ -54,7 +54,7 @@ def experiment(
     forgetting: ForgettingStop,
     folder: Path,
     fine_tune: bool,
-    every_image: bool,
+    every_image: bool = False,
 ) -> Outcome:
     """Run the experiment; the scores of the test images go into ``folder`` as soon as there are any.
 
