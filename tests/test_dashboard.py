@@ -97,7 +97,7 @@ def test_the_forgetting_signal_is_there_for_every_epoch(finished: Path, logged: 
     steps = [values(record.item) for record in logged["history"]]
     told = [step["forgetting/paired/elastic"] for step in steps if "forgetting/paired/elastic" in step]
     history = metrics(finished)["forgetting"]["history"]
-    assert told == pytest.approx([record["paired"] for record in history], rel=1e-6)
+    assert told == pytest.approx([record["paired/elastic"] for record in history], rel=1e-6)
     assert sum("train/loss" in step for step in steps) == 6
 
 
@@ -117,8 +117,8 @@ def test_charts_are_tables_that_w_and_b_draws(finished: Path, logged: dict[str, 
     points = table(finished, "test/roc")
     assert points[0]["lineVal"] == points[0]["step"] == 0
     assert sum(point["lineVal"] for point in table(finished, "test/histogram")) == 12
-    signal = [row["lineVal"] for row in table(finished, "forgetting/curve") if row["lineKey"] == "paired"]
-    assert signal == [record["paired"] for record in metrics(finished)["forgetting"]["history"]]
+    signal = [row["lineVal"] for row in table(finished, "forgetting/curve") if row["lineKey"] == "paired/elastic"]
+    assert signal == [record["paired/elastic"] for record in metrics(finished)["forgetting"]["history"]]
 
 
 def test_the_table_shows_images_maps_and_scores_and_syncs_from_the_run_folder(

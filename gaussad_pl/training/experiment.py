@@ -180,7 +180,7 @@ def accept(
     outcome.results["acceptance"] = [asdict(found) for found in gains]
     if best is None:
         forgetting.collapse = forgetting.collapse or failure
-    if best is None or best.mean <= 0 or best.probability < CONFIDENCE:
+    if best is None or best.probability < CONFIDENCE:
         return False
     module.restore(state)
     outcome.chosen = best

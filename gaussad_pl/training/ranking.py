@@ -113,18 +113,17 @@ class Ranking:
         images = torch.cat([batch["image"], batch["copy"]])
         with torch.no_grad():
             before = self._stages.before(images)
+            frozen = None if self._teacher is None else self._stages.behind(self._teacher, images, before)
         maps = [level.float() for level in self._stages.behind(self._student, images, before)]
         with torch.autocast(images.device.type, enabled=False):
             loss = maps[-1].new_zeros(())
             if reference.levels:
                 score = self._pooled_score(reference, pool(maps))
                 loss = loss + self.pooled * ranking_loss(*_halved(score), self._pooled_unit)
-            if self._head is None or self._teacher is None:
+            if self._head is None or frozen is None:
                 return loss
-            patches = self._head.patches(maps)
-            with torch.no_grad():
-                frozen = self._head.patches([m.float() for m in self._stages.behind(self._teacher, images, before)])
-            return loss + self._patch_loss(reference, patches, frozen, batch["mask"])
+            patches, unchanged = self._head.patches(maps), self._head.patches([level.float() for level in frozen])
+            return loss + self._patch_loss(reference, patches, unchanged, batch["mask"])
 
     def _patch_loss(self, reference: Reference, patches: Tensor, frozen: Tensor, mask: Tensor) -> Tensor:
         assert reference.patches is not None and self._head is not None
