@@ -1,4 +1,4 @@
-"""Gaussians of clusters of patches, wherever they are in the image: for textures, and for objects that turn."""
+"""Gaussians of clusters of patches, anywhere in the image: for textures, and for parts that rotate."""
 
 from __future__ import annotations
 
@@ -214,9 +214,9 @@ def _scatters(x: Tensor, cells: Tensor, count: int) -> tuple[Tensor, Tensor, Ten
 
 
 def principal_directions(x: Tensor, count: int) -> Tensor:
-    """Where standardised ``x`` ``(M, D)`` varies most: what to multiply ``x`` with, ``(D, count)``.
+    """Principal directions of standardised ``x`` ``(M, D)``, as a matrix ``(D, count)`` to multiply ``x`` with.
 
-    Features that never change, but for rounding, have no part in them.
+    Features that are constant up to rounding do not take part.
 
     Raises:
         NumericalError: features are not finite.

@@ -31,7 +31,7 @@ COVERED = 0.5  # share of a patch that must be damaged for its change to count a
 
 @dataclass(frozen=True)
 class Damage:
-    """What damage adds to features.
+    """The change that damage makes to features, and its assumed size.
 
     Attributes:
         moment: second moment D of the difference between a damaged feature and its original, float64 ``(D, D)``.

@@ -26,7 +26,7 @@ STEP = 4  # every fourth pixel of a map is enough to rank pixels
 
 @dataclass(frozen=True)
 class Judgement:
-    """How well a network tells n held-out good images from G groups of copies of them.
+    """A network's separation of n held-out good images from G groups of copies of them.
 
     Attributes:
         order: 1 where the copy (second index) scores above the good image (first), 1/2 for a tie, ``(G, n, n)``.

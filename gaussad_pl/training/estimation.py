@@ -94,7 +94,7 @@ class EstimatingModule(L.LightningModule):
 
     @property
     def segmenter(self) -> Segmenter:
-        """What makes the maps; only where there is one."""
+        """The segmenter of the model, which must have one."""
         assert self.model.segmenter is not None
         return self.model.segmenter
 
@@ -103,7 +103,7 @@ class EstimatingModule(L.LightningModule):
         return self.model(images)
 
     def choose_levels(self, signals: Tensor) -> None:
-        """Weigh the levels by their signals ``(augmentations, levels)`` on the augmented validation."""
+        """Set the weights of the levels by their signals ``(augmentations, levels)`` on the augmented validation."""
         self.model.level_weights.copy_(self.level_rule(signals))
 
     @torch.no_grad()
@@ -112,7 +112,7 @@ class EstimatingModule(L.LightningModule):
 
         Args:
             batches: with ``image`` ``(N, 3, H, W)`` and, for patches, ``view`` ``(N,)``.
-            patches: whether the Gaussians of patches are estimated, too, from the images as they are (view 0).
+            patches: estimate the densities of patches, too, from the unchanged images (view 0).
         """
         features = self._features(batches, patches)
         if (first := next(features, None)) is not None:
@@ -131,7 +131,7 @@ class EstimatingModule(L.LightningModule):
         self.stale = False
 
     def _features(self, batches: Collection[Batch] | DataLoader[Batch], patches: bool) -> Iterator[list[Tensor]]:
-        """Pooled features of every batch; batches are not even made where all of them are remembered."""
+        """Pooled features of every batch; no batch is even made if all of them are cached."""
         keys = [("reference", i) for i in range(len(batches))]
         if self.frozen is not None and all(key in self.frozen for key in keys):
             yield from map(self.frozen.features, keys)
@@ -233,7 +233,7 @@ class EstimatingModule(L.LightningModule):
         self.stale = True
 
     def prepare_scores(self) -> None:
-        """Bring the Gaussians that score up to date with the weights."""
+        """Estimate the Gaussians again if the weights have changed since."""
         if not self.stale:
             return
         first = not self.model.gaussians[0].is_fitted
@@ -260,17 +260,17 @@ class EstimatingModule(L.LightningModule):
     def on_validation_start(self) -> None:
         self.prepare_scores()
         choosing = self.model.segmenter is not None and self.trainer.state.fn == TrainerFn.VALIDATING
-        # the validations of training would add to it
+        # not in the validations of training, which would add to it
         self.collector = MapValidationCollector(self.model) if choosing else None
 
     def snapshot(self, everything: bool = False) -> dict[str, Tensor]:
-        """A copy on the CPU of the weights and the pooled Gaussians, or of the Gaussians of patches, too."""
+        """Copy the weights and the pooled Gaussians to the CPU; with ``everything``, the densities of patches, too."""
         left_out = () if everything else ("segmenter.",)
         state = self.model.state_dict().items()
         return {key: value.detach().to("cpu", copy=True) for key, value in state if not key.startswith(left_out)}
 
     def restore(self, snapshot: dict[str, Tensor]) -> None:
-        """Put what is in a `snapshot` back."""
+        """Restore a `snapshot`."""
         self.model.load_state_dict(snapshot, strict=False)
         self.stale = False
         self.frozen = None  # gives its memory back, also where training ended in an error

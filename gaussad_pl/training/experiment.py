@@ -248,9 +248,9 @@ def fine_tuning_results(forgetting: ForgettingStop, outcome: Outcome) -> dict[st
 
 
 def validation_signal(outcome: Outcome, history: list[dict[str, float]]) -> float | None:
-    """How well the final state tells held-out good images from augmented copies; None without a validation.
+    """Return how well the final state separates held-out good images from augmented copies; None without a validation.
 
-    With a map the image AUROC plus the AUPRO, without one the AUROC of the pooled features; means over augmentations.
+    With a map, this is image AUROC plus AUPRO, otherwise the AUROC of the pooled features; means over augmentations.
     """
     if "segmentation" in outcome.results:
         signal: float = outcome.results["segmentation"]["worth_finetuned" if outcome.fine_tuned else "worth"]
