@@ -95,6 +95,7 @@ def run_job(folder: Path, seed: int, overrides: list[str]) -> dict[str, Any]:
     start = time.perf_counter()
     trainer.validate(module, data, verbose=False)
     if config.fine_tune:
+        module.prepare_objective(data)
         trainer.fit(module, data)
     labels = torch.tensor([sample.label for sample in data.test_samples])
     return {

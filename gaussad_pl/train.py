@@ -119,7 +119,9 @@ def conduct(
     settings: dict[str, Any],
 ) -> dict[str, Any]:
     """Run the experiment, calibrate the final state and write everything; returns the content of metrics.json."""
-    outcome = experiment(trainer, module, data, forgetting, folder, settings["fine_tune"])
+    outcome = experiment(
+        trainer, module, data, forgetting, folder, settings["fine_tune"], every_image(module, data, settings)
+    )
     trainer.save_checkpoint(folder / "model.ckpt", weights_only=True)
     destroy_group()
     results = outcome.results
@@ -127,7 +129,13 @@ def conduct(
         return results
     module.to(trainer.strategy.root_device)
     re_estimates = module.refit or not outcome.fine_tuned  # cross-fitting estimates the Gaussians again
-    calibration = calibrate(module.model, data, settings["cross_conformal"] and re_estimates, outcome.fine_tuned)
+    calibration = calibrate(
+        module.model,
+        data,
+        settings["cross_conformal"] and re_estimates,
+        outcome.fine_tuned,
+        every_image(module, data, settings),
+    )
     results["calibration"] = false_alarms.compare(calibration, module.detected, data)
     report(figures.save(draw(outcome, forgetting, data, module), folder), outcome, data, loggers)
     origin = provenance(settings, data, module.model)
@@ -138,6 +146,14 @@ def conduct(
     return results
 
 
+def every_image(module: GaussianAD, data: ImageDataModule, settings: dict[str, Any]) -> bool:
+    """The held-out images go into the last Gaussians, too, unless the calibration needs images that are in none."""
+    cross_fitted = (
+        settings["cross_conformal"] and module.refit and module.hparams["shrinkage"] in ("ledoit_wolf", "oas")
+    )
+    return bool(data.folds and cross_fitted)
+
+
 def draw(outcome: Outcome, forgetting: ForgettingStop, data: ImageDataModule, module: GaussianAD) -> dict[str, Figure]:
     """The figures of a run, by name."""
     final = outcome.final
@@ -145,7 +161,9 @@ def draw(outcome: Outcome, forgetting: ForgettingStop, data: ImageDataModule, mo
     if "levels" in outcome.results:
         found["levels"] = figures.level_bars(outcome.results["levels"])
     if "forgetting" in outcome.results:
-        found["forgetting"] = figures.forgetting_curve(forgetting.history, forgetting.signal, forgetting.best_epoch)
+        found["forgetting"] = figures.forgetting_curve(
+            forgetting.history, forgetting.signal, outcome.results["forgetting"]["epoch_chosen"]
+        )
     if final.has_both_classes:
         scores = {state: each.scores for state, each in outcome.evaluations.items()}
         found["roc"] = figures.roc_curves(scores, final.labels)

@@ -96,10 +96,12 @@ def test_without_folds_every_image_is_in_the_gaussian(parts: Path) -> None:
 
 
 def test_validation_is_held_out_images_and_their_copies_always_the_same(parts: Path) -> None:
-    one, other = (next(iter(mvtec(parts, eval_batch_size=99).val_dataloader())) for _ in range(2))
+    one, other = (next(iter(mvtec(parts, eval_batch_size=200).val_dataloader())) for _ in range(2))
     assert torch.equal(one["image"], other["image"])
-    assert one["group"].tolist() == [0] * 6 + [1] * 6 + [2] * 6
-    normal, cutpaste, scar = one["image"].split(6)
+    assert one["group"].tolist() == [0] * 60 + [1] * 60 + [2] * 60  # ten copies of each, as there are but six
+    assert one["source"].tolist() == [*range(6)] * 30
+    normal, cutpaste, scar = one["image"].split(60)
+    assert torch.equal(normal[:6], normal[6:12]) and not torch.equal(cutpaste[:6], cutpaste[6:12])
     assert not torch.equal(normal, cutpaste) and not torch.equal(cutpaste, scar)
     train = torch.cat([batch["image"] for batch in mvtec(parts).reference_dataloader()])
     assert not any((train == image).all((1, 2, 3)).any() for image in normal)

@@ -25,7 +25,7 @@ from gaussad_pl.calibration.conformal import Calibration
 from gaussad_pl.calibration.cross_conformal import calibrate, held_out
 from gaussad_pl.data.folder import Folder
 from gaussad_pl.data.images import read_image
-from gaussad_pl.density.gaussian import SingularCovarianceError
+from gaussad_pl.density.whitening import SingularCovarianceError
 from gaussad_pl.errors import UserError
 from gaussad_pl.inference import artefact
 from gaussad_pl.inference.detector import Detector

@@ -36,7 +36,7 @@ STAGES = {
     "second epoch": ("gaussad_pl.training.module.GaussianAD.training_step", 4),
     "last epoch": ("gaussad_pl.training.checkpoints.AtomicCheckpointIO.save_checkpoint", 3),
     "end of the fit": ("gaussad_pl.training.forgetting.ForgettingStop.restore_best", 1),
-    "choice of the state": ("gaussad_pl.training.experiment.tuned_is_better", 1),
+    "choice of the state": ("gaussad_pl.training.experiment.accept", 1),
     "scores": ("gaussad_pl.results.evaluation.Evaluation.write_scores", 2),
     "calibration": ("gaussad_pl.train.calibrate", 1),
     "pictures": ("gaussad_pl.train.figures.save", 1),
@@ -46,7 +46,10 @@ STAGES = {
 
 
 def child(folder: Path, line: list[str], stage: str | None, fault: str) -> None:
-    """The command, with a fault where a stage begins."""
+    """The command, with a fault where a stage begins; its last note says whether fine-tuning is accepted."""
+    from gaussad_pl.training import experiment
+
+    experiment.CONFIDENCE = 2.0 if "+note=refuse" in line else 0.0
     if stage is not None:
         place, number = STAGES[stage]
         _break(place, number, fault)
@@ -116,6 +119,7 @@ def same(one: Path, two: Path) -> None:
 
 
 ROUGH = [
+    "objective=mahalanobis",
     "data.group=null",
     "model.train_levels=null",
     "model.warmup_steps=0",
@@ -123,13 +127,15 @@ ROUGH = [
     "callbacks.averaging.decay=0",
 ]
 GAP = ["model.segmentation=null", "callbacks.forgetting.signal=distance", "seed=4", "model.optimizer.lr=0.02"]
+RANKING = ["objective=ranking", "data.group=null", "model.segmentation.form=shared"]
 # fine-tuning that is used, its best epoch before the last, run out or stopped; and fine-tuning that is not used
 SETTINGS = {
     "used": [*ROUGH, *GAP],
+    "ranking": [*RANKING],
     "stopped": [*ROUGH, *GAP, "callbacks.forgetting.patience=1"],
-    "not used": [*ROUGH, "callbacks.forgetting.signal=paired", "model.segmentation.clusters=4"],
+    "not used": ["+note=refuse", *ROUGH, "callbacks.forgetting.signal=paired", "model.segmentation.clusters=4"],
 }
-EPOCHS = {"used": (1, 3), "stopped": (1, 2), "not used": (0, 3)}  # the chosen one and the last
+LAST = {"used": 3, "ranking": 3, "stopped": 2, "not used": 3}  # epochs
 
 
 def line(parts: Path, folder: Path, setting: str, *more: str) -> list[str]:
@@ -154,13 +160,17 @@ def undisturbed(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Callab
 def test_the_runs_that_faults_are_put_into_are_what_they_are_for(
     setting: str, undisturbed: Callable[[str], Path]
 ) -> None:
-    found = results(undisturbed(setting))["forgetting"]
-    assert (found["epoch_chosen"], found["history"][-1]["epoch"]) == EPOCHS[setting]
-    assert found["fine_tuning_used"] == (setting != "not used")
+    found = results(undisturbed(setting))
+    forgetting = found["forgetting"]
+    judged = {gain["epoch"] for gain in found["acceptance"]}
+    assert forgetting["history"][-1]["epoch"] == LAST[setting]
+    assert forgetting["fine_tuning_used"] == (setting != "not used")
+    assert len(judged) == 2 or setting == "ranking"  # the best epoch is not the last
 
 
 CASES = [
     *(("used", stage, "SIGKILL") for stage in STAGES if stage != "choice of the map"),
+    *(("ranking", stage, "SIGKILL") for stage in ("first epoch", "last epoch", "choice of the state")),
     *(("stopped", stage, "SIGKILL") for stage in ("end of the fit", "calibration")),
     *(("not used", stage, "SIGKILL") for stage in ("choice of the map", "end of the fit", "scores", "metrics")),
     *(("used", stage, "SIGTERM") for stage in ("decoding", "estimation", "second epoch", "end of the fit", "detector")),

@@ -6,9 +6,10 @@ from scipy.spatial.distance import mahalanobis as scipy_mahalanobis
 from sklearn.covariance import OAS, LedoitWolf
 from torch import Tensor
 
-from gaussad_pl.density.gaussian import Gaussian, RunningGaussian, mahalanobis, whitening
+from gaussad_pl.density.gaussian import Gaussian, RunningGaussian, mahalanobis
 from gaussad_pl.density.moments import decay, merge, moments, recenter
 from gaussad_pl.density.shrinkage import ledoit_wolf, oas, shrink
+from gaussad_pl.density.whitening import whitening
 from gaussad_pl.errors import UserError
 
 SHAPES = [(40, 7), (7, 40), (2, 5), (50, 1), (33, 32)]

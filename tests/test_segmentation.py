@@ -75,7 +75,7 @@ def named(maps: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def candidate(form: str, levels: str = "1+2", clusters: int = 3) -> str:
-    return f"clusters of {clusters} {levels}" if form == "clusters" else f"{form} {levels}"
+    return f"{form} of {clusters} {levels}" if DENSITIES[form].has_clusters else f"{form} {levels}"
 
 
 def numpy_map_score(maps: Tensor) -> np.ndarray:
@@ -149,9 +149,15 @@ def test_maps_that_find_the_image_but_not_the_place_lose_to_those_that_find_both
     masks = squares()
     elsewhere = masks.roll((32, 32), (1, 2))
     chosen = choose_map(
-        segmenter(), validation(position=marking(elsewhere), clusters=marking(masks), shared=marking(elsewhere, 1))
+        segmenter(),
+        validation(
+            position=marking(elsewhere),
+            clusters=marking(masks),
+            shared=marking(elsewhere, 1),
+            union=marking(elsewhere, 2),
+        ),
     )
-    assert [signals["image_auroc"] for signals in chosen["candidates"].values()] == [1, 1, 1]
+    assert [signals["image_auroc"] for signals in chosen["candidates"].values()] == [1, 1, 1, 1]
     assert chosen["form"] == "clusters"
 
 
@@ -250,7 +256,7 @@ def combinable(informative: str) -> MapValidation:
     return MapValidation(groups(), squares(), pooled.double(), named({"shared": maps}))
 
 
-@pytest.mark.parametrize(("best", "weights"), [("pooled", [1, 0]), ("map", [0, 1]), ("both", [1, 1])])
+@pytest.mark.parametrize(("best", "weights"), [("pooled", [1, 0]), ("map", [0, 1]), ("both", [0.5, 1])])
 def test_the_combination_that_tells_the_copies_best_is_chosen(best: str, weights: list[int]) -> None:
     module, given = segmenter(form="shared"), combinable(best)
     chosen = choose_map(module, given)
@@ -261,7 +267,7 @@ def test_the_combination_that_tells_the_copies_best_is_chosen(best: str, weights
     assert chosen["worth"] == pytest.approx(1 + chosen["candidates"]["shared 1+2"]["aupro"])
 
 
-@pytest.mark.parametrize(("forced", "weights"), [("pooled", [1, 0]), ("map", [0, 1]), ("both", [1, 1])])
+@pytest.mark.parametrize(("forced", "weights"), [("pooled", [1, 0]), ("map", [0, 1]), ("both", [0.5, 1])])
 def test_a_forced_combination_stays_though_another_is_better(forced: str, weights: list[int]) -> None:
     module = segmenter(form="shared", combine=forced)
     assert module.weights.tolist() == weights
@@ -303,7 +309,7 @@ def test_an_augmentation_that_marks_no_pixel_counts_for_the_image_auroc_alone() 
 
 
 def test_the_form_is_chosen_by_the_images_where_no_augmentation_marks_a_pixel() -> None:
-    maps = {"position": noise(), "clusters": marking(squares()), "shared": noise(seed=1)}
+    maps = {"position": noise(), "clusters": marking(squares()), "shared": noise(seed=1), "union": noise(seed=2)}
     given = MapValidation(groups(), torch.zeros_like(squares()), torch.zeros(len(groups())), named(maps))
     assert choose_map(segmenter(), given)["form"] == "clusters"
 
@@ -327,7 +333,7 @@ def test_scores_are_in_units_of_good_images() -> None:
     good = parts[:GOOD]
     np.testing.assert_allclose(module.centre, good.mean(0), rtol=1e-5)
     np.testing.assert_allclose(module.spread, good.std(0, ddof=1), rtol=1e-5)
-    expected = ((parts - good.mean(0)) / good.std(0, ddof=1)).sum(1)
+    expected = ((parts - good.mean(0)) / good.std(0, ddof=1)) @ [0.5, 1]
     np.testing.assert_allclose(module.score(given.pooled, given.maps["shared 1+2"]), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -406,8 +412,9 @@ def validation_batches(seed: int = 1) -> list[dict[str, Tensor]]:
     image, masks = images(GOOD, seed).repeat(COPIES + 1, 1, 1, 1), squares()
     for one, group, mask in zip(image, groups(), masks, strict=True):
         one[:, mask] = 255 if group == 1 else 0
-    parts = zip(image.split(7), groups().split(7), masks.split(7), strict=True)
-    return [{"image": a, "group": b, "mask": c} for a, b, c in parts]
+    sources = torch.arange(GOOD).repeat(COPIES + 1)
+    parts = zip(image.split(7), groups().split(7), masks.split(7), sources.split(7), strict=True)
+    return [{"image": a, "group": b, "mask": c, "source": d} for a, b, c, d in parts]
 
 
 def tiny(segmentation: dict[str, Any] | None) -> GaussianAD:
@@ -479,7 +486,7 @@ def test_the_detected_scores_equal_the_formula(combine: str) -> None:
     expected = np.zeros(4)
     if combine != "map":
         pooled, reference = (x.distances.double().numpy() @ model.model.level_weights.numpy() for x in (found, good))
-        expected += (pooled - reference.mean()) / reference.std(ddof=1)
+        expected += (0.5 if combine == "both" else 1) * (pooled - reference.mean()) / reference.std(ddof=1)
     if combine != "pooled":
         score, reference = numpy_map_score(found.maps), numpy_map_score(good.maps)
         expected += (score - reference.mean()) / reference.std(ddof=1)

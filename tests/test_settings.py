@@ -113,7 +113,7 @@ def test_mistakes_are_lines_and_leave_no_folder(
 
 
 def test_a_signal_of_an_augmentation_that_is_not_there_is_found_before_the_run() -> None:
-    (found,) = mistakes(composed(SCREW, "augmentation=vicinal"))
+    (found,) = mistakes(composed(SCREW, "augmentation=vicinal", "objective=mahalanobis"))
     assert found.startswith(f"{SIGNAL}=paired/elastic: expected one of paired,") and "mixup, cutmix" in found
     assert mistakes(composed(SCREW, f"{SIGNAL}=distance/cutmix")) and mistakes(composed(SCREW, f"{SIGNAL}=ROC"))
 

@@ -83,18 +83,23 @@ def test_a_run_leaves_all_its_results(finished: Path) -> None:
         assert Image.open(finished / name).size[0] > 600
 
 
-def test_form_and_image_score_are_chosen_on_the_augmented_validation(finished: Path) -> None:
-    found = metrics(finished)["segmentation"]
-    assert {name.split()[0] for name in found["candidates"]} == {"position", "clusters", "shared"}
+def test_form_and_image_score_are_chosen_on_the_augmented_validation(
+    parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left_open = [f"model.segmentation.{name}=auto" for name in ("form", "map_levels", "clusters", "combine")]
+    run(monkeypatch, *arguments(parts, tmp_path, *left_open, "fine_tune=false"))
+    found = metrics(tmp_path)["segmentation"]
+    assert {name.split()[0] for name in found["candidates"]} == {"position", "clusters", "shared", "union"}
     assert any("+" not in name for name in found["candidates"])  # levels alone
     doubts = {name: ("+" not in name) + ("of 128" in name) for name in found["candidates"]}
     worth = {name: sum(signals.values()) - 0.04 * doubts[name] for name, signals in found["candidates"].items()}
-    clusters = f" of {found['clusters']}" if found["form"] == "clusters" else ""
+    clusters = f" of {found['clusters']}" if found["form"] in ("clusters", "union") else ""
     chosen = f"{found['form']}{clusters} {'+'.join(map(str, found['map_levels']))}"
     assert chosen == max(worth, key=lambda name: worth[name])
     best = max(found["combinations"].values())
     assert found["combine"] == "both" or found["combinations"][found["combine"]] == best
-    assert 0 <= metrics(finished)["frozen"]["aupro"] <= 1 and metrics(finished)["frozen"]["pixel_size"] == [256, 256]
+    frozen = metrics(tmp_path)["frozen"]
+    assert 0 <= frozen["aupro"] <= 1 and frozen["pixel_size"] == [256, 256]
 
 
 def test_the_dense_objective_fine_tunes_the_map(
@@ -129,9 +134,7 @@ def test_a_run_leaves_a_calibrated_detector_that_scores_as_it_did(finished: Path
     with (finished / "scores.csv").open() as handle:
         rows = list(csv.DictReader(handle))
     predictions = detector([row["path"] for row in rows], fpr=0.2)
-    assert [each.score for each in predictions] == pytest.approx(
-        [float(row["score"]) for row in rows], rel=1e-4, abs=1e-4
-    )
+    assert [each.score for each in predictions] == pytest.approx([float(row["score"]) for row in rows], abs=1e-2)
     calibration = found["calibration"]
     assert detector.calibration.scheme == calibration["scheme"]
     tuned = found["forgetting"]["fine_tuning_used"]
@@ -155,7 +158,11 @@ def test_metrics_say_where_every_number_came_from(finished: Path) -> None:
     assert [record["epoch"] for record in found["forgetting"]["history"]] == [0, 1, 2, 3]
     assert "loss" not in found["forgetting"]["history"][0]
     best = max(found["forgetting"]["history"], key=lambda record: record["paired/elastic"])
-    assert found["forgetting"]["epoch_chosen"] == best["epoch"]
+    gains = found["acceptance"]
+    assert {gain["epoch"] for gain in gains} == {best["epoch"], 3} - {0}
+    assert found["forgetting"]["epoch_chosen"] in (best["epoch"], 3)
+    accepted = bool(gains) and max(gains, key=lambda gain: gain["mean"])["probability"] >= 0.7
+    assert found["forgetting"]["fine_tuning_used"] == accepted
 
 
 @pytest.mark.parametrize(("file", "state"), [("frozen_scores.csv", "frozen"), ("scores.csv", "finetuned")])
@@ -340,6 +347,8 @@ def test_mixed_precision_is_for_training_and_leaves_gaussians_and_scores_alone(
     assert mixed["frozen"] == full["frozen"] and mixed["segmentation"]["worth"] == full["segmentation"]["worth"]
     losses = [[epoch["loss"] for epoch in found["forgetting"]["history"][1:]] for found in (mixed, full)]
     assert losses[0] == pytest.approx(losses[1], rel=0.05) and losses[0] != losses[1]
+    run(monkeypatch, *arguments(parts, tmp_path / "ranked", "trainer.precision=bf16-mixed", "objective=ranking"))
+    assert metrics(tmp_path / "ranked")["frozen"] == full["frozen"]
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(

@@ -17,13 +17,15 @@ class FrozenStages:
     """A backbone cut after its last frozen level, with a cache of the outputs before the cut.
 
     Attributes:
+        rest: the backbone without the modules before the cut; it shares all parameters.
         cut: number of levels before the cut. If the backbone cannot be cut, it is 0 and the cache holds the images: the
             first level trains, or the stages do not form a plain chain (transformers add position embeddings).
     """
 
     def __init__(self, backbone: Backbone) -> None:
         self.backbone = backbone
-        self.cut, self._rest = 0, backbone
+        self.cut, self.rest = 0, backbone
+        self._front = backbone
         self._cache: dict[Hashable, tuple[Tensor, list[Tensor]]] = {}
         self._free = LIMIT
         probe = torch.zeros(1, 3, backbone.image_size, backbone.image_size, device=backbone.scale.device)
@@ -34,8 +36,18 @@ class FrozenStages:
                 before = next((calls[: i + 1] for i, (_, out) in enumerate(calls) if out is maps[cut - 1]), [])
                 rest = _without(backbone, [module for module, _ in before])
                 if before and _reproduces(rest, maps, cut):
-                    self.cut, self._rest = cut, rest
+                    self.cut, self.rest = cut, rest
+                    self._front = copy.copy(backbone)
+                    self._front.indices = backbone.indices[:cut]
                     return
+
+    def before(self, images: Tensor) -> list[Tensor]:
+        """Return the maps before the cut of ``images`` ``(N, 3, H, W)``, uint8; an empty list without a cut."""
+        return self._front(images) if self.cut else []
+
+    def behind(self, rest: Backbone, images: Tensor, before: Sequence[Tensor]) -> list[Tensor]:
+        """Return all maps of ``images``, given those ``before`` the cut; ``rest`` is `rest` or a copy of it."""
+        return [*before, *rest.maps(before[-1])[self.cut :]] if self.cut else rest(images)
 
     def __contains__(self, key: Hashable) -> bool:
         return key in self._cache
@@ -53,7 +65,7 @@ class FrozenStages:
     def features(self, key: Hashable) -> list[Tensor]:
         """Return the pooled features of all levels for a cached batch and the current weights: a list of ``(N, C)``."""
         stem, features = self._cache[key]
-        maps = self._rest.maps(stem)[self.cut :] if self.cut else self.backbone(stem)
+        maps = self.rest.maps(stem)[self.cut :] if self.cut else self.backbone(stem)
         return [*features, *pool(maps)]
 
 

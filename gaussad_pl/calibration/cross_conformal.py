@@ -30,7 +30,9 @@ FOLDS = 4
 CACHE = 2 * 2**30  # bytes of patches to keep at most; if there are more, the backbone runs again for each fold
 
 
-def calibrate(model: GaussianModel, data: ImageDataModule, cross_fit: bool, fine_tuned: bool) -> Calibration:
+def calibrate(
+    model: GaussianModel, data: ImageDataModule, cross_fit: bool, fine_tuned: bool, every_image: bool = False
+) -> Calibration:
     """Calibrate a model on good images that it has not seen.
 
     Args:
@@ -38,10 +40,11 @@ def calibrate(model: GaussianModel, data: ImageDataModule, cross_fit: bool, fine
         data: the data it was trained on.
         cross_fit: use `cross_conformal`, and `held_out` only if its folds are too small for a covariance.
         fine_tuned: whether the backbone was fine-tuned on the training images.
+        every_image: whether the Gaussians were estimated from the held-out images, too.
     """
     if cross_fit:
         try:
-            return cross_conformal(model, data, fine_tuned)
+            return cross_conformal(model, data, fine_tuned, every_image)
         except SingularCovarianceError:  # all images are enough for a covariance, three quarters of them are not
             pass
     return held_out(model, data)
@@ -64,15 +67,18 @@ def held_out(model: GaussianModel, data: ImageDataModule) -> Calibration:
 
 
 @torch.no_grad()
-def cross_conformal(model: GaussianModel, data: ImageDataModule, fine_tuned: bool) -> Calibration:
+def cross_conformal(
+    model: GaussianModel, data: ImageDataModule, fine_tuned: bool, every_image: bool = False
+) -> Calibration:
     """Calibrate on good images, each scored by Gaussians estimated without its fold of the training images.
 
     Images of the same part, which are near-duplicates or share a `data.group`, are in the same fold.
 
     With a pretrained backbone, every training image is scored. Levels, form of the map, combination and units were
-    chosen on the held-out images, so the scores of an image are independent of it. With a fine-tuned backbone, the
-    training images shaped the features, so the held-out images are scored instead. These were used for model selection,
-    and similar images may have been used for training.
+    chosen on the held-out images, so the scores of an image are independent of it. If the final Gaussians were
+    estimated from every image, the held-out ones are scored like the others, although they took part in those choices.
+    With a fine-tuned backbone, the training images shaped the features, so the held-out images alone are scored. These
+    were used for model selection, and similar images may have been used for training.
 
     Both are slightly conservative: the final Gaussians are estimated from all training images, those of the calibration
     from three quarters of them, so its distances are slightly larger. The p-values are too large, and false alarms
@@ -82,7 +88,7 @@ def cross_conformal(model: GaussianModel, data: ImageDataModule, fine_tuned: boo
         SingularCovarianceError: three quarters of the images are too few for a covariance without shrinkage.
     """
     used, unused = data.split
-    images = used + (unused if fine_tuned else [])  # the training images come first
+    images = used + (unused if fine_tuned or every_image else [])  # the training images come first
     unaugmented = _Patches(model, data)
     pooled = [torch.cat(level) for level in zip(*unaugmented.features(images), strict=True)]
     if data.groups_are_given:
@@ -93,7 +99,7 @@ def cross_conformal(model: GaussianModel, data: ImageDataModule, fine_tuned: boo
         groups = np.arange(len(images))
     count = min(FOLDS, int(groups.max()) + 1)
     folds = partition(groups, count, data.seed)
-    trained = [[i for i in fold if i < len(used)] for fold in folds]
+    trained = folds if every_image else [[i for i in fold if i < len(used)] for fold in folds]
     scored = [[i for i in fold if i >= len(used)] for fold in folds] if fine_tuned else trained
     sums: list[list[Moments]] = [
         _moments(model, data, [images[i] for i in fold], [level[fold] for level in pooled]) for fold in trained
@@ -116,6 +122,8 @@ def cross_conformal(model: GaussianModel, data: ImageDataModule, fine_tuned: boo
     detection = Detection.join(detections)
     different = len(set(groups[[i for fold in scored for i in fold]].tolist()))
     which, caveat = "training", "levels, map and units were chosen on other images"
+    if every_image:
+        which, caveat = "good", "levels and units were chosen on some of them"
     if fine_tuned:
         which, caveat = "held-out", "in no training step, but used to choose the epoch, the levels and the map"
     scheme = (

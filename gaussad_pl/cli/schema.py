@@ -30,8 +30,9 @@ from gaussad_pl.training.averaging import AverageWeights
 from gaussad_pl.training.forgetting import ForgettingStop
 from gaussad_pl.training.levels import top_k
 from gaussad_pl.training.module import GaussianAD
+from gaussad_pl.training.ranking import Ranking
 
-OURS = (MVTec, Folder, Demo, GaussianAD, AverageWeights, ForgettingStop, top_k)
+OURS = (MVTec, Folder, Demo, GaussianAD, AverageWeights, ForgettingStop, Ranking, top_k)
 NESTED = {"nuisance": Nuisance, "backbone": Backbone, "segmentation": Segmenter}  # groups without a _target_
 NOT_SET = {Segmenter: ("levels",), top_k: ("signals",)}  # arguments that are not settings
 STRICT = ConfigDict(strict=True, extra="forbid")
@@ -84,7 +85,7 @@ LIMITS: dict[str, Any] = {
     "image_size": Annotated[int, Field(ge=32)],  # in smaller images, deep levels have no pixels to average
     "folds": Annotated[int, Field(ge=0), _must(lambda value: value != 1, "0, or 2 or more")],
     "fold": Annotated[int, Field(ge=0), After(_below_folds)],
-    "augmentations": dict[Names, Annotated[float, Field(gt=0, le=1)]],
+    **dict.fromkeys(("augmentations", "damages"), dict[Names, Annotated[float, Field(gt=0, le=1)]]),
     **dict.fromkeys(("photometric", "scale", "decay"), Fraction),
     "shift": Share,
     "rotate": Annotated[float, Field(ge=0, le=180)],
@@ -104,7 +105,10 @@ LIMITS: dict[str, Any] = {
         Literal["auto"] | Annotated[int, Field(ge=1, le=MAX_CLUSTERS)],
         _expected(f"auto or a whole number from 1 to {MAX_CLUSTERS}"),
     ],
-    **dict.fromkeys(("levels", "train_levels"), list[int] | None),
+    "levels": list[int] | None,
+    "train_levels": Annotated[Literal["auto"] | list[int] | None, _expected("auto, null or a list of levels")],
+    "damage_weight": Annotated[float | None, Field(gt=0, allow_inf_nan=False)],
+    **dict.fromkeys(("pooled", "distillation"), Annotated[float, Field(ge=0, allow_inf_nan=False)]),
     **dict.fromkeys(("level_rule", "objective", "optimizer"), dict[str, Any]),  # checked against their own targets
 }
 Precision = Annotated[

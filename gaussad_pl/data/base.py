@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,18 @@ from gaussad_pl.data.batches import DrawSampler, Views, view_seed
 from gaussad_pl.data.grouping import AUTO, Grouping, Split, split_images
 from gaussad_pl.data.images import MASK_SIZE
 from gaussad_pl.data.loading import load_images
+from gaussad_pl.data.near_duplicates import in_order
+from gaussad_pl.data.pairs import PairDraw, Pairs, PairSampler, fixed_batches
 from gaussad_pl.data.part_features import Features
 from gaussad_pl.data.samples import Sample, Samples
-from gaussad_pl.data.splitting import Groups, hold_out_count
+from gaussad_pl.data.splitting import Groups, hold_out_count, partition
 from gaussad_pl.distributed import shard, world
 from gaussad_pl.errors import UserError
 
+COPIED = 60  # least images of each group of the validation: fewer held-out images are copied several times
+MOST_COPIES = 10
+DAMAGED = 64  # most images from whose damaged copies the damage of patches is estimated
+DAMAGES: Mapping[str, float] = {"cutpaste": 0.4, "scar": 0.9, "perlin": 0.3}
 HELD_OUT = 500  # most images held out: they and all their copies stay in memory and are scored every epoch
 
 
@@ -56,6 +62,8 @@ class ImageDataModule(L.LightningDataModule, ABC):
         cache: folder in which resized images are kept for later runs and other processes; None keeps them in memory.
         group: how to find images of the same part, which stay on the same side of every split; see
             `gaussad_pl.data.grouping.Grouping`.
+        damages: name -> strength of the damaged copies that the loss and the damage weight use.
+        pairs: train on pairs of a good image and a damaged copy of it, instead of on views of good images.
 
     Attributes:
         holdout: fraction of the good images that is kept for the test if all test images are bad; None for none.
@@ -80,10 +88,17 @@ class ImageDataModule(L.LightningDataModule, ABC):
         steps_per_epoch: int | None,
         cache: str | None,
         group: str | None = "auto",
+        damages: Mapping[str, float] = DAMAGES,
+        pairs: bool = False,
     ) -> None:
         super().__init__()
         if folds == 1 or folds < 0 or not 0 <= fold < max(folds, 1):
             raise UserError(f"fold={fold} of folds={folds}: expected folds=0 or at least 2, and fold from 0 to folds-1")
+        if pairs and not set(augmentations) - set(damages):
+            raise UserError(
+                f"data.augmentations={', '.join(augmentations)}: all of them are in data.damages, which the loss uses: "
+                "add one that is not"
+            )
         if light_copies < 0 or moved_copies < 0:
             raise UserError(f"data.light_copies={light_copies}, data.moved_copies={moved_copies}: expected 0 or more")
         if not 0 <= seed < 2**32:
@@ -94,6 +109,8 @@ class ImageDataModule(L.LightningDataModule, ABC):
         self.fold = fold
         self.seed = seed
         self.augmentations = dict(augmentations)
+        self.damages = dict(damages)
+        self.pairs = pairs
         light, moved = Nuisance(**{**nuisance, "shift": 0, "scale": 0, "rotate": 0}), Nuisance(**nuisance)
         self.views: list[Nuisance | None] = [None, *[light] * light_copies, *[moved] * moved_copies]
         self.batch_size = batch_size
@@ -110,6 +127,11 @@ class ImageDataModule(L.LightningDataModule, ABC):
     def augmentation_names(self) -> list[str]:
         """Names of the validation groups 1, 2, ...; group 0 holds the good images themselves."""
         return list(self.augmentations)
+
+    @property
+    def unseen_augmentations(self) -> list[str]:
+        """Names of the augmentations of the validation that the loss does not use."""
+        return [name for name in self.augmentations if not (self.pairs and name in self.damages)]
 
     @cached_property
     def samples(self) -> Samples:
@@ -215,18 +237,44 @@ class ImageDataModule(L.LightningDataModule, ABC):
     def validation(self) -> Dataset[dict[str, Tensor]]:
         """Held-out good images (group 0) and one copy of each by every augmentation (groups 1, 2, ...), made once.
 
-        ``mask`` marks the pixels of a copy that the augmentation changed.
+        ``mask`` marks the pixels of a copy that the augmentation changed, ``source`` numbers the held-out images. A few
+        held-out images are repeated, with different copies of each.
         """
         if not self.folds:
             raise UserError("no image is held out for validation: set folds=5 (or another number of at least 2)")
         if not self.augmentations:
             raise UserError("the augmented validation has no augmentations: choose augmentation=subtle")
-        normal = self.good_images[self.split[1]]
+        held_out = self.split[1]
+        repeats = min(MOST_COPIES, -(-COPIED // len(held_out)))
+        normal = self.good_images[held_out * repeats]
         augmented = [vicinal_copies(normal, name, strength, self.seed) for name, strength in self.augmentations.items()]
         copies, masks = zip(*augmented, strict=True)
         groups = torch.arange(len(copies) + 1).repeat_interleave(len(normal))
         unchanged = torch.zeros_like(masks[0])
-        return _stacked(image=torch.cat([normal, *copies]), group=groups, mask=torch.cat([unchanged, *masks]))
+        return _stacked(
+            image=torch.cat([normal, *copies]),
+            group=groups,
+            mask=torch.cat([unchanged, *masks]),
+            source=torch.arange(len(held_out)).repeat(repeats * (len(copies) + 1)),
+        )
+
+    @cached_property
+    def halves(self) -> list[list[int]]:
+        """Indices of the images of both halves of the training images; images of one group are in the same half."""
+        used = self.split[0]
+        groups = in_order(self.groups[used])
+        parts = partition(groups, min(2, int(groups.max()) + 1), self.seed)
+        return [[used[i] for i in part] for part in parts]
+
+    def damage_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        """Return fixed pairs of training images and damaged copies, from which damage is estimated."""
+        drawn = np.random.default_rng([self.seed, 3]).permutation(self.split[0])[:DAMAGED]
+        size = max(1, self.eval_batch_size // 2)
+        return self._pair_loader(fixed_batches(drawn.tolist(), len(self.damages), size, self.seed))
+
+    def _pair_loader(self, batches: Iterable[list[PairDraw]]) -> DataLoader[dict[str, Tensor]]:
+        half = {index: number for number, part in enumerate(self.halves) for index in part}
+        return DataLoader(Pairs(self.good_images, self.damages, half), batch_size=None, sampler=batches)
 
     @property
     def _good_test_indices(self) -> list[int]:
@@ -298,6 +346,10 @@ class ImageDataModule(L.LightningDataModule, ABC):
                 f"{batch_size - batch_size % world() or world()}"
             )
         steps = self.steps_per_epoch or len(used) // batch_size
+        if self.pairs:
+            return self._pair_loader(
+                PairSampler(self.halves, len(self.damages), max(1, batch_size // 2), steps, self.seed)
+            )
         sampler = DrawSampler(used, len(self.views), steps * batch_size, self.seed)
         return DataLoader(Views(self.good_images, self.views), batch_size // world(), sampler=sampler)
 

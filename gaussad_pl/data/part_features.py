@@ -16,8 +16,9 @@ from torch import Tensor
 
 from gaussad_pl.backbones.backbone import Backbone
 from gaussad_pl.data.near_duplicates import near_duplicates
-from gaussad_pl.density.gaussian import Gaussian, SingularCovarianceError
+from gaussad_pl.density.gaussian import Gaussian
 from gaussad_pl.density.moments import moments
+from gaussad_pl.density.whitening import SingularCovarianceError
 
 T = TypeVar("T")
 Features = Callable[[Tensor], Sequence[Tensor]]  # uint8 images (N, 3, H, W) -> (N, C) for each middle level

@@ -1,4 +1,4 @@
-"""Gaussians of clusters of patches, wherever they are in the image: for textures, and for objects that turn."""
+"""Gaussians of clusters of patches, anywhere in the image: for textures, and for parts that rotate."""
 
 from __future__ import annotations
 
@@ -45,6 +45,7 @@ class ClusterGaussians(CellGaussians):
         self.register_buffer("directions", torch.eye(features)[:, :DIRECTIONS].contiguous())
         self.seed = seed
         self._sample: tuple[Tensor, Tensor] | None = None  # random keys, patches
+        self._assigned: tuple[Tensor, Tensor] | None = None  # keys and cells (M, S) of the sample in the last estimate
         self._per_image = 1
         self._random = torch.Generator().manual_seed(seed)
 
@@ -75,14 +76,20 @@ class ClusterGaussians(CellGaussians):
         if world() > 1:
             self._join()
         assert self._sample is not None
-        x = self._sample[1]
+        keys, x = self._sample
         self.directions.copy_(principal_directions(x, self.directions.shape[1]))
         projected = x @ self.directions
         self.centre.fill_(1e15)  # what is left over is nobody's nearest
+        last, kept = self._assigned or (None, None)
+        kept = kept if last is not None and torch.equal(last, keys) else None  # the same images under other weights
         for place, centre in enumerate(self.centre.split(self.clusters)):
-            found = _centres(projected, self.clusters, self.seed + place)
-            centre[: len(found)] = found
+            if kept is None:
+                found = _centres(projected, self.clusters, self.seed + place)
+                centre[: len(found)] = found
+            else:
+                _move_centres(centre, projected, kept[:, place] - place * self.clusters)
         wide, cells = x.double(), self.cells(x)
+        self._assigned = keys, cells
         for place, members in enumerate(cells.unbind(1)):
             first = place * self.clusters
             scatters = _scatters(wide, members - first, self.clusters)
@@ -184,6 +191,16 @@ def _centres(x: Tensor, count: int, seed: int) -> Tensor:
     return torch.from_numpy(kmeans.fit(x.cpu().numpy()).cluster_centers_).to(x)
 
 
+def _move_centres(centre: Tensor, x: Tensor, cells: Tensor) -> None:
+    """Move the centres ``(K, D)`` to the means of their cells' ``x`` ``(M, D)``; an empty cell stays nobody's nearest.
+
+    So that the same patches under other weights keep their clusters: k-means anew would move the scores by luck alone.
+    """
+    counts = torch.bincount(cells, minlength=len(centre))
+    means = torch.zeros_like(centre).index_add_(0, cells, x) / counts.clamp(min=1)[:, None]
+    centre[counts > 0] = means[counts > 0]
+
+
 def _scatters(x: Tensor, cells: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """Mean ``(K, D)``, scatter ``(K, D, D)`` and number ``(K,)`` of the ``x`` ``(M, D)`` in each of K cells."""
     d = x.shape[1]
@@ -197,9 +214,9 @@ def _scatters(x: Tensor, cells: Tensor, count: int) -> tuple[Tensor, Tensor, Ten
 
 
 def principal_directions(x: Tensor, count: int) -> Tensor:
-    """Where standardised ``x`` ``(M, D)`` varies most: what to multiply ``x`` with, ``(D, count)``.
+    """Principal directions of standardised ``x`` ``(M, D)``, as a matrix ``(D, count)`` to multiply ``x`` with.
 
-    Features that never change, but for rounding, have no part in them.
+    Features that are constant up to rounding do not take part.
 
     Raises:
         NumericalError: features are not finite.

@@ -48,7 +48,7 @@ class HalvedWhiteners(nn.Module):
 
 
 def tiles(cells: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Where patches go when each of ``count`` cells fills whole tiles.
+    """Assign patches to tiles such that each of ``count`` cells fills whole tiles.
 
     Args:
         cells: index of the cell of each patch, ascending, ``(M,)``.

@@ -13,8 +13,9 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from gaussad_pl.density.gaussian import whitening
+from gaussad_pl.density.damage import Damage, damage_whitening
 from gaussad_pl.density.shrinkage import shrink
+from gaussad_pl.density.whitening import whitening
 from gaussad_pl.errors import NumericalError
 
 RIDGE = 0.1  # shrinkage of the covariance of all cells towards the identity: it, too, comes from a sample
@@ -28,6 +29,7 @@ class PatchDensity(nn.Module, ABC):
     """
 
     has_clusters: ClassVar[bool] = False
+    damage: Damage | None = None  # set it before `estimate` for damage-weighted distances
 
     @classmethod
     @abstractmethod
@@ -85,7 +87,9 @@ class CellGaussians(PatchDensity):
         self.mean[cells] = mean.to(self.mean)
         parts = zip(self.whitener[cells].split(64), scatter.split(64), counts.split(64), strict=True)
         for whitener, part, count in parts:  # all at once would need several times the memory
-            whitener.copy_(whitening(blend(part.double(), count, pooled)))
+            covariance = blend(part.double(), count, pooled)
+            damage = self.damage
+            whitener.copy_(whitening(covariance) if damage is None else damage_whitening(covariance, damage))
 
 
 def blend(scatter: Tensor, counts: Tensor, pooled: Tensor) -> Tensor:

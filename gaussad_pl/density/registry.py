@@ -3,9 +3,11 @@
 from gaussad_pl.density.cluster import ClusterGaussians, SharedGaussian
 from gaussad_pl.density.patches import PatchDensity
 from gaussad_pl.density.position import PositionGaussians
+from gaussad_pl.density.union import UnionGaussians
 
 DENSITIES: dict[str, type[PatchDensity]] = {
     "position": PositionGaussians,
     "clusters": ClusterGaussians,
     "shared": SharedGaussian,
+    "union": UnionGaussians,
 }

@@ -41,7 +41,7 @@ class MapHead(nn.Module):
         self.levels = [levels[i].index for i in places]
         self.side = max(levels[i].side for i in places)
         width = sum(levels[i].channels for i in places)
-        features = min(width, FEATURES)
+        self.features = features = min(width, FEATURES)
         self.register_buffer("projection", None)
         if width > FEATURES:
             random = torch.Generator().manual_seed(seed)

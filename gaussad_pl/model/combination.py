@@ -11,7 +11,7 @@ Combination = Literal["auto", "pooled", "map", "both"]
 COMBINATIONS: dict[Combination, tuple[float, float]] = {  # weights of the pooled score and of the map's
     "pooled": (1, 0),
     "map": (0, 1),
-    "both": (1, 1),
+    "both": (0.5, 1),
 }
 
 

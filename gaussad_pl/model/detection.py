@@ -1,4 +1,4 @@
-"""What a model finds in images."""
+"""The output of a model for a batch of images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Detection:
-    """What the model finds in N images.
+    """Scores, distances and maps of N images.
 
     Attributes:
         distances: to the Gaussian of each level, ``(N, levels)``.
@@ -28,7 +28,7 @@ class Detection:
 
     @staticmethod
     def join(parts: Sequence[Detection]) -> Detection:
-        """All parts in one."""
+        """Concatenate detections along the images."""
         maps = [part.maps for part in parts if part.maps is not None]
         return Detection(
             torch.cat([part.distances for part in parts]),

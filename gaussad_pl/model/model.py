@@ -1,4 +1,4 @@
-"""What scores an image: a backbone, a Gaussian a level, Gaussians of patches. Nothing here is for training alone."""
+"""The model that scores images: a backbone, one Gaussian per level, and a density of patches."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from gaussad_pl.model.segmenter import Segmenter
 
 
 class GaussianModel(nn.Module):
-    """Gaussian anomaly detection: one Gaussian a level of the backbone, on globally average-pooled features.
+    """Gaussian anomaly detection with one Gaussian per level of the backbone, on globally average-pooled features.
 
-    The pooled score of an image is the weighted sum over levels of its Mahalanobis distances; where there is a
-    segmenter, it joins in the scores of its anomaly maps.
+    The pooled score of an image is the weighted sum over levels of its Mahalanobis distances. With a segmenter, the
+    score of an image also includes that of its anomaly map.
 
     Source: Rippel et al., "Modeling the Distribution of Normal Data in Pre-Trained Deep Features for Anomaly
     Detection", 2020.
@@ -51,7 +51,7 @@ class GaussianModel(nn.Module):
             self.segmenter = Segmenter(self.backbone.levels, **segmentation)
 
     def forward(self, images: Tensor) -> Detection:
-        """Everything there is to say about ``images`` ``(N, 3, H, W)``, uint8."""
+        """Score a batch of images ``(N, 3, H, W)``, uint8: distances, scores and anomaly maps."""
         maps = self.backbone(images)
         distances = self.distances(pool(maps))
         pooled = self.scores(distances.double())

@@ -28,3 +28,9 @@ def embed(maps: Sequence[Tensor]) -> Tensor:
     size = max((feature_map.shape[-2:] for feature_map in maps), key=lambda shape: shape[0] * shape[1])
     same = [m if m.shape[-2:] == size else F.interpolate(m, size=size, mode="bilinear") for m in maps]
     return torch.cat(same, dim=1).flatten(2).mT.contiguous()
+
+
+def around_map(levels: Sequence[Level]) -> list[int]:
+    """Indices (`Level.index`) of the levels from the first of `middle_levels` to the one behind the last."""
+    positions = middle_levels(levels)
+    return [level.index for level in levels[positions[0] : positions[-1] + 2]]

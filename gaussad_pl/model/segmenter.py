@@ -23,7 +23,7 @@ CLUSTERS = (512, 128)  # fine and broad ones: surfaces of much detail need the f
 
 
 class Segmenter(nn.Module):
-    """Turns feature maps into anomaly maps, and pooled score and map into the score of an image.
+    """Turns feature maps into anomaly maps, and combines pooled score and map into the score of an image.
 
     Args:
         levels: of the backbone.
@@ -81,17 +81,17 @@ class Segmenter(nn.Module):
 
     @property
     def candidates(self) -> dict[str, MapHead]:
-        """What is left to choose from, by name: form and levels."""
+        """Heads that may still be chosen, by name (form and levels)."""
         return dict(self.heads.items())  # type: ignore[arg-type]
 
     @property
     def head(self) -> MapHead:
-        """What makes the maps."""
+        """The head that makes the maps; the first one while several are left."""
         return next(iter(self.candidates.values()))
 
     @property
     def chosen(self) -> dict[str, Any]:
-        """The settings that make a segmenter like this one, with nothing left open."""
+        """Settings of an equal segmenter, without any open choice."""
         return {
             "form": self.head.form,
             "map_levels": self.head.levels,
@@ -112,12 +112,12 @@ class Segmenter(nn.Module):
         self.heads = nn.ModuleDict({name: self.heads[name]})
 
     def observe(self, maps: Sequence[Tensor]) -> None:
-        """Take in the feature maps of good images."""
+        """Add the feature maps of good images to what `estimate` uses."""
         for head in self.candidates.values():
             head.gaussians.observe(head.patches(maps))
 
     def estimate(self) -> None:
-        """Estimate the Gaussians of patches from all that was observed, and forget it."""
+        """Fit the densities of patches to everything observed, and drop the observations."""
         for head in self.candidates.values():
             head.gaussians.estimate()
 

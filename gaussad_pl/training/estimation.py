@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from typing import Any, Literal
 
@@ -11,9 +11,12 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from rich.progress import track
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from gaussad_pl.backbones.backbone import pool
 from gaussad_pl.backbones.frozen_stages import FrozenStages
+from gaussad_pl.data.base import ImageDataModule
+from gaussad_pl.density.damage import Damage, DamageMoment, covered
 from gaussad_pl.density.gaussian import RunningGaussian
 from gaussad_pl.density.moments import all_reduce_moments, moments, update_moments
 from gaussad_pl.density.patches import PatchDensity
@@ -23,7 +26,7 @@ from gaussad_pl.model.detection import Detection
 from gaussad_pl.model.model import GaussianModel
 from gaussad_pl.model.segmenter import Segmenter
 from gaussad_pl.training.map_choice import choose_map
-from gaussad_pl.training.map_validation import MapValidationCollector
+from gaussad_pl.training.map_validation import MapValidation, MapValidationCollector
 
 Batch = dict[str, Tensor]
 
@@ -37,13 +40,15 @@ class EstimatingModule(L.LightningModule):
         refit: see there.
         level_rule: see there.
         train_on: see there.
+        damage_weight: see there.
 
     Attributes:
         model: the model that scores images.
         targets: one running Gaussian a level, to which the loss measures the distance.
         patch_target: the density of patches to which the loss measures the distance; None for pooled features.
         stale: the weights have changed since the Gaussians were estimated.
-        collector: collects what the choice of the map needs while validating; None where nothing is to be chosen.
+        collector: collects what the choice of the map needs while validating; None where nothing is chosen.
+        validation: the augmented validation as it was last scored for a choice.
         frozen: remembers the output of frozen stages while fitting on pooled features.
 
     Raises:
@@ -59,6 +64,7 @@ class EstimatingModule(L.LightningModule):
         refit: bool,
         level_rule: Callable[[Tensor], Tensor],
         train_on: Literal["pooled", "patches"],
+        damage_weight: float | None = None,
     ) -> None:
         super().__init__()
         if running not in ("fixed", "epoch", "ema"):
@@ -67,6 +73,7 @@ class EstimatingModule(L.LightningModule):
         self.running = running
         self.refit = refit or running == "epoch"
         self.level_rule = level_rule
+        self.damage_weight = damage_weight
         settings = model.gaussians[0].shrinkage, model.gaussians[0].covariance
         widths = [level.channels for level in model.backbone.levels]
         self.targets = nn.ModuleList(RunningGaussian(width, *settings) for width in widths)  # type: ignore[assignment]
@@ -82,11 +89,12 @@ class EstimatingModule(L.LightningModule):
             raise UserError(f"model.train_on={train_on}: expected pooled or patches")
         self.stale = True
         self.collector: MapValidationCollector | None = None
+        self.validation: MapValidation | None = None
         self.frozen: FrozenStages | None = None
 
     @property
     def segmenter(self) -> Segmenter:
-        """What makes the maps; only where there is one."""
+        """The segmenter of the model, which must have one."""
         assert self.model.segmenter is not None
         return self.model.segmenter
 
@@ -95,16 +103,16 @@ class EstimatingModule(L.LightningModule):
         return self.model(images)
 
     def choose_levels(self, signals: Tensor) -> None:
-        """Weigh the levels by their signals ``(augmentations, levels)`` on the augmented validation."""
+        """Set the weights of the levels by their signals ``(augmentations, levels)`` on the augmented validation."""
         self.model.level_weights.copy_(self.level_rule(signals))
 
     @torch.no_grad()
-    def estimate(self, batches: Collection[Batch], patches: bool = False) -> None:
+    def estimate(self, batches: Collection[Batch] | DataLoader[Batch], patches: bool = False) -> None:
         """Estimate the Gaussians for the current weights from one pass over batches of good images.
 
         Args:
             batches: with ``image`` ``(N, 3, H, W)`` and, for patches, ``view`` ``(N,)``.
-            patches: whether the Gaussians of patches are estimated, too, from the images as they are (view 0).
+            patches: estimate the densities of patches, too, from the unchanged images (view 0).
         """
         features = self._features(batches, patches)
         if (first := next(features, None)) is not None:
@@ -122,8 +130,8 @@ class EstimatingModule(L.LightningModule):
             self.segmenter.estimate()
         self.stale = False
 
-    def _features(self, batches: Collection[Batch], patches: bool) -> Iterator[list[Tensor]]:
-        """Pooled features of every batch; batches are not even made where all of them are remembered."""
+    def _features(self, batches: Collection[Batch] | DataLoader[Batch], patches: bool) -> Iterator[list[Tensor]]:
+        """Pooled features of every batch; no batch is even made if all of them are cached."""
         keys = [("reference", i) for i in range(len(batches))]
         if self.frozen is not None and all(key in self.frozen for key in keys):
             yield from map(self.frozen.features, keys)
@@ -156,26 +164,85 @@ class EstimatingModule(L.LightningModule):
         Returns:
             See `gaussad_pl.training.map_choice.choose_map`.
         """
-        collector, self.collector = self.collector, None
-        if validation is not None:
-            collector = MapValidationCollector(self.model)
-            for batch in validation:
-                maps = self.model.backbone(batch["image"].to(self.device))
-                collector.add(batch, maps, self.model.distances(pool(maps)))
-        assert collector is not None
-        chosen = choose_map(self.segmenter, collector.validation())
+        if validation is None:
+            collector, self.collector = self.collector, None
+            assert collector is not None
+            self.validation = collector.validation()
+        else:
+            self.validation = self.collect(validation)
+        chosen = choose_map(self.segmenter, self.validation)
         self.hparams["segmentation"] = {**self.hparams["segmentation"], **self.segmenter.chosen}  # for checkpoints
         return chosen
 
+    @torch.no_grad()
+    def collect(self, validation: Iterable[Batch]) -> MapValidation:
+        """Score batches of the augmented validation with the Gaussians as they are."""
+        collector = MapValidationCollector(self.model)
+        for batch in validation:
+            maps = self.model.backbone(batch["image"].to(self.device))
+            collector.add(batch, maps, self.model.distances(pool(maps)))
+        return collector.validation()
+
+    @torch.no_grad()
+    def estimate_damage(self, pairs: Iterable[Batch]) -> None:
+        """Estimate the damage that the next estimate of patches weighs their distances by, from batches of pairs.
+
+        Args:
+            pairs: see `gaussad_pl.data.pairs.Pairs`.
+        """
+        if self.damage_weight is None or self.model.segmenter is None:
+            return
+        heads = self.model.segmenter.candidates
+        moments_of = {name: DamageMoment(head.features) for name, head in heads.items()}
+        for pair in pairs:
+            maps = self.model.backbone(torch.cat([pair["image"], pair["copy"]]).to(self.device))
+            for name, head in heads.items():
+                good, damaged = head.patches(maps).chunk(2)
+                moments_of[name].update((damaged - good)[covered(pair["mask"].to(self.device), head.side)])
+        for name, head in heads.items():
+            head.gaussians.damage = Damage(moments_of[name].moment(), self.damage_weight)
+
+    def estimate_everything(self, data: ImageDataModule, images: Sequence[int] | None = None) -> None:
+        """Estimate damage and Gaussians, pooled ones and those of patches, for the current weights.
+
+        Args:
+            data: of the run.
+            images: indices of the good images; None for those that are not held out.
+        """
+        self.frozen = None  # it remembers batches of other images
+        self.estimate_damage(data.damage_dataloader())
+        self.estimate(data.reference_dataloader(images), patches=self.model.segmenter is not None)
+
+    def validate_choices(self, data: ImageDataModule) -> dict[str, Any] | None:
+        """Score the augmented validation anew and set the units of the map by it; the results of the choice, if any."""
+        if self.model.segmenter is not None:
+            return self.choose_maps(data.val_dataloader())
+        self.validation = self.collect(data.val_dataloader())
+        return None
+
+    def trained_weights(self) -> dict[str, Tensor]:
+        """Copies on the CPU of the parameters of the backbone that are fine-tuned, by name."""
+        parameters = self.model.backbone.named_parameters()
+        return {name: p.detach().to("cpu", copy=True) for name, p in parameters if p.requires_grad}
+
+    @torch.no_grad()
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Put parameters of the backbone in place, by name; the Gaussians are stale then."""
+        for name, value in weights.items():
+            self.model.backbone.get_parameter(name).copy_(value)
+        self.stale = True
+
     def prepare_scores(self) -> None:
-        """Bring the Gaussians that score up to date with the weights."""
+        """Estimate the Gaussians again if the weights have changed since."""
         if not self.stale:
             return
         first = not self.model.gaussians[0].is_fitted
         patches = self.model.segmenter is not None and (first or (self.patch_target is not None and self.refit))
         if self.refit or first:
-            loader = self.trainer.datamodule.reference_dataloader()  # type: ignore[attr-defined]
-            self.estimate(loader, patches)
+            data: ImageDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
+            if patches:
+                self.estimate_damage(data.damage_dataloader())
+            self.estimate(data.reference_dataloader(), patches)
             if first and self.patch_target is not None:
                 self.patch_target.load_state_dict(self.segmenter.head.gaussians.state_dict())
             return
@@ -193,17 +260,17 @@ class EstimatingModule(L.LightningModule):
     def on_validation_start(self) -> None:
         self.prepare_scores()
         choosing = self.model.segmenter is not None and self.trainer.state.fn == TrainerFn.VALIDATING
-        # the validations of training would add to it
+        # not in the validations of training, which would add to it
         self.collector = MapValidationCollector(self.model) if choosing else None
 
     def snapshot(self, everything: bool = False) -> dict[str, Tensor]:
-        """A copy on the CPU of the weights and the pooled Gaussians, or of the Gaussians of patches, too."""
+        """Copy the weights and the pooled Gaussians to the CPU; with ``everything``, the densities of patches, too."""
         left_out = () if everything else ("segmenter.",)
         state = self.model.state_dict().items()
         return {key: value.detach().to("cpu", copy=True) for key, value in state if not key.startswith(left_out)}
 
     def restore(self, snapshot: dict[str, Tensor]) -> None:
-        """Put what is in a `snapshot` back."""
+        """Restore a `snapshot`."""
         self.model.load_state_dict(snapshot, strict=False)
         self.stale = False
         self.frozen = None  # gives its memory back, also where training ended in an error

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from torch import Tensor
 
 from gaussad_pl.data.base import ImageDataModule
 from gaussad_pl.errors import NumericalError
 from gaussad_pl.results.evaluation import Evaluation
+from gaussad_pl.training.acceptance import CONFIDENCE, SHARES, Gain, Judgement, gain, judge_network
 from gaussad_pl.training.checkpoints import resumable
 from gaussad_pl.training.forgetting import ForgettingStop
 from gaussad_pl.training.levels import all_levels
@@ -30,11 +33,13 @@ class Outcome:
         results: what metrics.json says of it.
         evaluations: the test set as each state scores it, by the name of the state; the last one is final.
         fine_tuned: the final state is the fine-tuned one.
+        chosen: the epoch and the share of its weights that were accepted; None without an acceptance.
     """
 
     results: dict[str, Any] = field(default_factory=dict)
     evaluations: dict[str, Evaluation] = field(default_factory=dict)
     fine_tuned: bool = False
+    chosen: Gain | None = None
 
     @property
     def final(self) -> Evaluation:
@@ -49,20 +54,32 @@ def experiment(
     forgetting: ForgettingStop,
     folder: Path,
     fine_tune: bool,
+    every_image: bool = False,
 ) -> Outcome:
-    """Run the experiment; the scores of the test images go into ``folder`` as soon as there are any."""
+    """Run the experiment; the scores of the test images go into ``folder`` as soon as there are any.
+
+    Args:
+        every_image: estimate the Gaussians that score from every good image, the held-out ones included, once
+            everything is chosen.
+    """
     outcome = Outcome()
-    frozen_state(trainer, module, data, forgetting, outcome)
+    images = [i for part in data.split for i in part] if every_image else None
+    frozen_state(trainer, module, data, forgetting, images, outcome)
     outcome.final.write_scores(folder / ("frozen_scores.csv" if fine_tune else "scores.csv"), data.defect_areas)
     if fine_tune:
-        tuned_state(trainer, module, data, forgetting, folder, outcome)
+        tuned_state(trainer, module, data, forgetting, images, folder, outcome)
         outcome.final.write_scores(folder / "scores.csv", data.defect_areas)
     outcome.results["validation_signal"] = validation_signal(outcome, forgetting.history)
     return outcome
 
 
 def frozen_state(
-    trainer: L.Trainer, module: GaussianAD, data: ImageDataModule, forgetting: ForgettingStop, outcome: Outcome
+    trainer: L.Trainer,
+    module: GaussianAD,
+    data: ImageDataModule,
+    forgetting: ForgettingStop,
+    images: Sequence[int] | None,
+    outcome: Outcome,
 ) -> None:
     """Estimate the Gaussians of the pretrained network, choose levels and map on the validation, and test."""
     if data.folds:
@@ -71,6 +88,10 @@ def frozen_state(
     module.to(trainer.strategy.root_device)  # Lightning has put it back on the CPU
     if module.model.segmenter is not None:
         outcome.results["segmentation"] = module.choose_maps()
+    elif data.folds:
+        module.validation = module.collect(data.val_dataloader())
+    if images is not None:
+        module.estimate_everything(data, images)
     outcome.evaluations["frozen"] = test(trainer, module, data)
     outcome.results["frozen"] = {**outcome.final.metrics(), "selection": level_selection(module)}
 
@@ -80,14 +101,18 @@ def tuned_state(
     module: GaussianAD,
     data: ImageDataModule,
     forgetting: ForgettingStop,
+    images: Sequence[int] | None,
     folder: Path,
     outcome: Outcome,
 ) -> None:
     """Fine-tune and test, where the validation prefers the outcome; otherwise put the frozen state back."""
     frozen = module.snapshot(everything=True)
+    reference = judge(module, data)
     fine_tune_module(trainer, module, data, forgetting, resumable(folder))
-    outcome.fine_tuned = tuned_is_better(trainer, module, data, forgetting, outcome.results)
+    outcome.fine_tuned = accept(module, data, forgetting, frozen, reference, outcome)
     if outcome.fine_tuned:
+        if images is not None:
+            module.estimate_everything(data, images)
         outcome.evaluations["fine-tuned"] = test(trainer, module, data)
     else:
         module.restore(frozen)
@@ -98,6 +123,7 @@ def fine_tune_module(
     trainer: L.Trainer, module: GaussianAD, data: ImageDataModule, forgetting: ForgettingStop, checkpoint: Path | None
 ) -> None:
     """Fine-tune until forgetting begins, or until the numbers collapse; either way the best state is put back."""
+    module.prepare_objective(data)
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except NumericalError:
@@ -107,24 +133,60 @@ def fine_tune_module(
     module.to(trainer.strategy.root_device)
 
 
-def tuned_is_better(
-    trainer: L.Trainer, module: GaussianAD, data: ImageDataModule, forgetting: ForgettingStop, results: dict[str, Any]
+def judge(module: GaussianAD, data: ImageDataModule) -> Judgement:
+    """Judge the network by the last validation, on the augmentations that the loss has not used."""
+    assert module.validation is not None
+    groups = [i for i, name in enumerate(data.augmentation_names, start=1) if name in data.unseen_augmentations]
+    return judge_network(module.model, module.validation, groups)
+
+
+def accept(
+    module: GaussianAD,
+    data: ImageDataModule,
+    forgetting: ForgettingStop,
+    frozen: dict[str, Tensor],
+    reference: Judgement,
+    outcome: Outcome,
 ) -> bool:
-    """Decide on the augmented validation, with the map where there is one, which state the run ends with."""
-    if forgetting.best_epoch == 0:
+    """Leave the module in the best tuned state, and say whether it is clearly better than the frozen one.
+
+    Without ``refit`` the Gaussians are those of the loss, and the best epoch decides, as in the paper.
+
+    Args:
+        frozen: `GaussianAD.snapshot` of the frozen state.
+        reference: of the frozen state.
+    """
+    if not module.refit:
+        return forgetting.best_epoch > 0
+    candidates = {forgetting.best_epoch: module.trained_weights(), len(forgetting.history) - 1: forgetting.last}
+    start = {name: frozen[f"backbone.{name}"] for name in module.trained_weights()}
+    gains, best, state, segmentation, failure = [], None, frozen, None, ""
+    for (epoch, tuned), share in product(candidates.items(), SHARES):
+        if epoch == 0 or not tuned:
+            continue
+        module.load_weights({name: torch.lerp(start[name], tuned[name], share) for name in tuned})
+        try:
+            module.estimate_everything(data)
+            chosen = module.validate_choices(data)
+        except NumericalError as error:
+            log.warning("epoch %d, %d %% of its weights: %s", epoch, 100 * share, error)
+            failure = f"the fine-tuned network has no Gaussians: {error}"
+            continue
+        assert module.validation is not None
+        found = gain(reference, judge(module, data), module.validation.sources, epoch, share)
+        gains.append(found)
+        if best is None or found.mean > best.mean:
+            best, state, segmentation = found, module.snapshot(everything=True), chosen
+    outcome.results["acceptance"] = [asdict(found) for found in gains]
+    if best is None:
+        forgetting.collapse = forgetting.collapse or failure
+    if best is None or best.probability < CONFIDENCE:
         return False
-    if module.model.segmenter is None:
-        return True
-    try:
-        if module.refit:
-            module.estimate_patches(data.good_dataloader())
-        tuned = module.choose_maps(data.val_dataloader())
-    except NumericalError as error:
-        forgetting.collapse = f"the patches of the fine-tuned network have no Gaussian: {error}"
-        return False
-    results["segmentation"]["worth_finetuned"] = tuned["worth"]
-    better: bool = tuned["worth"] > results["segmentation"]["worth"]
-    return better
+    module.restore(state)
+    outcome.chosen = best
+    if segmentation is not None:
+        outcome.results["segmentation"]["worth_finetuned"] = segmentation["worth"]
+    return True
 
 
 def test(trainer: L.Trainer, module: GaussianAD, data: ImageDataModule) -> Evaluation:
@@ -162,10 +224,13 @@ def level_rule(module: GaussianAD) -> Callable[..., Tensor]:
 
 def fine_tuning_results(forgetting: ForgettingStop, outcome: Outcome) -> dict[str, Any]:
     """The metrics after fine-tuning, and how its epoch was chosen."""
-    used = outcome.fine_tuned
+    used, chosen = outcome.fine_tuned, outcome.chosen
+    epoch, how = forgetting.best_epoch, f"by the signal {forgetting.signal}"
+    if chosen is not None:
+        epoch = chosen.epoch
+        how = f"with {chosen.share:.0%} of its weights, by a gain with probability {chosen.probability:.2f}"
     selection = (
-        f"epoch {forgetting.best_epoch} of {forgetting.history[-1]['epoch']} by the signal {forgetting.signal} "
-        "on held-out good images and augmented copies of them"
+        f"epoch {epoch} of {forgetting.history[-1]['epoch']} {how} on held-out good images and augmented copies of them"
     )
     return {
         "finetuned": {
@@ -174,7 +239,7 @@ def fine_tuning_results(forgetting: ForgettingStop, outcome: Outcome) -> dict[st
         },
         "forgetting": {
             "signal": forgetting.signal,
-            "epoch_chosen": forgetting.best_epoch,
+            "epoch_chosen": epoch,
             "fine_tuning_used": used,
             **({"collapse": forgetting.collapse} if forgetting.collapse else {}),
             "history": forgetting.history,
@@ -183,9 +248,9 @@ def fine_tuning_results(forgetting: ForgettingStop, outcome: Outcome) -> dict[st
 
 
 def validation_signal(outcome: Outcome, history: list[dict[str, float]]) -> float | None:
-    """How well the final state tells held-out good images from augmented copies; None without a validation.
+    """Return how well the final state separates held-out good images from augmented copies; None without a validation.
 
-    With a map the image AUROC plus the AUPRO, without one the AUROC of the pooled features; means over augmentations.
+    With a map, this is image AUROC plus AUPRO, otherwise the AUROC of the pooled features; means over augmentations.
     """
     if "segmentation" in outcome.results:
         signal: float = outcome.results["segmentation"]["worth_finetuned" if outcome.fine_tuned else "worth"]

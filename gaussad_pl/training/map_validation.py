@@ -1,4 +1,4 @@
-"""What the augmented validation says about anomaly maps: held-out good images and copies whose damage is known."""
+"""The augmented validation of anomaly maps: held-out good images, and copies of them whose damage is known."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ IMAGES = 100  # of each group, whose maps are compared, at most: maps are large
 
 
 class MapValidationCollector:
-    """What the choice of the map needs of the augmented validation, taken from one batch after the other.
+    """Collects what the choice of the map needs while the augmented validation runs.
 
-    Its images may be `shard`d by processes; of each group at most 100 are kept, the same ones of all groups.
+    Processes may `shard` the images. At most 100 images of each group are kept, the same ones in every group.
     """
 
     def __init__(self, model: GaussianModel) -> None:
@@ -31,29 +31,31 @@ class MapValidationCollector:
         self._grids: dict[str, list[Tensor]] = defaultdict(list)
 
     def add(self, batch: Mapping[str, Tensor], maps: Sequence[Tensor], distances: Tensor) -> None:
-        """Take in a batch with ``group`` and ``mask``, its feature maps and the pooled distances ``(N, levels)``."""
-        for name, column in (("groups", batch["group"]), ("masks", batch["mask"]), ("distances", distances)):
+        """Add a batch with ``group``, ``mask`` and ``source``, its maps and pooled distances ``(N, levels)``."""
+        for name, column in (
+            ("groups", batch["group"]),
+            ("masks", batch["mask"]),
+            ("sources", batch["source"]),
+            ("distances", distances),
+        ):
             self._columns[name].append(column.cpu())
-        assert self.model.segmenter is not None
-        for name, head in self.model.segmenter.candidates.items():
+        heads = {} if self.model.segmenter is None else self.model.segmenter.candidates
+        for name, head in heads.items():
             self._grids[name].append(head.grid(maps).cpu())
 
     def validation(self) -> MapValidation:
-        """All that was seen, scored with the present weights of the levels."""
-        groups, masks, distances = (gather_rows(torch.cat(parts)) for parts in self._columns.values())
+        """Return everything collected, scored with the current weights of the levels."""
+        groups, masks, sources, distances = (gather_rows(torch.cat(parts)) for parts in self._columns.values())
         count = int((groups == 0).sum())
         drawn = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:IMAGES].sort().values
         rows = torch.cat([(groups == group).nonzero().squeeze(1)[drawn] for group in groups.unique()])
         grids = {name: gather_rows(torch.cat(parts))[rows] for name, parts in self._grids.items()}
         pooled = self.model.scores(distances[rows].to(self.model.level_weights.device).double()).cpu()
-        return MapValidation(groups[rows], masks[rows], pooled, UpsampledMaps(grids))
+        return MapValidation(groups[rows], masks[rows], pooled, UpsampledMaps(grids), sources[drawn])
 
 
 class UpsampledMaps(Mapping[str, Tensor]):
-    """Anomaly maps ``(V, 256, 256)`` by name, made from grids of distances each time they are looked at.
-
-    All of them at once would take gigabytes.
-    """
+    """Anomaly maps ``(V, 256, 256)`` by name, upsampled on access: all of them at once would take gigabytes."""
 
     def __init__(self, grids: Mapping[str, Tensor]) -> None:
         self.grids = grids
@@ -76,13 +78,22 @@ class MapValidation:
         masks: what the augmentations changed, ``(V, H, W)`` bool.
         pooled: pooled scores, ``(V,)``.
         maps: anomaly maps by each candidate, ``(V, 256, 256)``.
+        sources: number of the held-out image that each of the n images of a group shows, ``(n,)``; None if all differ.
     """
 
-    def __init__(self, groups: Tensor, masks: Tensor, pooled: Tensor, maps: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self,
+        groups: Tensor,
+        masks: Tensor,
+        pooled: Tensor,
+        maps: Mapping[str, Tensor],
+        sources: Tensor | None = None,
+    ) -> None:
         self.groups = groups
         self.masks = F.interpolate(masks[:, None].byte(), size=(SIZE, SIZE))[:, 0].bool()
         self.pooled = pooled
         self.maps = maps
+        self.sources = torch.arange(int((groups == 0).sum())) if sources is None else sources
 
     def image_auroc(self, scores: Tensor) -> float:
         """AUROC of good images against copies, mean over augmentations."""

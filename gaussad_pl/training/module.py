@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -10,9 +12,10 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
-from torch.optim.lr_scheduler import LinearLR
+from torch.optim.lr_scheduler import LambdaLR
 
 from gaussad_pl.backbones.backbone import pool
+from gaussad_pl.data.base import ImageDataModule
 from gaussad_pl.density.moments import all_reduce_moments, moments
 from gaussad_pl.density.shrinkage import Covariance, Shrinkage
 from gaussad_pl.distributed import all_reduce_sum, gather_rows
@@ -20,10 +23,12 @@ from gaussad_pl.errors import NumericalError, UserError
 from gaussad_pl.metrics.image import image_metrics
 from gaussad_pl.model.detection import Detection
 from gaussad_pl.model.model import GaussianModel, level_distances
+from gaussad_pl.model.patches import around_map
 from gaussad_pl.training.checkpoints import damage
 from gaussad_pl.training.estimation import Batch, EstimatingModule
 from gaussad_pl.training.levels import all_levels
 from gaussad_pl.training.objectives import mahalanobis
+from gaussad_pl.training.ranking import Ranking
 
 
 class GaussianAD(EstimatingModule):
@@ -41,10 +46,13 @@ class GaussianAD(EstimatingModule):
             those of the loss.
         level_rule: maps the signals of the levels on the augmented validation to weights; see
             `gaussad_pl.training.levels`.
-        objective: what fine-tuning minimises; see `gaussad_pl.training.objectives`.
-        train_levels: levels whose parameters are fine-tuned, None for all.
+        objective: loss of fine-tuning; see `gaussad_pl.training.objectives` and `gaussad_pl.training.ranking`.
+        train_levels: levels whose parameters are fine-tuned, None for all, "auto" for those from the first level of the
+            map to the one behind its last.
         optimizer: makes the optimizer from the parameters.
         warmup_steps: steps over which the learning rate rises linearly.
+        schedule: course of the learning rate after that, "constant" or "cosine", which ends at 0.
+        damage_weight: k of `gaussad_pl.density.damage`, None for plain Mahalanobis distances.
         train_on: what the loss and the forgetting signal are computed from: "pooled" features, or "patches", whose
             distances are averaged over the image.
     """
@@ -57,31 +65,44 @@ class GaussianAD(EstimatingModule):
         refit: bool = True,
         covariance: Covariance = "full",
         level_rule: Callable[[Tensor], Tensor] = all_levels,
-        objective: Callable[[Tensor, Tensor], Tensor] = mahalanobis,
-        train_levels: Sequence[int] | None = None,
+        objective: Callable[[Tensor, Tensor], Tensor] | Ranking = mahalanobis,
+        train_levels: Sequence[int] | Literal["auto"] | None = None,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = Adam,
         warmup_steps: int = 0,
+        schedule: Literal["constant", "cosine"] = "constant",
+        damage_weight: float | None = None,
         segmentation: dict[str, Any] | None = None,
         train_on: Literal["pooled", "patches"] = "pooled",
     ) -> None:
         model = GaussianModel(backbone, shrinkage, covariance, segmentation)
-        super().__init__(model, running, refit, level_rule, train_on)
+        super().__init__(model, running, refit, level_rule, train_on, damage_weight)
         self.save_hyperparameters(ignore=["optimizer", "level_rule", "objective"])
         self.objective = objective
         self.optimizer = optimizer
         self.warmup_steps = warmup_steps
+        self.schedule = schedule
+        if train_levels == "auto":
+            train_levels = around_map(self.model.backbone.levels)
         if train_levels is not None:
             trained = {id(p) for p in self.model.backbone.parameters_of(train_levels)}
             for parameter in self.model.backbone.parameters():
                 parameter.requires_grad = id(parameter) in trained
 
+    def prepare_objective(self, data: ImageDataModule) -> None:
+        """Give an objective that needs the frozen network the chance to look at it; call it before fitting."""
+        if isinstance(self.objective, Ranking):
+            self.objective.prepare(self.model, [data.good_dataloader(half) for half in data.halves])
+
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        maps = [level.float() for level in self.model.backbone(batch["image"])]
-        if self.running == "ema" and self.patch_target is None:
-            for target, level in zip(self.targets, pool(maps), strict=True):
-                target.update(all_reduce_moments(moments(level)))
-        with self._full_precision():
-            loss = self._loss(maps)
+        if isinstance(self.objective, Ranking):
+            loss = self.objective(batch)
+        else:
+            maps = [level.float() for level in self.model.backbone(batch["image"])]
+            if self.running == "ema" and self.patch_target is None:
+                for target, level in zip(self.targets, pool(maps), strict=True):
+                    target.update(all_reduce_moments(moments(level)))
+            with self._full_precision():
+                loss = self._loss(maps)
         if all_reduce_sum(1 - torch.isfinite(loss.detach()).double()):  # on any process
             raise NumericalError(f"the loss of step {self.trainer.global_step + 1} is {float(loss)}")
         self.log(
@@ -100,6 +121,7 @@ class GaussianAD(EstimatingModule):
         return torch.autocast(self.device.type, enabled=False)
 
     def _loss(self, maps: Sequence[Tensor]) -> Tensor:
+        assert not isinstance(self.objective, Ranking)
         if self.patch_target is None:
             return self.objective(level_distances(pool(maps), self.targets), self.model.level_weights)
         distances = self.patch_target(self.segmenter.head.patches(maps)).mean(1, keepdim=True)
@@ -110,7 +132,11 @@ class GaussianAD(EstimatingModule):
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         if stage == "fit":
             size = self.model.backbone.image_size
-            loss = self._loss(self.model.backbone(torch.zeros(1, 3, size, size, device=self.device)))
+            maps = self.model.backbone(torch.zeros(1, 3, size, size, device=self.device))
+            if isinstance(self.objective, Ranking):
+                loss = torch.stack([maps[i].mean() for i in self.objective.positions(self.model)]).sum()
+            else:
+                loss = self._loss(maps)
             if not loss.requires_grad:
                 raise UserError(
                     f"model.train_levels={self.hparams['train_levels']}: nothing to train, these levels are not used"
@@ -159,9 +185,12 @@ class GaussianAD(EstimatingModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
-        start = 1 / (self.warmup_steps + 1)
-        warmup = LinearLR(optimizer, start_factor=start, total_iters=self.warmup_steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warmup, "interval": "step"}}
+        factor = partial(rate_factor, warmup=self.warmup_steps, steps=self._steps_to_decay())
+        scheduler = LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _steps_to_decay(self) -> int | None:
+        return int(self.trainer.estimated_stepping_batches) if self.schedule == "cosine" else None
 
     def train(self, mode: bool = True) -> Self:
         """Switch the mode of all but the backbone, whose BatchNorm statistics and drop-path stay as pretrained."""
@@ -190,3 +219,15 @@ class GaussianAD(EstimatingModule):
             ) from error
         module.stale = False
         return module.eval()
+
+
+def rate_factor(step: int, warmup: int, steps: int | None) -> float:
+    """Factor of the learning rate at a step: a linear rise over ``warmup`` steps, then constant or a half cosine to 0.
+
+    Args:
+        step: from 0 on.
+        warmup: number of steps of the rise.
+        steps: at which the cosine ends; None for a constant rate.
+    """
+    rise = min(1.0, (step + 1) / (warmup + 1))
+    return rise if steps is None else min(rise, (1 + math.cos(math.pi * min(1.0, step / steps))) / 2)

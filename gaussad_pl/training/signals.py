@@ -55,13 +55,16 @@ def auroc(normal: Tensor, augmented: Tensor) -> float:
     return image.auroc(torch.cat([normal, augmented]), labels)
 
 
-def signal_record(scores: Tensor, groups: Tensor, names: Sequence[str]) -> dict[str, float]:
+def signal_record(
+    scores: Tensor, groups: Tensor, names: Sequence[str], counted: Sequence[str] | None = None
+) -> dict[str, float]:
     """All signals of one epoch: for each augmentation (``paired/elastic``), and their means (``paired``).
 
     Args:
         scores: of held-out good images and their copies, ``(V,)``.
         groups: 0 for good images, a for the copies by the a-th augmentation, ``(V,)``.
         names: of the augmentations.
+        counted: those of them that the means are over, None for all.
     """
     normal = scores[groups == 0]
     copies = {name: scores[groups == group] for group, name in enumerate(names, start=1)}
@@ -69,7 +72,8 @@ def signal_record(scores: Tensor, groups: Tensor, names: Sequence[str]) -> dict[
     for key, function in SIGNALS.items():
         values = {name: function(normal, augmented) for name, augmented in copies.items()}
         record |= {f"{key}/{name}": value for name, value in values.items()}
-        record[key] = math.fsum(values.values()) / len(values)
+        mean = [values[name] for name in (names if counted is None else counted)]
+        record[key] = math.fsum(mean) / len(mean)
     return {**record, DISTANCE: float(normal.mean())}
 
 

@@ -1,0 +1,99 @@
+"""Damage-weighted Gaussians: distances that count the directions in which damage shows.
+
+The Mahalanobis distance asks how unlikely x is under the Gaussian N(m, S) of good features, and counts a direction in
+which no damage ever shows as much as one in which it does. Let D be the second moment of what damage adds to good
+features. Then x comes from good parts, N(m, S), or from damaged ones, N(m, S + k D), and minus twice the logarithm of
+the likelihood ratio is, up to a constant,
+
+    d(x)^2 = (x - m)^T [S^-1 - (S + k D)^-1] (x - m) = sum_j  k l_j / (1 + k l_j)  (v_j^T W (x - m))^2
+
+with S^-1 = W^T W and W D W^T = V diag(l) V^T: a Mahalanobis distance with another whitener, at the same cost. Large k
+gives the plain distance back, small k the locally most powerful test.
+
+Sources: the quadratic discriminant of two Gaussians with a common mean (Hastie, Tibshirani & Friedman, The Elements of
+Statistical Learning, 2009, section 4.3); the locally most powerful test (Cox & Hinkley, Theoretical Statistics, 1974,
+section 4.8). D is estimated from augmented copies of good images: no real defect takes part.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gaussad_pl.density.whitening import whitening
+from gaussad_pl.distributed import all_reduce_sum
+
+FLOOR = 1e-3  # of the mean of l, added to each l: D has a low rank where copies are few
+COVERED = 0.5  # share of a patch that must be damaged for its change to count as damage
+
+
+@dataclass(frozen=True)
+class Damage:
+    """The change that damage makes to features, and its assumed size.
+
+    Attributes:
+        moment: second moment D of the difference between a damaged feature and its original, float64 ``(D, D)``.
+        weight: k, how large damage is assumed to be in units of the copies.
+    """
+
+    moment: Tensor
+    weight: float
+
+
+def damage_whitening(covariance: Tensor, damage: Damage) -> Tensor:
+    """Whiteners of damage-weighted distances, see the top of this module.
+
+    Args:
+        covariance: S, float64 ``(..., D, D)``.
+        damage: D and k.
+
+    Returns:
+        Lower triangular R ``(..., D, D)`` with d(x) = |R (x - m)|.
+
+    Raises:
+        SingularCovarianceError: the covariance is singular to working precision, or not finite.
+    """
+    whitener = whitening(covariance)
+    spread = whitener @ damage.moment.to(whitener) @ whitener.mT  # of damage, in whitened coordinates
+    identity = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
+    floor = FLOOR * spread.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None] * identity
+    damaged = whitening(identity + damage.weight * (spread + floor))  # of N(m, S + k D), in the same coordinates
+    weights = identity - damaged.mT @ damaged
+    factor = torch.linalg.cholesky(weights.flip(-2, -1)).mT.flip(-2, -1)  # reversed, so that it is lower triangular
+    return factor @ whitener
+
+
+class DamageMoment:
+    """The running second moment of what damage adds to ``features`` features."""
+
+    def __init__(self, features: int) -> None:
+        self._count = torch.zeros((), dtype=torch.float64)
+        self._outer = torch.zeros(features, features, dtype=torch.float64)
+
+    def update(self, change: Tensor) -> None:
+        """Add differences between damaged features and their originals, ``(M, D)``."""
+        x = change.double()
+        self._outer = self._outer.to(x.device) + x.mT @ x
+        self._count = self._count + len(x)
+
+    def moment(self) -> Tensor:
+        """Second moment over all processes, float64 ``(D, D)``."""
+        count = all_reduce_sum(self._count.clone()).clamp(min=1)
+        return all_reduce_sum(self._outer.clone()) / count.to(self._outer.device)
+
+
+def covered(mask: Tensor, side: int, least: float = COVERED) -> Tensor:
+    """Patches that belong to the damage of their image: a share of ``least`` damaged, or else the most damaged one.
+
+    Args:
+        mask: damaged pixels, ``(N, H, W)`` bool.
+        side: of the grid of patches.
+        least: 0 for every patch with a damaged pixel.
+
+    Returns:
+        ``(N, side * side)`` bool.
+    """
+    share = torch.nn.functional.adaptive_avg_pool2d(mask[:, None].float(), side).flatten(1)
+    return (share > 0) & (share >= share.amax(1, keepdim=True).clamp(max=least))

@@ -1,0 +1,103 @@
+"""Damage-weighted Gaussians, and the union of densities."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import multivariate_normal
+
+from gaussad_pl.density import damage as damage_module
+from gaussad_pl.density.cluster import ClusterGaussians
+from gaussad_pl.density.damage import Damage, DamageMoment, covered, damage_whitening
+from gaussad_pl.density.gaussian import mahalanobis
+from gaussad_pl.density.union import UnionGaussians, soft_minimum
+from gaussad_pl.density.whitening import whitening
+
+D = 6
+RANDOM = torch.Generator().manual_seed(0)
+X = torch.randn(200, D, generator=RANDOM, dtype=torch.float64) @ torch.randn(D, D, generator=RANDOM).double()
+S = torch.cov(X.T)
+CHANGE = torch.randn(80, D, generator=RANDOM, dtype=torch.float64) @ torch.randn(D, D, generator=RANDOM).double()
+MOMENT = CHANGE.T @ CHANGE / len(CHANGE)
+
+
+@pytest.mark.parametrize("k", [0.1, 1.0, 10.0])
+def test_the_distance_is_the_log_likelihood_ratio_of_good_and_damaged(
+    k: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(damage_module, "FLOOR", 0.0)
+    x = X - X.mean(0)
+    distances = mahalanobis(x, torch.zeros(D, dtype=torch.float64), damage_whitening(S, Damage(MOMENT, k)))
+    good = multivariate_normal(np.zeros(D), S.numpy()).logpdf(x.numpy())
+    damaged = multivariate_normal(np.zeros(D), (S + k * MOMENT).numpy()).logpdf(x.numpy())
+    constant = np.linalg.slogdet((S + k * MOMENT).numpy())[1] - np.linalg.slogdet(S.numpy())[1]
+    np.testing.assert_allclose(distances.square().numpy(), 2 * (damaged - good) + constant, rtol=1e-8, atol=1e-8)
+
+
+def test_a_large_weight_gives_the_mahalanobis_distance() -> None:
+    zero = torch.zeros(D, dtype=torch.float64)
+    plain = mahalanobis(X, zero, whitening(S))
+    torch.testing.assert_close(mahalanobis(X, zero, damage_whitening(S, Damage(MOMENT, 1e9))), plain, rtol=1e-5, atol=0)
+
+
+def test_the_whitener_is_lower_triangular_for_a_batch_and_for_damage_of_rank_one() -> None:
+    one = torch.zeros(D, D, dtype=torch.float64)
+    one[0, 0] = 1
+    whiteners = damage_whitening(torch.stack([torch.eye(D).double(), S]), Damage(one, 1.0))
+    assert torch.equal(whiteners, whiteners.tril()) and whiteners.isfinite().all()
+    distances = torch.linalg.vector_norm(whiteners[0], dim=0)  # of a unit step along each feature
+    assert float(distances[0]) == pytest.approx(0.5**0.5, rel=1e-3)  # k l / (1 + k l) = 1 / 2
+    assert distances[1:].max() < 0.05  # no damage shows there
+
+
+def test_the_moment_of_damage_is_that_of_all_batches_together() -> None:
+    moment = DamageMoment(D)
+    for part in CHANGE.split(13):
+        moment.update(part)
+    torch.testing.assert_close(moment.moment(), MOMENT)
+
+
+def test_patches_belong_to_the_damage_when_half_covered_or_the_most_covered_of_the_image() -> None:
+    masks = torch.zeros(3, 8, 8, dtype=torch.bool)
+    masks[0, :2, :2], masks[0, 2, 2] = True, True  # one whole patch, a quarter of another
+    masks[1, 5, 5] = True  # less than half of any
+    assert covered(masks, 4).nonzero().tolist() == [[0, 0], [1, 10]]
+
+
+def test_the_soft_minimum_is_near_the_smaller_and_symmetric() -> None:
+    a, b = torch.tensor([3.0, 4.0, 1e-9, 0.0]), torch.tensor([4.0, 3.0, 5.0, 0.0])
+    found = soft_minimum(a, b)
+    assert found[:2].tolist() == pytest.approx([2.4, 2.4]) and found[2] == pytest.approx(1e-9)
+    assert found[3] == 0 and math.isfinite(float(found.sum()))
+
+
+def test_the_union_joins_the_distances_of_both_densities_and_weighs_both() -> None:
+    patches = torch.randn(12, 9, 5, generator=torch.Generator().manual_seed(1))
+    union = UnionGaussians.build(side=3, features=5, clusters=2, seed=0)
+    union.damage = Damage(torch.eye(5).double(), 1.0)
+    assert union.position.damage is union.cluster.damage is union.damage
+    union.observe(patches)
+    union.estimate()
+    torch.testing.assert_close(union(patches), soft_minimum(union.position(patches), union.cluster(patches)))
+    torch.testing.assert_close(union.for_onnx()(patches), union(patches), rtol=1e-4, atol=1e-4)
+
+
+def test_patches_keep_their_clusters_when_their_features_move_a_little() -> None:
+    random = torch.Generator().manual_seed(2)
+    patches = torch.randn(40, 9, 5, generator=random)
+    moved = patches + 0.01 * torch.randn(40, 9, 5, generator=random)
+    density = ClusterGaussians(6, 5, seed=0)
+    density.observe(patches)
+    density.estimate()
+    before = density.cells(patches.flatten(0, 1))
+    density.observe(moved)
+    density.estimate()
+    assert (density.cells(moved.flatten(0, 1)) == before).double().mean() > 0.95
+    fresh, other = ClusterGaussians(6, 5, seed=0), moved[:30]  # other images are clustered anew
+    for each in (density, fresh):
+        each.observe(other)
+        each.estimate()
+    assert torch.equal(density.centre, fresh.centre)
