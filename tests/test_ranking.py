@@ -16,6 +16,8 @@ from torch import Tensor
 from gaussad_pl.data.pairs import PairSampler, fixed_batches
 from gaussad_pl.errors import UserError
 from gaussad_pl.training.acceptance import Judgement, gain, judge_network
+from gaussad_pl.training.experiment import candidates
+from gaussad_pl.training.forgetting import ForgettingStop
 from gaussad_pl.training.module import GaussianAD, rate_factor
 from gaussad_pl.training.ranking import Ranking, ranking_loss
 
@@ -175,6 +177,20 @@ def test_a_gain_on_copies_of_one_image_is_less_certain_than_on_copies_of_many() 
     many = gain(judgement(good, copies), judgement(good, better), torch.arange(40), 1, 1.0)
     few = gain(judgement(good, copies), judgement(good, better), torch.arange(40) % 4, 1, 1.0)
     assert many.mean == pytest.approx(few.mean) and many.probability > few.probability
+
+
+def test_the_best_and_the_last_epoch_are_compared_and_after_a_collapse_the_best_alone() -> None:
+    forgetting = ForgettingStop()
+    forgetting.history = [{}] * 4
+    best, last = {"w": torch.zeros(1)}, {"w": torch.ones(1)}
+    forgetting.best_epoch, forgetting.last = 2, last
+    assert candidates(forgetting, best) == {2: best, 3: last}
+    forgetting.best_epoch = 0  # the frozen weights are no candidate
+    assert candidates(forgetting, best) == {3: last}
+    forgetting.best_epoch = 3
+    assert candidates(forgetting, best)[3] is best
+    forgetting.last = {}
+    assert candidates(forgetting, best) == {3: best}
 
 
 def test_no_change_is_no_gain() -> None:

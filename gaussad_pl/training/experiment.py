@@ -140,6 +140,16 @@ def judge(module: GaussianAD, data: ImageDataModule) -> Judgement:
     return judge_network(module.model, module.validation, groups)
 
 
+def candidates(forgetting: ForgettingStop, best: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    """Weights to compare with the frozen ones, by epoch: ``best`` of the best epoch, and those after the last one.
+
+    Where they are one epoch, its best weights count; after a collapse there are no others.
+    """
+    last = {len(forgetting.history) - 1: forgetting.last} if forgetting.last else {}
+    tuned = {**last, forgetting.best_epoch: best}
+    return {epoch: weights for epoch, weights in sorted(tuned.items()) if epoch > 0}
+
+
 def accept(
     module: GaussianAD,
     data: ImageDataModule,
@@ -158,12 +168,10 @@ def accept(
     """
     if not module.refit:
         return forgetting.best_epoch > 0
-    candidates = {forgetting.best_epoch: module.trained_weights(), len(forgetting.history) - 1: forgetting.last}
-    start = {name: frozen[f"backbone.{name}"] for name in module.trained_weights()}
+    best_weights = module.trained_weights()
+    start = {name: frozen[f"backbone.{name}"] for name in best_weights}
     gains, best, state, segmentation, failure = [], None, frozen, None, ""
-    for (epoch, tuned), share in product(candidates.items(), SHARES):
-        if epoch == 0 or not tuned:
-            continue
+    for (epoch, tuned), share in product(candidates(forgetting, best_weights).items(), SHARES):
         module.load_weights({name: torch.lerp(start[name], tuned[name], share) for name in tuned})
         try:
             module.estimate_everything(data)
