@@ -119,9 +119,8 @@ def conduct(
     settings: dict[str, Any],
 ) -> dict[str, Any]:
     """Run the experiment, calibrate the final state and write everything; returns the content of metrics.json."""
-    outcome = experiment(
-        trainer, module, data, forgetting, folder, settings["fine_tune"], every_image(module, data, settings)
-    )
+    everything = every_image(module, data, settings)
+    outcome = experiment(trainer, module, data, forgetting, folder, settings["fine_tune"], everything)
     trainer.save_checkpoint(folder / "model.ckpt", weights_only=True)
     destroy_group()
     results = outcome.results
@@ -129,13 +128,8 @@ def conduct(
         return results
     module.to(trainer.strategy.root_device)
     re_estimates = module.refit or not outcome.fine_tuned  # cross-fitting estimates the Gaussians again
-    calibration = calibrate(
-        module.model,
-        data,
-        settings["cross_conformal"] and re_estimates,
-        outcome.fine_tuned,
-        every_image(module, data, settings),
-    )
+    cross_fit = settings["cross_conformal"] and re_estimates
+    calibration = calibrate(module.model, data, cross_fit, outcome.fine_tuned, everything)
     results["calibration"] = false_alarms.compare(calibration, module.detected, data)
     report(figures.save(draw(outcome, forgetting, data, module), folder), outcome, data, loggers)
     origin = provenance(settings, data, module.model)

@@ -599,7 +599,7 @@ def test_a_second_estimate_keeps_what_was_chosen_and_forgets_the_first_images(
     expected, other = detect(model), changed(model)
     assert other.segmenter.chosen.items() <= first.items()
     other.restore(model.snapshot())  # the weights and the pooled Gaussians
-    other.estimate_patches(good_batches())
+    other.estimate(good_batches(), patches=True)
     other.choose_maps(validation_batches())
     found = detect(other)
     assert found.maps is not None and expected.maps is not None

@@ -148,13 +148,6 @@ class EstimatingModule(L.LightningModule):
             yield pool(maps)
 
     @torch.no_grad()
-    def estimate_patches(self, good: Iterable[Batch]) -> None:
-        """Estimate the Gaussians of patches alone from batches of good images as they are."""
-        for batch in good:
-            self.segmenter.observe(self.model.backbone(batch["image"].to(self.device)))
-        self.segmenter.estimate()
-
-    @torch.no_grad()
     def choose_maps(self, validation: Iterable[Batch] | None = None) -> dict[str, Any]:
         """Choose by the augmented validation what the segmenter has left open.
 

@@ -30,7 +30,7 @@ PULL = 0.1  # weight of that
 
 @dataclass(frozen=True)
 class Reference:
-    """The Gaussians of one half of the training images, on the frozen features, and units of the other half's scores.
+    """The Gaussians of one half of the training images, on the frozen features.
 
     Attributes:
         patches: of all patches, None where there is no map.
@@ -81,7 +81,7 @@ class Ranking:
             raise UserError("objective=ranking needs training images of at least two parts: set objective=mahalanobis")
         self._head = None if model.segmenter is None else model.segmenter.head
         self._weights = model.level_weights.detach().clone()
-        counted = self._weights.nonzero().flatten().tolist() if self.pooled else []
+        counted = self._counted(model)
         self._stages = FrozenStages(model.backbone)
         places = [] if self._head is None else self._head.places
         self._student = _up_to(self._stages.rest, max(self.positions(model)))
@@ -104,8 +104,11 @@ class Ranking:
 
     def positions(self, model: GaussianModel) -> list[int]:
         """Positions of the levels that the loss depends on."""
-        counted = model.level_weights.nonzero().flatten().tolist() if self.pooled else []
-        return sorted({*counted, *([] if model.segmenter is None else model.segmenter.head.places)})
+        return sorted({*self._counted(model), *([] if model.segmenter is None else model.segmenter.head.places)})
+
+    def _counted(self, model: GaussianModel) -> list[int]:
+        """Positions of the levels whose pooled features are ranked."""
+        return model.level_weights.nonzero().flatten().tolist() if self.pooled else []
 
     def __call__(self, batch: Mapping[str, Tensor]) -> Tensor:
         """The loss of a batch of pairs, see `gaussad_pl.data.pairs.Pairs`; all of them are from one half."""
