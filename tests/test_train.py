@@ -35,6 +35,7 @@ QUICK = [
     "trainer.max_epochs=3",
     "data.steps_per_epoch=2",
     "data.batch_size=4",
+    "levels=all",
 ]
 
 
@@ -157,12 +158,28 @@ def test_metrics_say_where_every_number_came_from(finished: Path) -> None:
     assert "held-out good images" in found["finetuned"]["selection"]
     assert [record["epoch"] for record in found["forgetting"]["history"]] == [0, 1, 2, 3]
     assert "loss" not in found["forgetting"]["history"][0]
-    best = max(found["forgetting"]["history"], key=lambda record: record["paired/elastic"])
+    best = max(found["forgetting"]["history"], key=lambda record: record["log_ratio"])
+    assert found["forgetting"]["epoch_chosen"] == best["epoch"]
     gains = found["acceptance"]
-    assert {gain["epoch"] for gain in gains} == {best["epoch"], 3} - {0}
-    assert found["forgetting"]["epoch_chosen"] in (best["epoch"], 3)
-    accepted = bool(gains) and max(gains, key=lambda gain: gain["mean"])["probability"] >= 0.7
-    assert found["forgetting"]["fine_tuning_used"] == accepted
+    assert [gain["share"] for gain in gains] in ([1.0], [1.0, 0.5]) and best["epoch"] > 0
+    assert all(gain["probability"] < 0.25 for gain in gains[:-1])
+    assert found["forgetting"]["fine_tuning_used"] == (gains[-1]["probability"] >= 0.25)
+
+
+def test_training_behind_the_map_leaves_the_map_as_it_is(finished: Path) -> None:
+    found = metrics(finished)
+    assert found["frozen"]["aupro"] == found["finetuned"]["aupro"]
+    frozen, tuned = ((finished / name).read_text() for name in ("frozen_scores.csv", "scores.csv"))
+    assert frozen != tuned or not found["forgetting"]["fine_tuning_used"]
+
+
+def test_fine_tuning_is_left_out_where_the_score_uses_no_level_that_is_trained(
+    parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(monkeypatch, *arguments(parts, tmp_path, "backbone.levels=[0,1,2]", "model.train_levels=[3]"))
+    found = metrics(tmp_path)
+    assert "no level of the pooled score is trained" in found["finetuned"]["selection"]
+    assert not found["forgetting"]["fine_tuning_used"] and found["finetuned"]["image_auroc"] is not None
 
 
 @pytest.mark.parametrize(("file", "state"), [("frozen_scores.csv", "frozen"), ("scores.csv", "finetuned")])
@@ -178,7 +195,7 @@ def test_metrics_equal_scikit_learn_on_the_saved_scores(file: str, state: str, f
     assert found["per_defect"]["spot"] == pytest.approx(found["image_auroc"], abs=1e-6)
     levels = [key for key in rows[0] if key.startswith("level_")]
     weights = {f"level_{key}": value for key, value in metrics(finished)["levels"]["weights"].items()}
-    assert sorted(weights) == sorted(levels) and sum(weights.values()) == 3  # the default: the best three
+    assert sorted(weights) == sorted(levels) and sum(weights.values()) == len(levels)
     for level in levels:
         column = [float(row[level]) for row in rows]
         expected = roc_auc_score(labels, column)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -99,6 +101,12 @@ class Backbone(nn.Module):
         """Return the globally average-pooled features of the selected levels: a list of ``(N, C)``."""
         return pool(self(images))
 
+    @property
+    def frozen_levels(self) -> int:
+        """Number of levels, from the shallowest, before the first parameter that is trained."""
+        trained = [self._first_use[name] for name, p in self.named_parameters() if p.requires_grad]
+        return sum(index < min(trained, default=math.inf) for index in self.indices)
+
     def parameters_of(self, levels: Sequence[int]) -> list[nn.Parameter]:
         """Return the parameters that are first used in one of these levels (indices as in the constructor).
 
@@ -106,20 +114,26 @@ class Backbone(nn.Module):
         this work for any architecture.
         """
         selected = _level_indices(levels, self._count + self._has_head, self.name)
+        return [p for name, p in self.named_parameters() if self._first_use[name] in selected]
+
+    @cached_property
+    def _first_use(self) -> dict[str, float]:
+        """Index of the first level that each parameter takes part in, infinity for none, by its name."""
         trainable = {p: p.requires_grad for p in self.model.parameters()}
         self.model.requires_grad_(True)
         image = torch.zeros(1, 3, self.image_size, self.image_size, device=self.scale.device)
         with torch.enable_grad():
             final, maps = self.model.forward_intermediates(image, **self._options)
-            owned, rest = [], list(trainable)
+            used: dict[nn.Parameter, float] = dict.fromkeys(trainable, math.inf)
+            rest = list(trainable)
             for index, output in enumerate([*maps, final] if self._has_head else maps):
                 gradients = torch.autograd.grad(output.sum(), rest, retain_graph=True, allow_unused=True)
                 reached = {p for p, gradient in zip(rest, gradients, strict=True) if gradient is not None}
-                owned += [p for p in rest if p in reached and index in selected]
+                used.update(dict.fromkeys(reached, index))
                 rest = [p for p in rest if p not in reached]
         for parameter, flag in trainable.items():
             parameter.requires_grad = flag
-        return owned
+        return {name: used[parameter] for name, parameter in self.named_parameters()}
 
     @torch.no_grad()
     def _probe(self) -> tuple[int, bool, list[Level]]:

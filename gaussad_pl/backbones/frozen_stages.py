@@ -32,7 +32,7 @@ class FrozenStages:
         probe[..., ::7] = 1
         with torch.no_grad():
             calls, maps = _trace(backbone, probe)
-            for cut in range(_frozen_levels(backbone), 0, -1):
+            for cut in range(min(backbone.frozen_levels, len(backbone.levels) - 1), 0, -1):
                 before = next((calls[: i + 1] for i, (_, out) in enumerate(calls) if out is maps[cut - 1]), [])
                 rest = _without(backbone, [module for module, _ in before])
                 if before and _reproduces(rest, maps, cut):
@@ -67,16 +67,6 @@ class FrozenStages:
         stem, features = self._cache[key]
         maps = self.rest.maps(stem)[self.cut :] if self.cut else self.backbone(stem)
         return [*features, *pool(maps)]
-
-
-def _frozen_levels(backbone: Backbone) -> int:
-    """Count the levels, from the shallowest, before the first trained parameter; the last level never counts."""
-    count = len(backbone.levels) - 1
-    for i, level in enumerate(backbone.levels[:-1]):
-        if any(parameter.requires_grad for parameter in backbone.parameters_of([level.index])):
-            count = i
-            break
-    return count
 
 
 def _reproduces(rest: Backbone, maps: Sequence[Tensor], cut: int) -> bool:

@@ -45,7 +45,7 @@ class ClusterGaussians(CellGaussians):
         self.register_buffer("directions", torch.eye(features)[:, :DIRECTIONS].contiguous())
         self.seed = seed
         self._sample: tuple[Tensor, Tensor] | None = None  # random keys, patches
-        self._assigned: tuple[Tensor, Tensor] | None = None  # keys and cells (M, S) of the sample in the last estimate
+        self._assigned: dict[int, Tensor] = {}  # cells (M, S) of each sample that was ever clustered, by its keys
         self._per_image = 1
         self._random = torch.Generator().manual_seed(seed)
 
@@ -80,8 +80,8 @@ class ClusterGaussians(CellGaussians):
         self.directions.copy_(principal_directions(x, self.directions.shape[1]))
         projected = x @ self.directions
         self.centre.fill_(1e15)  # what is left over is nobody's nearest
-        last, kept = self._assigned or (None, None)
-        kept = kept if last is not None and torch.equal(last, keys) else None  # the same images under other weights
+        sample = hash(keys.numpy().tobytes())
+        kept = self._assigned.get(sample)  # the same images under other weights
         for place, centre in enumerate(self.centre.split(self.clusters)):
             if kept is None:
                 found = _centres(projected, self.clusters, self.seed + place)
@@ -89,7 +89,7 @@ class ClusterGaussians(CellGaussians):
             else:
                 _move_centres(centre, projected, kept[:, place] - place * self.clusters)
         wide, cells = x.double(), self.cells(x)
-        self._assigned = keys, cells
+        self._assigned[sample] = cells
         for place, members in enumerate(cells.unbind(1)):
             first = place * self.clusters
             scatters = _scatters(wide, members - first, self.clusters)

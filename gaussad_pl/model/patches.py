@@ -30,7 +30,6 @@ def embed(maps: Sequence[Tensor]) -> Tensor:
     return torch.cat(same, dim=1).flatten(2).mT.contiguous()
 
 
-def around_map(levels: Sequence[Level]) -> list[int]:
-    """Indices (`Level.index`) of the levels from the first of `middle_levels` to the one behind the last."""
-    positions = middle_levels(levels)
-    return [level.index for level in levels[positions[0] : positions[-1] + 2]]
+def behind_map(levels: Sequence[Level]) -> list[int]:
+    """Indices (`Level.index`) of the levels behind the last of `middle_levels`."""
+    return [level.index for level in levels[middle_levels(levels)[-1] + 1 :]]

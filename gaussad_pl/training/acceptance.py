@@ -1,9 +1,9 @@
 """The acceptance of a fine-tuned network: a paired comparison with the frozen one, and its uncertainty.
 
 The networks compared are the tuned one and the mean of its weights and the frozen ones (WiSE-FT: Wortsman et al.,
-"Robust fine-tuning of zero-shot models", CVPR 2022), which forgets less. Each is judged by the score that counts, on
-held-out good images and on copies of them by augmentations that the loss has never used: those that it was trained on
-always get better.
+"Robust fine-tuning of zero-shot models", CVPR 2022), which forgets less. Each is judged by the scores that training has
+changed, on held-out good images and on copies of them by augmentations that the loss has never used: those that it was
+trained on always get better.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from gaussad_pl.metrics.image import auroc
 from gaussad_pl.model.model import GaussianModel
 from gaussad_pl.training.map_validation import MapValidation
 
-SHARES = (1.0, 0.5)  # of the tuned weights in the networks that are compared
-CONFIDENCE = 0.7  # probability of a gain from which on the tuned network is used
+SHARES = (1.0, 0.5)  # of the tuned weights in the networks that are compared, in the order of preference
+DOUBT = 0.25  # probability of a gain below which a network is not used: few held-out images can confirm a small gain
 DRAWS = 1000  # of the bootstrap
 STEP = 4  # every fourth pixel of a map is enough to rank pixels
 
@@ -42,30 +42,36 @@ class Gain:
     """The gain of a network over the frozen one, image AUROC plus pixel AUROC within copies.
 
     Attributes:
-        epoch: of the tuned weights.
         share: of the tuned weights in the network.
         mean: in units of AUROC.
         probability: that it is above 0, over draws of held-out images.
     """
 
-    epoch: int
     share: float
     mean: float
     probability: float
 
+    @property
+    def is_doubtful(self) -> bool:
+        """True if the network is probably no better than the frozen one."""
+        return self.probability < DOUBT
 
-def judge_network(model: GaussianModel, validation: MapValidation, unseen: Sequence[int]) -> Judgement:
+
+def judge_network(
+    model: GaussianModel, validation: MapValidation, unseen: Sequence[int], pooled_alone: bool = False
+) -> Judgement:
     """Judge a network by the augmented validation.
 
     Args:
         model: with the units and the threshold of ``validation``, see `gaussad_pl.training.map_choice.choose_map`.
         validation: scored by ``model``.
         unseen: groups of copies by augmentations that the loss has not used.
+        pooled_alone: the map has not changed: beside it a gain of the pooled score would drown.
     """
-    maps = None if model.segmenter is None else next(iter(validation.maps.values()))
-    scores = (
-        validation.pooled if model.segmenter is None or maps is None else model.segmenter.score(validation.pooled, maps)
-    )
+    maps, scores = None, validation.pooled
+    if model.segmenter is not None and not pooled_alone:
+        maps = next(iter(validation.maps.values()))
+        scores = model.segmenter.score(validation.pooled, maps)
     scores = scores.cpu()
     good = scores[validation.groups == 0]
     order, pixels = [], []
@@ -77,13 +83,13 @@ def judge_network(model: GaussianModel, validation: MapValidation, unseen: Seque
     return Judgement(torch.stack(order), torch.stack(pixels).double())
 
 
-def gain(frozen: Judgement, tuned: Judgement, sources: Tensor, epoch: int, share: float, seed: int = 0) -> Gain:
+def gain(frozen: Judgement, tuned: Judgement, sources: Tensor, share: float, seed: int = 0) -> Gain:
     """Compare two networks on the same images, with a bootstrap over held-out images.
 
     Args:
         frozen, tuned: judgements of n images in the same order.
         sources: number of the held-out image that each of the n shows, ``(n,)``: copies of one are drawn together.
-        epoch, share: see `Gain`.
+        share: see `Gain`.
         seed: of the draws.
     """
     _, sources = sources.unique(return_inverse=True)
@@ -99,7 +105,7 @@ def gain(frozen: Judgement, tuned: Judgement, sources: Tensor, epoch: int, share
     groups = [(row[k], weights[:, k]) for row, k in zip(pixels, known, strict=True) if k.any()]
     means = [w @ values / w.sum(1).clamp(min=1e-12) for values, w in groups]
     total = images + (torch.stack(means).mean(0) if means else 0)
-    return Gain(epoch, share, float(total[0]), float((total[1:] > 0).double().mean()))
+    return Gain(share, float(total[0]), float((total[1:] > 0).double().mean()))
 
 
 def _pixel_auroc(maps: Tensor | None, masks: Tensor, row: int) -> float:

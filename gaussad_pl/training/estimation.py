@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from typing import Any, Literal
@@ -25,7 +26,7 @@ from gaussad_pl.errors import UserError
 from gaussad_pl.model.detection import Detection
 from gaussad_pl.model.model import GaussianModel
 from gaussad_pl.model.segmenter import Segmenter
-from gaussad_pl.training.map_choice import choose_map
+from gaussad_pl.training.map_choice import choose_map, rescore
 from gaussad_pl.training.map_validation import MapValidation, MapValidationCollector
 
 Batch = dict[str, Tensor]
@@ -49,6 +50,7 @@ class EstimatingModule(L.LightningModule):
         stale: the weights have changed since the Gaussians were estimated.
         collector: collects what the choice of the map needs while validating; None where nothing is chosen.
         validation: the augmented validation as it was last scored for a choice.
+        aupro: of the map in it, mean over augmentations.
         frozen: remembers the output of frozen stages while fitting on pooled features.
 
     Raises:
@@ -90,6 +92,7 @@ class EstimatingModule(L.LightningModule):
         self.stale = True
         self.collector: MapValidationCollector | None = None
         self.validation: MapValidation | None = None
+        self.aupro = math.nan
         self.frozen: FrozenStages | None = None
 
     @property
@@ -164,6 +167,7 @@ class EstimatingModule(L.LightningModule):
         else:
             self.validation = self.collect(validation)
         chosen = choose_map(self.segmenter, self.validation)
+        self.aupro = chosen["worth"] - chosen["combinations"][self.segmenter.combine]
         self.hparams["segmentation"] = {**self.hparams["segmentation"], **self.segmenter.chosen}  # for checkpoints
         return chosen
 
@@ -206,12 +210,45 @@ class EstimatingModule(L.LightningModule):
         self.estimate_damage(data.damage_dataloader())
         self.estimate(data.reference_dataloader(images), patches=self.model.segmenter is not None)
 
-    def validate_choices(self, data: ImageDataModule) -> dict[str, Any] | None:
-        """Score the augmented validation anew and set the units of the map by it; the results of the choice, if any."""
-        if self.model.segmenter is not None:
-            return self.choose_maps(data.val_dataloader())
-        self.validation = self.collect(data.val_dataloader())
-        return None
+    @property
+    def map_is_frozen(self) -> bool:
+        """Whether the levels of the map come before everything that is trained."""
+        return self.model.segmenter is None or max(self.segmenter.head.places) < self.model.backbone.frozen_levels
+
+    def estimate_again(self, data: ImageDataModule, images: Sequence[int] | None = None) -> None:
+        """Estimate what other weights have changed; see `estimate_everything`."""
+        if not self.map_is_frozen:
+            self.estimate_everything(data, images)
+            return
+        if images is not None:
+            self.frozen = None  # it remembers batches of other images
+        self.estimate(data.reference_dataloader(images))
+
+    @torch.no_grad()
+    def validate_again(self, data: ImageDataModule) -> float | None:
+        """Score the augmented validation with other weights, and set the units of the score by it.
+
+        Returns:
+            Image AUROC plus AUPRO, means over augmentations; None without a map.
+        """
+        if not self.map_is_frozen:
+            selection_score: float = self.choose_maps(data.val_dataloader())["worth"]
+            return selection_score
+        assert self.validation is not None
+        collector = MapValidationCollector(self.model)
+        for number, batch in enumerate(data.val_dataloader()):
+            collector.add(batch, None, self.model.distances(self._validation_features(number, batch["image"])))
+        self.validation = collector.validation(self.validation.maps)
+        if self.model.segmenter is None:
+            return None
+        return rescore(self.segmenter, self.validation) + self.aupro
+
+    def _validation_features(self, number: int, images: Tensor) -> list[Tensor]:
+        """Pooled features of a batch of the augmented validation, from the cache of frozen stages if it is there."""
+        key = ("validation", number)
+        if self.frozen is not None and key in self.frozen:
+            return self.frozen.features(key)
+        return self.model.backbone.pooled(images.to(self.device))
 
     def trained_weights(self) -> dict[str, Tensor]:
         """Copies on the CPU of the parameters of the backbone that are fine-tuned, by name."""
@@ -266,4 +303,3 @@ class EstimatingModule(L.LightningModule):
         """Restore a `snapshot`."""
         self.model.load_state_dict(snapshot, strict=False)
         self.stale = False
-        self.frozen = None  # gives its memory back, also where training ended in an error

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch import Tensor
 from gaussad_pl.data.base import ImageDataModule
 from gaussad_pl.errors import NumericalError
 from gaussad_pl.results.evaluation import Evaluation
-from gaussad_pl.training.acceptance import CONFIDENCE, SHARES, Gain, Judgement, gain, judge_network
+from gaussad_pl.training.acceptance import SHARES, Gain, Judgement, gain, judge_network
 from gaussad_pl.training.checkpoints import resumable
 from gaussad_pl.training.forgetting import ForgettingStop
 from gaussad_pl.training.levels import all_levels
@@ -33,7 +32,7 @@ class Outcome:
         results: what metrics.json says of it.
         evaluations: the test set as each state scores it, by the name of the state; the last one is final.
         fine_tuned: the final state is the fine-tuned one.
-        chosen: the epoch and the share of its weights that were accepted; None without an acceptance.
+        chosen: the share of the tuned weights that was accepted, and its gain; None without an acceptance.
     """
 
     results: dict[str, Any] = field(default_factory=dict)
@@ -106,16 +105,20 @@ def tuned_state(
     outcome: Outcome,
 ) -> None:
     """Fine-tune and test, where the validation prefers the outcome; otherwise put the frozen state back."""
+    if not module.can_be_tuned:
+        outcome.results |= fine_tuning_results(forgetting, outcome, "no level of the pooled score is trained")
+        return
     frozen = module.snapshot(everything=True)
     reference = judge(module, data)
     fine_tune_module(trainer, module, data, forgetting, resumable(folder))
     outcome.fine_tuned = accept(module, data, forgetting, frozen, reference, outcome)
     if outcome.fine_tuned:
         if images is not None:
-            module.estimate_everything(data, images)
+            module.estimate_again(data, images)
         outcome.evaluations["fine-tuned"] = test(trainer, module, data)
     else:
         module.restore(frozen)
+    module.frozen = None  # gives its memory back
     outcome.results |= fine_tuning_results(forgetting, outcome)
 
 
@@ -137,17 +140,7 @@ def judge(module: GaussianAD, data: ImageDataModule) -> Judgement:
     """Judge the network by the last validation, on the augmentations that the loss has not used."""
     assert module.validation is not None
     groups = [i for i, name in enumerate(data.augmentation_names, start=1) if name in data.unseen_augmentations]
-    return judge_network(module.model, module.validation, groups)
-
-
-def candidates(forgetting: ForgettingStop, best: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
-    """Weights to compare with the frozen ones, by epoch: ``best`` of the best epoch, and those after the last one.
-
-    Where they are one epoch, its best weights count; after a collapse there are no others.
-    """
-    last = {len(forgetting.history) - 1: forgetting.last} if forgetting.last else {}
-    tuned = {**last, forgetting.best_epoch: best}
-    return {epoch: weights for epoch, weights in sorted(tuned.items()) if epoch > 0}
+    return judge_network(module.model, module.validation, groups, module.map_is_frozen)
 
 
 def accept(
@@ -158,43 +151,37 @@ def accept(
     reference: Judgement,
     outcome: Outcome,
 ) -> bool:
-    """Leave the module in the best tuned state, and say whether it is clearly better than the frozen one.
+    """Leave the module in the tuned state that is used, and return False if there is none.
 
-    Without ``refit`` the Gaussians are those of the loss, and the best epoch decides, as in the paper.
+    Of the best epoch, all of its weights are tried first, and then their mean with the frozen ones. Without ``refit``
+    the Gaussians are those of the loss, and the best epoch decides, as in the paper.
 
     Args:
         frozen: `GaussianAD.snapshot` of the frozen state.
         reference: of the frozen state.
     """
-    if not module.refit:
+    if not module.refit or forgetting.best_epoch == 0:
         return forgetting.best_epoch > 0
-    best_weights = module.trained_weights()
-    start = {name: frozen[f"backbone.{name}"] for name in best_weights}
-    gains, best, state, segmentation, failure = [], None, frozen, None, ""
-    for (epoch, tuned), share in product(candidates(forgetting, best_weights).items(), SHARES):
-        module.load_weights({name: torch.lerp(start[name], tuned[name], share) for name in tuned})
+    tuned = module.trained_weights()
+    gains = outcome.results["acceptance"] = []
+    for share in SHARES:
+        module.load_weights({name: torch.lerp(frozen[f"backbone.{name}"], tuned[name], share) for name in tuned})
         try:
-            module.estimate_everything(data)
-            chosen = module.validate_choices(data)
+            module.estimate_again(data)
+            selection_score = module.validate_again(data)
         except NumericalError as error:
-            log.warning("epoch %d, %d %% of its weights: %s", epoch, 100 * share, error)
-            failure = f"the fine-tuned network has no Gaussians: {error}"
+            log.warning("%d %% of the tuned weights: %s", 100 * share, error)
+            forgetting.collapse = forgetting.collapse or f"the fine-tuned network has no Gaussians: {error}"
             continue
         assert module.validation is not None
-        found = gain(reference, judge(module, data), module.validation.sources, epoch, share)
-        gains.append(found)
-        if best is None or found.mean > best.mean:
-            best, state, segmentation = found, module.snapshot(everything=True), chosen
-    outcome.results["acceptance"] = [asdict(found) for found in gains]
-    if best is None:
-        forgetting.collapse = forgetting.collapse or failure
-    if best is None or best.probability < CONFIDENCE:
-        return False
-    module.restore(state)
-    outcome.chosen = best
-    if segmentation is not None:
-        outcome.results["segmentation"]["worth_finetuned"] = segmentation["worth"]
-    return True
+        found = gain(reference, judge(module, data), module.validation.sources, share)
+        gains.append(asdict(found))
+        if not found.is_doubtful:
+            outcome.chosen = found
+            if selection_score is not None:
+                outcome.results["segmentation"]["worth_finetuned"] = selection_score
+            return True
+    return False
 
 
 def test(trainer: L.Trainer, module: GaussianAD, data: ImageDataModule) -> Evaluation:
@@ -230,14 +217,13 @@ def level_rule(module: GaussianAD) -> Callable[..., Tensor]:
     return getattr(module.level_rule, "func", module.level_rule)  # Hydra wraps it in a partial
 
 
-def fine_tuning_results(forgetting: ForgettingStop, outcome: Outcome) -> dict[str, Any]:
-    """The metrics after fine-tuning, and how its epoch was chosen."""
+def fine_tuning_results(forgetting: ForgettingStop, outcome: Outcome, reason: str = "") -> dict[str, Any]:
+    """The metrics after fine-tuning, and how its epoch was chosen, or the reason why there was no training."""
     used, chosen = outcome.fine_tuned, outcome.chosen
     epoch, how = forgetting.best_epoch, f"by the signal {forgetting.signal}"
     if chosen is not None:
-        epoch = chosen.epoch
-        how = f"with {chosen.share:.0%} of its weights, by a gain with probability {chosen.probability:.2f}"
-    selection = (
+        how += f", with {chosen.share:.0%} of its weights, by a gain with probability {chosen.probability:.2f}"
+    selection = reason or (
         f"epoch {epoch} of {forgetting.history[-1]['epoch']} {how} on held-out good images and augmented copies of them"
     )
     return {

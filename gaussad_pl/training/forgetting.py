@@ -35,7 +35,6 @@ class ForgettingStop(Callback):
         history: one record an epoch with every signal, the mean distance of good images and the training loss.
         level_signals: AUROC of each level for each augmentation in epoch 0, ``(A, L)``: what the level rule sees.
         best_epoch: the epoch whose weights are put back, 0 for the frozen ones.
-        last: the trained weights after the last epoch; none where training has collapsed.
         collapse: why training ended before its time, if its numbers collapsed; else empty.
     """
 
@@ -47,7 +46,6 @@ class ForgettingStop(Callback):
         self.best_epoch = 0
         self.best: dict[str, Tensor] | None = None
         self.collapse = ""
-        self.last: dict[str, Tensor] = {}
         self._outputs: list[dict[str, Tensor]] = []
         self._losses: list[Tensor] = []
 
@@ -99,7 +97,6 @@ class ForgettingStop(Callback):
     def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Put the best state back, also where a resumed run has no epoch left to train (no other hook is called)."""
         assert isinstance(module, GaussianAD)
-        self.last = module.trained_weights()
         self.restore_best(module)
 
     def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:

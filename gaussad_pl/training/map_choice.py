@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from gaussad_pl.model.anomaly_maps import map_score
 from gaussad_pl.model.combination import COMBINATIONS, combine
@@ -33,13 +34,10 @@ def choose_map(segmenter: Segmenter, validation: MapValidation) -> dict[str, Any
     best = max(signals, key=lambda name: selection_score(signals[name], complexity_penalty(segmenter, name)))
     segmenter.keep(best)
     maps = validation.maps[best]
-    normal = validation.groups == 0
-    pixels = maps[normal].flatten()
+    pixels = maps[validation.groups == 0].flatten()
     segmenter.threshold.copy_(pixels.topk(max(1, round(RARE * len(pixels)))).values[-1])
     pooled, mapped = validation.pooled.double(), map_score(maps).double()
-    good = torch.stack([pooled, mapped], dim=1)[normal]
-    segmenter.centre.copy_(good.mean(0))
-    segmenter.spread.copy_(good.std(0).clamp(min=1e-6) if len(good) > 1 else torch.ones(2))
+    set_units(segmenter, validation, maps)
     centre, spread = segmenter.centre.cpu(), segmenter.spread.cpu()
     combined = {
         name: validation.image_auroc(combine(pooled, mapped, centre, spread, torch.tensor(weights)))
@@ -56,6 +54,20 @@ def choose_map(segmenter: Segmenter, validation: MapValidation) -> dict[str, Any
         "worth": combined[segmenter.combine] + signals[best]["aupro"],
         "selection": "form, levels and combination chosen on held-out good images and augmented copies of them",
     }
+
+
+def rescore(segmenter: Segmenter, validation: MapValidation) -> float:
+    """Set the units of the score by other pooled scores of the same maps; image AUROC, mean over augmentations."""
+    maps = next(iter(validation.maps.values()))
+    set_units(segmenter, validation, maps)
+    return validation.image_auroc(segmenter.score(validation.pooled.to(segmenter.centre.device), maps).cpu())
+
+
+def set_units(segmenter: Segmenter, validation: MapValidation, maps: Tensor) -> None:
+    """Set the units of pooled and map score by their means and deviations on held-out good images."""
+    good = torch.stack([validation.pooled.double(), map_score(maps).double()], dim=1)[validation.groups == 0]
+    segmenter.centre.copy_(good.mean(0))
+    segmenter.spread.copy_(good.std(0).clamp(min=1e-6) if len(good) > 1 else torch.ones(2))
 
 
 def selection_score(signals: Mapping[str, float], penalty: float) -> float:

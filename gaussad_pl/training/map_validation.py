@@ -30,8 +30,8 @@ class MapValidationCollector:
         self._columns: dict[str, list[Tensor]] = defaultdict(list)
         self._grids: dict[str, list[Tensor]] = defaultdict(list)
 
-    def add(self, batch: Mapping[str, Tensor], maps: Sequence[Tensor], distances: Tensor) -> None:
-        """Add a batch with ``group``, ``mask`` and ``source``, its maps and pooled distances ``(N, levels)``."""
+    def add(self, batch: Mapping[str, Tensor], maps: Sequence[Tensor] | None, distances: Tensor) -> None:
+        """Add a batch with ``group``, ``mask`` and ``source``, its maps, if any, and distances ``(N, levels)``."""
         for name, column in (
             ("groups", batch["group"]),
             ("masks", batch["mask"]),
@@ -39,19 +39,25 @@ class MapValidationCollector:
             ("distances", distances),
         ):
             self._columns[name].append(column.cpu())
-        heads = {} if self.model.segmenter is None else self.model.segmenter.candidates
-        for name, head in heads.items():
+        if maps is None or self.model.segmenter is None:
+            return
+        for name, head in self.model.segmenter.candidates.items():
             self._grids[name].append(head.grid(maps).cpu())
 
-    def validation(self) -> MapValidation:
-        """Return everything collected, scored with the current weights of the levels."""
+    def validation(self, maps: Mapping[str, Tensor] | None = None) -> MapValidation:
+        """Return everything collected, scored with the current weights of the levels.
+
+        Args:
+            maps: those of an earlier validation, in place of collected ones.
+        """
         groups, masks, sources, distances = (gather_rows(torch.cat(parts)) for parts in self._columns.values())
         count = int((groups == 0).sum())
         drawn = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:IMAGES].sort().values
         rows = torch.cat([(groups == group).nonzero().squeeze(1)[drawn] for group in groups.unique()])
-        grids = {name: gather_rows(torch.cat(parts))[rows] for name, parts in self._grids.items()}
+        if maps is None:
+            maps = UpsampledMaps({name: gather_rows(torch.cat(parts))[rows] for name, parts in self._grids.items()})
         pooled = self.model.scores(distances[rows].to(self.model.level_weights.device).double()).cpu()
-        return MapValidation(groups[rows], masks[rows], pooled, UpsampledMaps(grids), sources[drawn])
+        return MapValidation(groups[rows], masks[rows], pooled, maps, sources[drawn])
 
 
 class UpsampledMaps(Mapping[str, Tensor]):

@@ -23,12 +23,12 @@ from gaussad_pl.errors import NumericalError, UserError
 from gaussad_pl.metrics.image import image_metrics
 from gaussad_pl.model.detection import Detection
 from gaussad_pl.model.model import GaussianModel, level_distances
-from gaussad_pl.model.patches import around_map
+from gaussad_pl.model.patches import behind_map
 from gaussad_pl.training.checkpoints import damage
 from gaussad_pl.training.estimation import Batch, EstimatingModule
 from gaussad_pl.training.levels import all_levels
 from gaussad_pl.training.objectives import mahalanobis
-from gaussad_pl.training.ranking import Ranking
+from gaussad_pl.training.ranking import Ranking, ranked_levels
 
 
 class GaussianAD(EstimatingModule):
@@ -47,8 +47,8 @@ class GaussianAD(EstimatingModule):
         level_rule: maps the signals of the levels on the augmented validation to weights; see
             `gaussad_pl.training.levels`.
         objective: loss of fine-tuning; see `gaussad_pl.training.objectives` and `gaussad_pl.training.ranking`.
-        train_levels: levels whose parameters are fine-tuned, None for all, "auto" for those from the first level of the
-            map to the one behind its last.
+        train_levels: levels whose parameters are fine-tuned, None for all, "auto" for those behind the map, which then
+            stays as it is.
         optimizer: makes the optimizer from the parameters.
         warmup_steps: steps over which the learning rate rises linearly.
         schedule: course of the learning rate after that, "constant" or "cosine", which ends at 0.
@@ -82,11 +82,16 @@ class GaussianAD(EstimatingModule):
         self.warmup_steps = warmup_steps
         self.schedule = schedule
         if train_levels == "auto":
-            train_levels = around_map(self.model.backbone.levels)
+            train_levels = behind_map(self.model.backbone.levels)
         if train_levels is not None:
             trained = {id(p) for p in self.model.backbone.parameters_of(train_levels)}
             for parameter in self.model.backbone.parameters():
                 parameter.requires_grad = id(parameter) in trained
+
+    @property
+    def can_be_tuned(self) -> bool:
+        """Whether training can change the score: ranking needs a level that is trained and counts."""
+        return not isinstance(self.objective, Ranking) or bool(ranked_levels(self.model))
 
     def prepare_objective(self, data: ImageDataModule) -> None:
         """Give an objective that needs the frozen network the chance to look at it; call it before fitting."""
@@ -134,7 +139,7 @@ class GaussianAD(EstimatingModule):
             size = self.model.backbone.image_size
             maps = self.model.backbone(torch.zeros(1, 3, size, size, device=self.device))
             if isinstance(self.objective, Ranking):
-                loss = torch.stack([maps[i].mean() for i in self.objective.positions(self.model)]).sum()
+                loss = torch.stack([maps[i].mean() for i in self.objective.levels]).sum()
             else:
                 loss = self._loss(maps)
             if not loss.requires_grad:

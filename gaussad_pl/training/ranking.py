@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy, deepcopy
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,54 +15,39 @@ from torch.nn import functional as F
 
 from gaussad_pl.backbones.backbone import Backbone, pool
 from gaussad_pl.backbones.frozen_stages import FrozenStages
-from gaussad_pl.density.cluster import SharedGaussian
-from gaussad_pl.density.damage import covered
 from gaussad_pl.density.gaussian import Gaussian
 from gaussad_pl.density.moments import moments
 from gaussad_pl.errors import UserError
 from gaussad_pl.model.model import GaussianModel
 
-WORST = 8  # patches whose mean log distance scores an image
-EDGE = 0.95  # quantile of the log distances of good patches, beyond which undamaged patches are pulled back
-PULL = 0.1  # weight of that
-
-
-@dataclass(frozen=True)
-class Reference:
-    """The Gaussians of one half of the training images, on the frozen features.
-
-    Attributes:
-        patches: of all patches, None where there is no map.
-        levels: of the pooled features of each level that counts, by its position.
-    """
-
-    patches: SharedGaussian | None
-    levels: dict[int, Gaussian]
+Reference = dict[int, Gaussian]  # of the pooled features of half of the training images, by position of the level
 
 
 class Ranking:
-    """Ranks damaged copies above good images, by their worst patches and by their pooled features.
+    """Ranks damaged copies above good images by their pooled features.
 
     The training images are cut in two halves, with Gaussians of the frozen features each, which stay fixed. Every batch
     comes from one half and is measured by the Gaussians of the other: on its own half a training image is too near, and
-    the loss would have nothing to do. With s the score of an image, the loss is
+    the loss would have nothing to do. With s the log of the pooled score of an image, the loss is
 
         mean of softplus(-(s_damaged - s_good) / T) over all pairs, T the standard deviation of s over good images,
 
-    for the score by patches (mean of the largest log distances) and for the log pooled distance, plus a pull on
-    undamaged patches that are far out, plus the mean squared change of undamaged patches in whitened coordinates
-    (distillation from the frozen network, which holds forgetting back).
+    plus the mean squared change of the features of good images in whitened coordinates (distillation from the frozen
+    network, which holds forgetting back). Of the levels that count in the pooled score, those that are trained take
+    part.
 
     Args:
-        pooled: weight of the ranking by pooled features.
         distillation: weight of the distillation.
         cross_fit: measure each half by the Gaussians of the other one, not by its own.
+
+    Attributes:
+        levels: positions of the levels that take part.
     """
 
-    def __init__(self, pooled: float = 1.0, distillation: float = 0.3, cross_fit: bool = True) -> None:
-        self.pooled = pooled
+    def __init__(self, distillation: float = 0.3, cross_fit: bool = True) -> None:
         self.distillation = distillation
         self.cross_fit = cross_fit
+        self.levels: list[int] = []
         self._references: list[Reference] = []
 
     @torch.no_grad()
@@ -79,100 +63,57 @@ class Ranking:
         """
         if len(halves) < 2:
             raise UserError("objective=ranking needs training images of at least two parts: set objective=mahalanobis")
-        self._head = None if model.segmenter is None else model.segmenter.head
         self._weights = model.level_weights.detach().clone()
-        counted = self._counted(model)
+        self.levels = ranked_levels(model)
         self._stages = FrozenStages(model.backbone)
-        places = [] if self._head is None else self._head.places
-        self._student = _up_to(self._stages.rest, max(self.positions(model)))
-        self._teacher = deepcopy(_up_to(self._stages.rest, max(places))).requires_grad_(False) if places else None
+        self._student = _up_to(self._stages.rest, max(self.levels))
+        self._teacher = deepcopy(self._student).requires_grad_(False)
         features = [self._features(model.backbone, batches) for batches in halves]
-        self._references = [self._reference(*half, counted) for half in features]
-        patch_scores, pooled_scores, logs = [], [], []
-        for number, (patches, levels) in enumerate(features):
-            reference = self._references[self._measured_by(number)]
-            if patches is not None:
-                logs.append(self._log_distances(reference, patches))
-                patch_scores.append(_worst(logs[-1]))
-            if counted:
-                pooled_scores.append(self._pooled_score(reference, levels))
-        self._patch_unit = torch.cat(patch_scores).std() if patch_scores else torch.ones(())
-        self._pooled_unit = torch.cat(pooled_scores).std() if pooled_scores else torch.ones(())
-        if logs:
-            flat = torch.cat([part.flatten() for part in logs])
-            self._edge, self._width = flat.sort().values[int(EDGE * (len(flat) - 1))], flat.std()
-
-    def positions(self, model: GaussianModel) -> list[int]:
-        """Positions of the levels that the loss depends on."""
-        return sorted({*self._counted(model), *([] if model.segmenter is None else model.segmenter.head.places)})
-
-    def _counted(self, model: GaussianModel) -> list[int]:
-        """Positions of the levels whose pooled features are ranked."""
-        return model.level_weights.nonzero().flatten().tolist() if self.pooled else []
+        self._references = [self._reference(levels) for levels in features]
+        scores = [self._score(self._measured_by(number), levels) for number, levels in enumerate(features)]
+        self._unit = torch.cat(scores).std()
 
     def __call__(self, batch: Mapping[str, Tensor]) -> Tensor:
         """The loss of a batch of pairs, see `gaussad_pl.data.pairs.Pairs`; all of them are from one half."""
-        reference = self._references[self._measured_by(int(batch["half"][0]))]
+        number, count = self._measured_by(int(batch["half"][0])), len(batch["image"])
         images = torch.cat([batch["image"], batch["copy"]])
         with torch.no_grad():
             before = self._stages.before(images)
-            frozen = None if self._teacher is None else self._stages.behind(self._teacher, images, before)
-        maps = [level.float() for level in self._stages.behind(self._student, images, before)]
+            good = [level[:count] for level in before]
+            unchanged = pool(self._stages.behind(self._teacher, batch["image"], good))
+        features = [level.float() for level in pool(self._stages.behind(self._student, images, before))]
         with torch.autocast(images.device.type, enabled=False):
-            loss = maps[-1].new_zeros(())
-            if reference.levels:
-                score = self._pooled_score(reference, pool(maps))
-                loss = loss + self.pooled * ranking_loss(*_halved(score), self._pooled_unit)
-            if self._head is None or frozen is None:
-                return loss
-            patches, unchanged = self._head.patches(maps), self._head.patches([level.float() for level in frozen])
-            return loss + self._patch_loss(reference, patches, unchanged, batch["mask"])
-
-    def _patch_loss(self, reference: Reference, patches: Tensor, frozen: Tensor, mask: Tensor) -> Tensor:
-        assert reference.patches is not None and self._head is not None
-        logs = self._log_distances(reference, patches)
-        touched = covered(mask, self._head.side, least=0)
-        undamaged = torch.cat([torch.ones_like(touched), ~touched])
-        pull = F.softplus((logs[undamaged] - self._edge) / self._width).mean()
-        change = (patches - frozen)[undamaged] @ reference.patches.whitener[0].mT
-        rank = ranking_loss(*_halved(_worst(logs)), self._patch_unit)
-        return rank + PULL * pull + self.distillation * change.square().mean()
+            scores = self._score(number, features)
+            loss = ranking_loss(scores[:count], scores[count:], self._unit)
+            for i, gaussian in self._references[number].items():
+                change = (features[i][:count] - unchanged[i].float()) @ gaussian.whitener.mT
+                loss = loss + self.distillation * change.square().mean()
+        return loss
 
     def _measured_by(self, half: int) -> int:
         return 1 - half if self.cross_fit else half
 
-    def _features(
-        self, backbone: Backbone, batches: Iterable[Mapping[str, Tensor]]
-    ) -> tuple[Tensor | None, list[Tensor]]:
-        """Patches ``(N, P, D)``, where there is a map, and pooled features ``(N, C)`` of each level."""
-        device = self._weights.device
-        patches, pooled = [], []
-        for batch in batches:
-            maps = backbone(batch["image"].to(device))
-            pooled.append(pool(maps))
-            if self._head is not None:
-                patches.append(self._head.patches(maps))
-        levels = [torch.cat(level) for level in zip(*pooled, strict=True)]
-        return torch.cat(patches) if patches else None, levels
+    def _features(self, backbone: Backbone, batches: Iterable[Mapping[str, Tensor]]) -> list[Tensor]:
+        """Pooled features ``(N, C)`` of each level."""
+        batched = [backbone.pooled(batch["image"].to(self._weights.device)) for batch in batches]
+        return [torch.cat(level) for level in zip(*batched, strict=True)]
 
-    def _reference(self, patches: Tensor | None, levels: list[Tensor], counted: list[int]) -> Reference:
-        gaussians = {i: Gaussian(levels[i].shape[1]).to(levels[i].device) for i in counted}
+    def _reference(self, levels: Sequence[Tensor]) -> Reference:
+        gaussians = {i: Gaussian(levels[i].shape[1]).to(levels[i].device) for i in self.levels}
         for i, gaussian in gaussians.items():
             gaussian.fit(moments(levels[i]))
-        if patches is None:
-            return Reference(None, gaussians)
-        density = SharedGaussian.build(0, patches.shape[-1], 1, 0).to(patches.device)
-        density.observe(patches)
-        density.estimate()
-        return Reference(density, gaussians)
+        return gaussians
 
-    def _log_distances(self, reference: Reference, patches: Tensor) -> Tensor:
-        assert reference.patches is not None
-        return reference.patches(patches).clamp(min=1e-6).log()
-
-    def _pooled_score(self, reference: Reference, levels: Sequence[Tensor]) -> Tensor:
-        parts = [self._weights[i] * gaussian(levels[i]) for i, gaussian in reference.levels.items()]
+    def _score(self, number: int, levels: Sequence[Tensor]) -> Tensor:
+        reference = self._references[number]
+        parts = [self._weights[i] * gaussian(levels[i]) for i, gaussian in reference.items()]
         return torch.stack(parts).sum(0).clamp(min=1e-6).log()
+
+
+def ranked_levels(model: GaussianModel) -> list[int]:
+    """Positions of the levels that are trained and count in the pooled score."""
+    first = model.backbone.frozen_levels
+    return [i for i in model.level_weights.nonzero().flatten().tolist() if i >= first]
 
 
 def ranking_loss(good: Tensor, damaged: Tensor, unit: Tensor) -> Tensor:
@@ -182,17 +123,6 @@ def ranking_loss(good: Tensor, damaged: Tensor, unit: Tensor) -> Tensor:
     to rank using gradient descent", 2005).
     """
     return F.softplus((good - damaged[:, None]) / unit).mean()
-
-
-def _worst(log_distances: Tensor) -> Tensor:
-    """Mean of the largest log distances of each image ``(N, P)``: ``(N,)``."""
-    return log_distances.topk(min(WORST, log_distances.shape[1]), 1).values.mean(1)
-
-
-def _halved(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores ``(2 N,)`` of good images and of their copies, apart."""
-    half = len(scores) // 2
-    return scores[:half], scores[half:]
 
 
 def _up_to(backbone: Backbone, last: int) -> Backbone:
