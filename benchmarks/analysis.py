@@ -14,7 +14,7 @@ from scipy.stats import spearmanr, wilcoxon
 
 from gaussad_pl.training.signals import DISTANCE, SIGNALS, judge, oriented
 
-DEFAULT_SIGNAL, PATIENCE = "paired/elastic", 3
+DEFAULT_SIGNAL, PATIENCE = "log_ratio", 10**6
 FORGOT = 1.0  # a run counts as forgetting if its last epoch is at least this many AUROC points below its best one
 
 Job = dict[str, Any]
@@ -35,10 +35,14 @@ def test_curve(job: Job) -> np.ndarray:
     return 100 * np.array(job["test_auroc"])
 
 
-def gain(job: Job, signal: str = DEFAULT_SIGNAL) -> float:
-    """Return the gain in test AUROC of the epoch chosen by the signal over the frozen network, in points."""
-    curve = test_curve(job)
-    return float(curve[chosen_epoch(job, signal)] - curve[0])
+def gain(job: Job) -> float:
+    """Return the gain in test AUROC of the state that was used over the frozen network, in points."""
+    return 100 * float(job["tuned"] - job["frozen"])
+
+
+def regret(job: Job) -> float:
+    """Return the test AUROC lost against the best of all epochs and the state that was used, in points."""
+    return max(0.0, float(test_curve(job).max()) - 100 * float(job["chosen"]))
 
 
 def mean_sem(values: Sequence[float]) -> str:
@@ -71,19 +75,19 @@ def datasets_of(jobs: list[Job]) -> list[str]:
 
 def gains_table(jobs: list[Job]) -> Table:
     """Return a table of frozen and fine-tuned test AUROC, mean ± SEM over seeds."""
-    table = Table(title=f"Image AUROC in percent; stop by {DEFAULT_SIGNAL}, patience {PATIENCE}", title_justify="left")
-    for column in ("setting", "dataset", "frozen", "fine-tuned", "gain", "paired test", "seconds"):
+    table = Table(title="Image AUROC in percent (map and pooled features)", title_justify="left")
+    for column in ("setting", "dataset", "frozen", "fine-tuned", "gain", "used", "regret", "AUPRO", "seconds"):
         table.add_column(column, justify="left" if column in ("setting", "dataset") else "right")
     for setting in settings_of(jobs):
         rows = [job for job in jobs if job["setting"] == setting]
         for dataset in [*datasets_of(rows), "all"]:
             some = [job for job in rows if dataset in ("all", job["dataset"])]
-            frozen = [test_curve(job)[0] for job in some]
-            gains = [gain(job) for job in some]
-            tuned = [a + b for a, b in zip(frozen, gains, strict=True)]
-            seconds = f"{np.median([job['seconds'] for job in some]):.0f}"
+            aupro = [100 * job["aupro"] for job in some if job["aupro"] is not None]
             table.add_row(
-                setting, dataset, mean_sem(frozen), mean_sem(tuned), mean_sem(gains), paired_test(gains), seconds,
+                setting, dataset, mean_sem([100 * job["frozen"] for job in some]),
+                mean_sem([100 * job["tuned"] for job in some]), mean_sem([gain(job) for job in some]),
+                f"{sum(job['used'] for job in some)} of {len(some)}", mean_sem([regret(job) for job in some]),
+                mean_sem(aupro) if aupro else "", f"{np.median([job['seconds'] for job in some]):.0f}",
                 end_section=dataset == "all",
             )  # fmt: skip
     return table
@@ -136,6 +140,7 @@ def report(jobs: list[Job], out: Path, console: Console) -> None:
     """Print all tables, save them as text in ``out``, and save a figure of every run that forgot."""
     recorder = Console(record=True, width=140, file=(out / "tables.txt").open("w"))
     tables = [gains_table(jobs)]
+    console.print(f"gain over frozen, all runs: {paired_test([gain(job) for job in jobs])}", highlight=False)
     trained = [job for job in jobs if len(job["history"]) > 1]
     forgot = [job for job in trained if test_curve(job).max() - test_curve(job)[-1] >= FORGOT]
     for title, some in (("Signals, all runs", trained), ("Signals, runs that forget", forgot)):

@@ -1,16 +1,18 @@
 """Benchmark of fine-tuning: its gain over the frozen network, and the quality of the forgetting signals.
 
-    python -m benchmarks.fine_tuning --data /data/mvtec_ad/screw /data/magnetic_tile/tile --preset small --out results
+    python -m benchmarks.fine_tuning --data /data/mvtec_ad/screw /data/magnetic_tile/tile --preset default --out results
 
-Trains every setting of the preset on every dataset (a folder in the layout of MVTec AD) with every seed, without early
-stopping, and scores the test set after every epoch. The epoch that each signal would have chosen is determined
-afterwards, so test images evaluate the signals but take no part in any choice. Each job writes one JSON file; jobs
-whose file exists are skipped.
+Fine-tunes by every setting of the preset on every dataset (a folder in the layout of MVTec AD) with every seed. The
+anomaly map comes before the levels that are trained, so that it is made once for each dataset and seed and its scores
+are joined with those of each setting, as in a run. The test set is also scored after every epoch, without early
+stopping: what each signal would have chosen is determined afterwards, so test images evaluate the choices but take no
+part in any. Each job writes one JSON file; jobs whose file exists are skipped.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import logging
 import time
@@ -26,44 +28,38 @@ from torch import Tensor
 
 from benchmarks.analysis import report
 from benchmarks.jobs import build, compose_job, quiet_trainer
+from gaussad_pl.backbones.backbone import pool
 from gaussad_pl.cli.hydra_command import keep_freed_memory
+from gaussad_pl.data.base import ImageDataModule
 from gaussad_pl.files import write_json
 from gaussad_pl.metrics.image import auroc
-from gaussad_pl.model.detection import Detection
+from gaussad_pl.model.anomaly_maps import map_score
+from gaussad_pl.training.experiment import Outcome, accept, fine_tune_module, frozen_state, judge
 from gaussad_pl.training.forgetting import ForgettingStop
 from gaussad_pl.training.module import GaussianAD
 
-FROZEN = ["fine_tune=false"]
-PAPER = ["levels=all", "data.light_copies=0", "data.moved_copies=0"]
-FORGET = ["callbacks.averaging.decay=0", "trainer.max_epochs=12"]  # provokes forgetting
-ABLATION = {name: [f"objective={name}"] for name in ("diagonal", "center")}
+ABLATION = {name: [f"objective={name}"] for name in ("mahalanobis", "center", "diagonal")}
+HOT = ["model.optimizer.lr=1.5e-3", "data.steps_per_epoch=45"]  # three times the rate and steps provoke forgetting
 
 PRESETS: dict[str, dict[str, list[str]]] = {
-    "default": {"default": []},
-    "small": {"default": [], "paper frozen": [*PAPER, *FROZEN], "forgetting": FORGET},
-    "frozen": {
-        f"{levels}, {light} light, {moved} moved": [
-            f"levels={levels}",
-            f"data.light_copies={light}",
-            f"data.moved_copies={moved}",
-            *FROZEN,
-        ]
-        for levels in ("all", "top3", "excess")
-        for light, moved in ((0, 0), (2, 0), (1, 1))
+    "default": {"ranking": []},
+    "objectives": {"ranking": [], **ABLATION},
+    "ablation": {
+        "ranking": [],
+        "no distillation": ["model.objective.distillation=0"],
+        "no cross-fitting": ["model.objective.cross_fit=false"],
+        "plain distances": ["model.damage_weight=null"],
     },
-    "ablation": {"default": [], **ABLATION},
-    "objectives": {"default": [], "squared": ["objective=squared"], "all levels": ["levels=all"]},
+    "forgetting": {"hot": HOT, "hot, no distillation": [*HOT, "model.objective.distillation=0"]},
     "recipes": {
-        "default": [],
-        "no averaging": ["callbacks.averaging.decay=0"],
-        "learning rate 1e-4": ["model.optimizer.lr=1e-4"],
-        "all levels trained": ["model.train_levels=null"],
-        "Gaussian of each epoch": ["model.running=epoch"],
+        "ranking": [],
+        "learning rate 1e-3": ["model.optimizer.lr=1e-3"],
+        "240 steps": ["data.steps_per_epoch=30"],
+        "all levels count": ["levels=all"],
     },
     "inputs": {
         "lite0 224": [],
         "lite0 320": ["backbone.image_size=320"],
-        "lite0 384": ["backbone.image_size=384"],
         "lite1 240": ["backbone=efficientnet_lite1"],
         "lite2 260": ["backbone=efficientnet_lite2"],
     },
@@ -71,51 +67,141 @@ PRESETS: dict[str, dict[str, list[str]]] = {
 
 
 class TestEachEpoch(L.Callback):
-    """Callback that scores the test set after every validation, for evaluation only: no choice depends on it."""
+    """Callback that scores the test set after every validation, for evaluation only: no choice depends on it.
+
+    Attributes:
+        good: pooled scores of the held-out good images of each epoch, ``(n,)``.
+        test: pooled scores of the test images of each epoch, ``(N,)``.
+        distances: of each level, of the test images of each epoch, ``(N, levels)``.
+    """
 
     def __init__(self) -> None:
-        self.scores: list[Tensor] = []
+        self.good: list[Tensor] = []
+        self.test: list[Tensor] = []
         self.distances: list[Tensor] = []
+        self._outputs: list[Tensor] = []
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_index: int, *args: Any
+    ) -> None:
+        self._outputs.append(outputs["distances"][outputs["group"] == 0])
 
     def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, GaussianAD)
-        loader = trainer.datamodule.test_dataloader()  # type: ignore[attr-defined]
-        detection = Detection.join([module(batch["image"].to(module.device)).cpu() for batch in loader])
-        self.distances.append(detection.distances)
-        self.scores.append(detection.scores)
+        self.good.append(module.model.scores(torch.cat(self._outputs).double()))
+        self._outputs = []
+        self.distances.append(test_distances(module, trainer.datamodule))  # type: ignore[attr-defined]
+        self.test.append(module.model.scores(self.distances[-1].double()))
 
 
-def run_job(folder: Path, seed: int, overrides: list[str]) -> dict[str, Any]:
-    """Train once, and return the forgetting record and the test metrics of every epoch."""
+@torch.no_grad()
+def test_distances(module: GaussianAD, data: ImageDataModule) -> Tensor:
+    """Distances of the pooled features of the test images, ``(N, levels)``; frozen stages are remembered."""
+    found = []
+    for number, batch in enumerate(data.test_dataloader()):
+        key = ("test", number)
+        if module.frozen is None or key not in module.frozen:
+            maps = module.model.backbone(batch["image"])
+            features = pool(maps)
+            if module.frozen is not None:
+                module.frozen.remember(key, batch["image"], maps)
+        else:
+            features = module.frozen.features(key)
+        found.append(module.model.distances(features))
+    return torch.cat(found)
+
+
+def frozen_map(folder: Path, seed: int, overrides: list[str]) -> dict[str, Any]:
+    """Scores by the map of the test images, in units of held-out good images; no part of it is fine-tuned."""
+    config = compose_job(folder, seed, overrides)
+    data, module = build(config)
+    forgetting = ForgettingStop(config.callbacks.forgetting.signal)
+    outcome = Outcome()
+    every = [image for part in data.split for image in part]
+    frozen_state(quiet_trainer(config, [forgetting]), module, data, forgetting, every, outcome)
+    maps, segmenter = outcome.final.maps, module.segmenter
+    assert maps is not None
+    scores = (map_score(maps).double() - segmenter.centre[1]) / segmenter.spread[1]
+    return {
+        "scores": scores.tolist(),
+        "weights": segmenter.weights.tolist(),
+        "metrics": outcome.final.metrics(),
+    }
+
+
+def joint_auroc(good: Tensor, test: Tensor, maps: dict[str, Any], labels: Tensor) -> float:
+    """Image AUROC of pooled scores ``test`` ``(N,)``, in units of held-out ``good`` images, joined with the map's."""
+    pooled, mapped = maps["weights"]
+    score = pooled * (test - good.mean()) / good.std() + mapped * torch.tensor(maps["scores"], dtype=torch.float64)
+    return auroc(score, labels)
+
+
+def run_job(folder: Path, seed: int, overrides: list[str], maps: dict[str, Any]) -> dict[str, Any]:
+    """Fine-tune once, and return the forgetting record and the test metrics of every epoch and of what was chosen."""
     config = compose_job(folder, seed, ["model.segmentation=null", *overrides])
     data, module = build(config)
     forgetting = ForgettingStop(config.callbacks.forgetting.signal, patience=10**6)  # never stops
     tests = TestEachEpoch()
     trainer = quiet_trainer(config, [instantiate(config.callbacks.averaging), forgetting, tests])
-    start = time.perf_counter()
-    trainer.validate(module, data, verbose=False)
-    if config.fine_tune:
-        module.prepare_objective(data)
-        trainer.fit(module, data)
     labels = torch.tensor([sample.label for sample in data.test_samples])
+    every = [image for part in data.split for image in part]
+
+    def auroc_now() -> float:
+        """With the Gaussians as they are, and the units of the last validation."""
+        assert module.validation is not None
+        good = module.validation.pooled[module.validation.groups == 0].double()
+        return joint_auroc(good, module.model.scores(test_distances(module, data).double()), maps, labels)
+
+    start = time.perf_counter()
+    outcome = Outcome()
+    frozen_state(trainer, module, data, forgetting, every, outcome)
+    frozen = final = auroc_now()
+    used, chosen = False, None
+    if module.can_be_tuned:
+        before, reference = module.snapshot(everything=True), judge(module, data)
+        fine_tune_module(trainer, module, data, forgetting, None)
+        if used := accept(module, data, forgetting, before, reference, outcome):
+            chosen = auroc_now()  # with the Gaussians of the curve: those of the images that are not held out
+            module.estimate_again(data, every)
+            final = auroc_now()
+    curve = [joint_auroc(good, test, maps, labels) for good, test in zip(tests.good, tests.test, strict=True)]
     return {
         "dataset": folder.name,
         "seed": seed,
         "overrides": overrides,
         "history": forgetting.history,
-        "test_auroc": [auroc(scores, labels) for scores in tests.scores],
+        "frozen": frozen,
+        "tuned": final,
+        "aupro": maps["metrics"].get("aupro"),
+        "used": used,
+        "share": outcome.chosen.share if outcome.chosen else 0.0,
+        "epoch": forgetting.best_epoch,
+        "acceptance": outcome.results.get("acceptance", []),
+        "chosen": curve[0] if chosen is None else chosen,
+        "test_auroc": curve,
         "test_auroc_per_level": [[auroc(column, labels) for column in d.T] for d in tests.distances],
-        "level_weights": module.model.level_weights.tolist(),
-        "level_signals": forgetting.level_signals.tolist() if forgetting.level_signals is not None else None,
         "seconds": time.perf_counter() - start,
     }
+
+
+def map_of(folder: Path, seed: int, overrides: list[str], out: Path) -> dict[str, Any]:
+    """`frozen_map`, made once for all settings that share it."""
+    of_map = sorted(each for each in overrides if each.startswith(("backbone", "model.damage_weight", "data.")))
+    of_map = [each for each in of_map if not each.startswith("data.steps_per_epoch")]
+    digest = hashlib.sha256(" ".join(of_map).encode()).hexdigest()[:8]
+    path = out / "maps" / f"{folder.name}-{digest}-seed{seed}.json"
+    if not path.is_file():
+        path.parent.mkdir(exist_ok=True)
+        write_json(path, frozen_map(folder, seed, of_map))
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
 
 
 def main() -> None:
     """Run all jobs that have no result yet, and report all results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders in the layout of MVTec AD")
-    parser.add_argument("--preset", choices=PRESETS, default="small", help="set of settings to compare")
+    parser.add_argument("--preset", choices=PRESETS, default="default", help="set of settings to compare")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="random seeds; one job per seed")
     parser.add_argument("--out", type=Path, default=Path("runs/fine_tuning"), help="folder for results")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides for every job")
@@ -136,7 +222,8 @@ def main() -> None:
         if not path.is_file():
             console.print(f"[{number}/{len(jobs)}] {folder.name}, {name}, seed {seed}", highlight=False)
             arguments.out.mkdir(parents=True, exist_ok=True)
-            write_json(path, {"setting": name, **run_job(folder.resolve(), seed, overrides)})
+            maps = map_of(folder.resolve(), seed, overrides, arguments.out)
+            write_json(path, {"setting": name, **run_job(folder.resolve(), seed, overrides, maps)})
         results.append(json.loads(path.read_text()))
     report(results, arguments.out, console)
 

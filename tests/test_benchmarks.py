@@ -5,12 +5,14 @@ from __future__ import annotations
 import ast
 import importlib
 import io
+import itertools
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import TINY
 from rich.console import Console
 
@@ -28,6 +30,7 @@ def job(signal: list[float], test: list[float], seed: int = 0) -> dict[str, Any]
         record["loss"] = 1.0
     return {
         "setting": "default", "dataset": "parts", "seed": seed, "seconds": 1.0, "history": history, "test_auroc": test,
+        "frozen": 0.8, "tuned": 0.85, "chosen": 0.84, "used": True, "aupro": None,
     }  # fmt: skip
 
 
@@ -41,9 +44,10 @@ def test_the_chosen_epoch_is_that_of_the_callback(values: list[float]) -> None:
     assert analysis.chosen_epoch(job([float(v) for v in values], []), "gap") == callback.best_epoch
 
 
-def test_the_gain_is_that_of_the_chosen_epoch_over_the_frozen_state() -> None:
+def test_gain_and_regret_are_those_of_the_state_that_was_used() -> None:
     assert analysis.gain(job([0.1, 0.3, 0.2], [0.80, 0.85, 0.90])) == pytest.approx(5)
-    assert analysis.gain(job([0.3, 0.2, 0.1], [0.80, 0.85, 0.90])) == 0
+    assert analysis.regret(job([0.1, 0.3, 0.2], [0.80, 0.85, 0.90])) == pytest.approx(6)
+    assert analysis.regret(job([0.1, 0.3, 0.2], [0.80, 0.81, 0.82])) == 0
 
 
 @pytest.mark.filterwarnings("ignore:An input array is constant")
@@ -67,18 +71,38 @@ def test_scripts_for_other_processes_import_names_that_exist(script: str) -> Non
 @pytest.mark.slow
 def test_a_job_runs_on_through_forgetting(parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Regret can only be measured against epochs that were trained, however bad the signals were."""
-    values = iter(range(100))
+    values = itertools.count()
 
     def falling(*scores: object) -> float:
-        return 1 - 0.01 * next(values)
+        return 1 - 0.001 * next(values)
 
     for name in SIGNALS:
         monkeypatch.setitem(SIGNALS, name, falling)
     quick = [f"backbone.name={TINY['name']}", "backbone.weights=random", "backbone.image_size=64", "trainer=cpu"]
     steps = ["trainer.max_epochs=4", "data.steps_per_epoch=1", "data.batch_size=4"]
-    found = fine_tuning.run_job(parts / "screw", 0, [*quick, *steps])
+    overrides = [*quick, *steps, "levels=all"]
+    maps = fine_tuning.frozen_map(parts / "screw", 0, overrides)
+    found = fine_tuning.run_job(parts / "screw", 0, overrides, maps)
     assert len(found["history"]) == len(found["test_auroc"]) == 5
-    assert judge(found["history"], "paired/elastic", patience=3)[1]  # the default would have stopped it
+    assert judge(found["history"], "log_ratio", patience=3)[1]  # a smaller patience would have stopped it
+
+
+@pytest.mark.slow
+def test_the_map_joined_with_the_pooled_scores_is_the_score_of_a_run(parts: Path) -> None:
+    from gaussad_pl.metrics.image import auroc
+    from gaussad_pl.training.experiment import Outcome, frozen_state
+    from gaussad_pl.training.forgetting import ForgettingStop
+
+    quick = [f"backbone.name={TINY['name']}", "backbone.weights=random", "backbone.image_size=64", "trainer=cpu"]
+    overrides = [*quick, "trainer.max_epochs=1", "data.steps_per_epoch=1", "data.batch_size=4", "levels=all"]
+    maps = fine_tuning.frozen_map(parts / "screw", 0, overrides)
+    joined = fine_tuning.run_job(parts / "screw", 0, overrides, maps)["frozen"]
+    config = fine_tuning.compose_job(parts / "screw", 0, overrides)
+    data, module = fine_tuning.build(config)
+    forgetting, outcome = ForgettingStop("log_ratio"), Outcome()
+    every = [image for part in data.split for image in part]
+    frozen_state(fine_tuning.quiet_trainer(config, [forgetting]), module, data, forgetting, every, outcome)
+    assert joined == pytest.approx(auroc(outcome.final.scores, torch.tensor(outcome.final.labels)), abs=1e-9)
 
 
 @pytest.mark.slow
@@ -98,7 +122,7 @@ def test_the_benchmark_runs_and_goes_on_where_it_was_interrupted(
         "--out",
         str(tmp_path),
     ]
-    monkeypatch.setattr(sys, "argv", [*command, "--set", *quick, *steps])
+    monkeypatch.setattr(sys, "argv", [*command, "--set", *quick, *steps, "levels=all"])
     fine_tuning.main()
     files = sorted(tmp_path.glob("*.json"))
     assert len(files) == len(fine_tuning.PRESETS["ablation"])

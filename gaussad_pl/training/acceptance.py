@@ -19,7 +19,7 @@ from gaussad_pl.model.model import GaussianModel
 from gaussad_pl.training.map_validation import MapValidation
 
 SHARES = (1.0, 0.5)  # of the tuned weights in the networks that are compared, in the order of preference
-DOUBT = 0.25  # probability of a gain below which a network is not used: few held-out images can confirm a small gain
+DOUBT = 0.1  # probability of a gain below which a network is not used: few held-out images cannot confirm a small gain
 DRAWS = 1000  # of the bootstrap
 STEP = 4  # every fourth pixel of a map is enough to rank pixels
 
