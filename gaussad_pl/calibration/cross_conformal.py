@@ -77,10 +77,12 @@ def cross_conformal(
     With a pretrained backbone, every training image is scored. Levels, form of the map, combination and units were
     chosen on the held-out images, so the scores of an image are independent of it. If the final Gaussians were
     estimated from every image, the held-out ones are scored like the others, although they took part in those choices.
-    With a fine-tuned backbone, the training images shaped the features, so the held-out images alone are scored. These
-    were used for model selection, and similar images may have been used for training.
+    With a fine-tuned backbone, the training images have shaped the features. If the final Gaussians were estimated from
+    every image, they are scored all the same: distillation and short training leave their scores comparable with those
+    of new images (README, "Calibration"), and the few held-out images of a small set would decide nothing. Otherwise
+    the held-out images alone are scored, which were used for model selection.
 
-    Both are slightly conservative: the final Gaussians are estimated from all training images, those of the calibration
+    All are slightly conservative: the final Gaussians are estimated from all training images, those of the calibration
     from three quarters of them, so its distances are slightly larger. The p-values are too large, and false alarms
     rarer than the target.
 
@@ -100,7 +102,8 @@ def cross_conformal(
     count = min(FOLDS, int(groups.max()) + 1)
     folds = partition(groups, count, data.seed)
     trained = folds if every_image else [[i for i in fold if i < len(used)] for fold in folds]
-    scored = [[i for i in fold if i >= len(used)] for fold in folds] if fine_tuned else trained
+    held_out_alone = fine_tuned and not every_image
+    scored = [[i for i in fold if i >= len(used)] for fold in folds] if held_out_alone else trained
     sums: list[list[Moments]] = [
         _moments(model, data, [images[i] for i in fold], [level[fold] for level in pooled]) for fold in trained
     ]
@@ -124,7 +127,8 @@ def cross_conformal(
     which, caveat = "training", "levels, map and units were chosen on other images"
     if every_image:
         which, caveat = "good", "levels and units were chosen on some of them"
-    if fine_tuned:
+        caveat += ", and the network was fine-tuned on the others" if fine_tuned else ""
+    if held_out_alone:
         which, caveat = "held-out", "in no training step, but used to choose the epoch, the levels and the map"
     scheme = (
         f"cross-conformal: {len(detection.scores)} {which} images ({different} distinct), each scored by Gaussians "
