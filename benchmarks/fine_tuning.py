@@ -42,7 +42,7 @@ ABLATION = {name: [f"objective={name}"] for name in ("mahalanobis", "center", "d
 HOT = ["model.optimizer.lr=1.5e-3", "data.steps_per_epoch=45"]  # three times the rate and steps provoke forgetting
 
 PRESETS: dict[str, dict[str, list[str]]] = {
-    "default": {"ranking": []},
+    "default": {"ranking": [], "mahalanobis": ABLATION["mahalanobis"]},
     "objectives": {"ranking": [], **ABLATION},
     "ablation": {
         "ranking": [],
