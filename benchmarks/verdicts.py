@@ -1,0 +1,148 @@
+"""Benchmark of verdicts on small sets: promised against observed false alarms, and bad parts found.
+
+    python -m benchmarks.verdicts --data /data/mvtec_ad/screw /data/cookie/cookie --sizes 20 40 80 --draws 5
+
+Draws random subsets of the good training images of each dataset (a folder in the layout of MVTec AD), runs the default
+on each, and calibrates the frozen and the fine-tuned state. The test set, which takes no part in any choice, then shows
+how many good parts are lost and how many bad ones are found at each target. Each job writes one JSON file; jobs whose
+file exists are skipped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra.utils import instantiate
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.analysis import mean_sem
+from benchmarks.jobs import build, compose_job, quiet_trainer
+from gaussad_pl.calibration import cross_conformal
+from gaussad_pl.calibration.conformal import Calibration, conformal_threshold
+from gaussad_pl.cli.hydra_command import keep_freed_memory
+from gaussad_pl.files import write_json
+from gaussad_pl.results.evaluation import Evaluation
+from gaussad_pl.training.experiment import Outcome, frozen_state, tuned_state
+
+RATES = (0.05, 0.1, 0.2)
+
+
+def subset(source: Path, size: int, draw: int, place: Path) -> Path:
+    """Link a dataset with ``size`` random good training images into ``place``; the test set stays whole."""
+    files = sorted((source / "train" / "good").iterdir())
+    chosen = np.random.default_rng([draw, size]).permutation(len(files))[:size]
+    good = place / source.name / "train" / "good"
+    good.mkdir(parents=True)
+    for index in chosen.tolist():
+        (good / files[index].name).symlink_to(files[index])
+    for name in ("test", "ground_truth"):
+        if (source / name).is_dir():
+            (place / source.name / name).symlink_to(source / name)
+    return place / source.name
+
+
+def verdicts(calibration: Calibration, evaluation: Evaluation) -> dict[str, Any]:
+    """Shares of good test parts lost and of bad ones found at each target, None where no threshold is possible."""
+    scores, labels = torch.as_tensor(evaluation.scores), torch.as_tensor(evaluation.labels) > 0
+    found: dict[str, Any] = {"calibration": len(calibration)}
+    for rate in RATES:
+        value = conformal_threshold(calibration.scores, rate)
+        decided = np.isfinite(value)
+        found[str(rate)] = {
+            "lost": float((scores[~labels] > value).double().mean()) if decided else None,
+            "found": float((scores[labels] > value).double().mean()) if decided else None,
+        }
+    return found
+
+
+def run_job(source: Path, size: int, draw: int, folds: Sequence[int], overrides: list[str]) -> dict[str, Any]:
+    """Train on one subset, and judge the test set by the frozen and the fine-tuned state."""
+    with tempfile.TemporaryDirectory() as place:
+        config = compose_job(subset(source, size, draw, Path(place)), draw, overrides)
+        data, module = build(config)
+        forgetting = instantiate(config.callbacks.forgetting)
+        trainer = quiet_trainer(config, [instantiate(config.callbacks.averaging), forgetting])
+        every = [image for part in data.split for image in part]
+        outcome = Outcome()
+        states: dict[str, Any] = {}
+        frozen_state(trainer, module, data, forgetting, every, outcome)
+        states["frozen"] = calibrated(module, data, folds, False, outcome)
+        tuned_state(trainer, module, data, forgetting, every, Path(place), outcome)
+        if outcome.fine_tuned:
+            states["fine-tuned"] = calibrated(module, data, folds, True, outcome)
+    return {"dataset": source.name, "size": size, "draw": draw, "used": outcome.fine_tuned, "states": states}
+
+
+def calibrated(module: Any, data: Any, folds: Sequence[int], tuned: bool, outcome: Outcome) -> dict[str, Any]:
+    """Verdicts of a state for each number of parts in the cross-conformal calibration."""
+    found = {"auroc": outcome.final.metrics()["image_auroc"]}
+    for count in folds:
+        cross_conformal.FOLDS = count
+        calibration = cross_conformal.calibrate(module.model, data, True, tuned, every_image=True)
+        found[str(count)] = verdicts(calibration, outcome.final)
+    return found
+
+
+def table(records: list[dict[str, Any]], folds: Sequence[int]) -> Table:
+    """Return one row per dataset, size, state and number of parts: shares in percent, mean ± SEM over draws."""
+    result = Table(title="Good parts lost / bad parts found, percent, at each target", title_justify="left")
+    for column in ("dataset", "good images", "state", "parts", "AUROC", *(f"{rate:.0%}" for rate in RATES), "draws"):
+        result.add_column(column, justify="left" if column in ("dataset", "state") else "right")
+    keys = dict.fromkeys((r["dataset"], r["size"], state) for r in records for state in r["states"])
+    for dataset, size, state in sorted(keys):
+        rows = [r["states"][state] for r in records if (r["dataset"], r["size"]) == (dataset, size)
+                and state in r["states"]]  # fmt: skip
+        for count in folds:
+            cells = []
+            for rate in RATES:
+                decided = [
+                    row[str(count)][str(rate)] for row in rows if row[str(count)][str(rate)]["found"] is not None
+                ]
+                lost, found = ([100 * each[key] for each in decided] for key in ("lost", "found"))
+                cells.append(f"{mean_sem(lost)} / {mean_sem(found)}" if decided else "undecided")
+            auroc = mean_sem([100 * row["auroc"] for row in rows])
+            result.add_row(dataset, str(size), state, str(count), auroc, *cells, str(len(rows)))
+    return result
+
+
+def main() -> None:
+    """Run all jobs that have no result yet, and report all results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders in the layout of MVTec AD")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[20, 40, 80, 160], help="good images in a subset")
+    parser.add_argument("--draws", type=int, default=20, help="subsets of each size")
+    parser.add_argument("--folds", type=int, nargs="+", default=[cross_conformal.FOLDS], help="parts to compare")
+    parser.add_argument("--out", type=Path, default=Path("runs/verdicts"), help="folder for results")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides for every job")
+    arguments = parser.parse_args()
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+    keep_freed_memory()
+    console = Console(width=150)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    records = []
+    for draw in range(arguments.draws):  # outermost, so that an interrupted benchmark is still balanced
+        for size in arguments.sizes:
+            for source in (path.resolve() for path in arguments.data):
+                if len(list((source / "train" / "good").iterdir())) < size:
+                    continue
+                path = arguments.out / f"{source.name}-{size}-draw{draw}.json"
+                if not path.is_file():
+                    console.print(f"{source.name}, {size} good images, draw {draw}", highlight=False)
+                    write_json(path, run_job(source, size, draw, arguments.folds, arguments.set))
+                records.append(json.loads(path.read_text()))
+    console.print(table(records, arguments.folds))
+
+
+if __name__ == "__main__":
+    main()
