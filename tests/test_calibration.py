@@ -130,7 +130,8 @@ def test_the_default_rate_is_the_smallest_that_is_guaranteed_and_is_said(n: int,
 
 @pytest.mark.parametrize("n", range(4))
 def test_without_a_guaranteed_rate_the_default_is_undecided(n: int) -> None:
-    assert calibration(normal(n)).threshold().rule == "none"
+    found = calibration(normal(n)).threshold()
+    assert (found.rule, found.fpr, found.verdict(0.0)) == ("none", 0.2, "undecided")
 
 
 def test_images_of_one_part_make_the_range_wider() -> None:
