@@ -102,6 +102,28 @@ def test_the_answer_is_what_the_detector_says(server: Server, detector: Detector
     assert content["threshold"] == detector.threshold(0.3).value
 
 
+@pytest.fixture
+def undecided(detector: Detector) -> Detector:
+    """A detector with seven calibration images."""
+    known = detector.calibration
+    return Detector(detector.model, Calibration.of(known.scores[:7], known.distances[:7], "7 images"), {})
+
+
+def test_the_answer_is_undecided_where_nothing_could_have_been_bad(undecided: Detector, parts: Path) -> None:
+    page = Demo(undecided, 0.01)
+    reason = undecided.threshold(0.01).reason
+    assert (page.about()["threshold"], page.about()["undecided"]) == (None, reason)
+    with bad_part(parts).open("rb") as file:
+        content = page.detect(file, 0.01)
+    assert (content["verdict"], content["undecided"], content["threshold"]) == ("undecided", reason, None)
+    assert page.threshold(0.2)["undecided"] == ""
+
+
+def test_the_page_starts_at_the_default_rate_and_says_why(undecided: Detector) -> None:
+    about = Demo(undecided, None).about()
+    assert about["fpr"] == 0.2 and "that 7 images guarantee; 0.1 needs 9" in about["line"]
+
+
 def test_pictures_keep_the_proportions_of_the_image(detector: Detector, tmp_path: Path) -> None:
     tall = Image.new("RGB", (300, 100))
     tall.getexif()[0x0112] = 6  # the camera was turned
@@ -308,6 +330,46 @@ def test_the_command_listens_on_this_machine_alone_and_ends(detector: Detector, 
                 assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
         finally:
             process.terminate()
+
+
+@pytest.mark.parametrize("arguments", [["ckpt=nowhere"], ["ckpt=."], ["fpr=x"], ["ckpt=detector", "fpr=5"]])
+def test_a_failed_start_is_one_line_and_leaves_nothing(
+    arguments: list[str], detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "detector").mkdir()
+    detector.save(tmp_path / "detector" / "detector.safetensors")
+    if arguments == ["ckpt=."]:  # no finished run in it
+        (tmp_path / "detector" / "detector.safetensors").rename(tmp_path / "detector" / "other.safetensors")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(SystemExit) as stop:
+        demo.main(arguments)
+    assert str(stop.value.code).startswith("error: ") and "\n" not in str(stop.value.code)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.slow
+def test_the_page_shows_the_reason_of_undecided_in_a_real_browser(undecided: Detector, parts: Path) -> None:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None:
+        pytest.skip("no chromium here")
+    server = Server(Demo(undecided, 0.01), "127.0.0.1", 0)
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=path, args=list(FLAGS))
+        page = browser.new_page()
+        page.goto(f"http://127.0.0.1:{server.server_port}/")
+        page.set_input_files("#file", bad_part(parts))
+        page.wait_for_selector("#facts:not([hidden])")
+        assert page.inner_text("#verdict").lower() == "undecided" == page.get_attribute("#verdict", "class")
+        assert page.inner_text("#reason") == undecided.threshold(0.01).reason
+        page.select_option("#fpr", "0.2")
+        playwright.expect(page.locator("#verdict")).to_have_class("bad")
+        assert page.is_hidden("#reason")
+        browser.close()
+    server.shutdown()
+    server.server_close()
 
 
 @pytest.mark.slow

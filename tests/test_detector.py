@@ -202,8 +202,8 @@ def test_no_file_or_another_is_one_clear_line(file: Path, tmp_path: Path) -> Non
     save_file({"a": torch.zeros(3)}, other, metadata={"format": "pt"})
     torch.save({}, ckpt)
     wanted = {
-        tmp_path / "missing": "does not exist", tmp_path / "..": "does not exist", empty: "damaged or not a detector",
-        folder: "does not exist", folder / artefact.NAME: "does not exist", text: "damaged or not a detector",
+        tmp_path / "missing": "does not exist", empty: "damaged or not a detector", text: "damaged or not a detector",
+        folder: "no finished run in", folder / artefact.NAME: "no finished run in",
         other: "but not a detector", ckpt: "is a training checkpoint",
     }  # fmt: skip
     for path, expected in wanted.items():
@@ -360,6 +360,17 @@ def test_findings_hold_score_p_value_verdict_distances_and_map(detector: Detecto
     more = detector(IMAGES, fpr=0.5)
     assert sum(each.verdict == "bad" for each in more) == 11
     assert detector(IMAGES[:1], fpr=0.01)[0].threshold == detector.threshold(0.01).value  # the gamma's
+
+
+def test_nothing_is_good_where_nothing_could_have_been_bad(detector: Detector) -> None:
+    seen = detector.detect(IMAGES)
+    detector = Detector(detector.model, Calibration.of(seen.scores[:7], seen.distances[:7], "seven images"), {})
+    for found in detector(IMAGES[:2], fpr=0.01):
+        assert found.verdict == "undecided" and found.threshold == math.inf
+        assert found.reason == detector.threshold(0.01).reason and "needs 99" in found.reason
+    for found in detector(IMAGES[:2]):  # the default is a rate that seven images allow
+        assert found.verdict in ("good", "bad") and found.reason == ""
+        assert found.threshold == detector.threshold(0.2).value == detector.threshold().value
 
 
 def test_a_score_that_is_no_number_is_bad(detector: Detector) -> None:

@@ -105,7 +105,8 @@ def test_both_files_hold_what_the_detector_finds(ckpt: Path, images: Path, capsy
         for level, distance in found.distances.items():
             assert float(row[f"level_{level}"]) == line["distances"][str(level)] == pytest.approx(distance, rel=1e-5)
     said = capsys.readouterr().out
-    assert "60 drawn images" in said and "0 unreadable" in said and "conformal threshold" in said
+    assert "60 drawn images" in said and "0 undecided, 0 unreadable" in said and "conformal threshold" in said
+    assert f"detector: {ckpt / NAME}" in said
     assert "WARNING" not in said and not (out / "overlays").exists()
 
 
@@ -158,13 +159,92 @@ def test_images_unlike_the_calibration_ones_are_warned_of(
 
 
 def test_too_few_calibration_images_are_warned_of(ckpt: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(f"ckpt={ckpt}", f"source={images}", f"out={images.parent / 'out'}") == 0
+    assert run(f"ckpt={ckpt}", f"source={images}", f"out={images.parent / 'out'}", "fpr=0.01") == 0
     assert "WARNING: fpr=0.01 needs 99 calibration images for a guarantee, but there are 60" in capsys.readouterr().out
+
+
+@pytest.fixture
+def undecided(ckpt: Path, tmp_path: Path) -> Path:
+    """The folder of a detector with seven calibration images."""
+    whole = Detector.load(ckpt)
+    few = Calibration.of(whole.calibration.scores[:7], whole.calibration.distances[:7], "7 drawn images")
+    (tmp_path / "undecided").mkdir()
+    Detector(whole.model, few, {"seed": 0}).save(tmp_path / "undecided" / NAME)
+    return tmp_path / "undecided"
+
+
+def test_images_that_could_not_have_been_bad_are_undecided(
+    undecided: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = images.parent / "out"
+    arguments = [f"ckpt={undecided}", f"source={images}", f"out={out}", "fpr=0.01", "overwrite=true"]
+    assert run(*arguments) == predict.UNDECIDED == 3
+    lines, table = rows(out)
+    assert [line["verdict"] for line in lines] == [row["verdict"] for row in table] == ["undecided"] * 5
+    assert all(line["threshold"] is None and line["error"] is None for line in lines)
+    said = capsys.readouterr().out
+    reason = Detector.load(undecided).threshold(0.01).reason
+    assert "0 good, 0 bad, 5 undecided, 0 unreadable" in said and f"UNDECIDED: {reason}" in said
+    assert json.loads((out / "predictions.json").read_text())["undecided"] == reason
+    (images / "0.png").write_text("text")
+    assert run(*arguments) == predict.UNREADABLE == 1
+    assert [line["verdict"] for line in rows(out)[0]] == ["error", *["undecided"] * 4]
+
+
+@pytest.mark.parametrize("given", [[], ["fpr=auto"]])
+def test_the_default_rate_is_one_that_the_images_allow_and_is_said(
+    given: list[str], ckpt: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(f"ckpt={ckpt}", f"source={images}", f"out={images.parent / 'out'}", *given) == 0
+    assert "fpr=0.05, the smallest of 0.01, 0.05, 0.1, 0.2 that 60 images guarantee; 0.01 needs 99" in (
+        capsys.readouterr().out
+    )
+    origin = json.loads((images.parent / "out" / "predictions.json").read_text())
+    assert origin["fpr"] == 0.05 and origin["undecided"] == ""
+
+
+def older(out: Path) -> None:
+    """Make a prediction at fpr=0.01 look as an older version wrote it: its default rate, good without a threshold."""
+    for name in ("predictions.jsonl", "predictions.csv"):
+        (out / name).write_bytes((out / name).read_bytes().replace(b"undecided", b"good"))
+    origin = json.loads((out / "predictions.json").read_text())
+    del origin["undecided"]
+    (out / "predictions.json").write_text(json.dumps(origin))
+
+
+def test_a_prediction_of_an_older_version_resumes_with_its_rate_and_true_verdicts(
+    undecided: Path, ckpt: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (images / "0.png").write_text("text")  # this row stays
+    for detector, verdicts in ((undecided, ["error", *["undecided"] * 4]), (ckpt, None)):
+        out = images.parent / detector.name
+        arguments = [f"ckpt={detector}", f"source={images}", f"out={out / 'out'}"]
+        assert run(*arguments, "fpr=0.01") == 1
+        before = [(out / "out" / name).read_bytes() for name in ("predictions.jsonl", "predictions.csv")]
+        older(out / "out")
+        assert run(*arguments, "resume=true") == 1
+        assert [(out / "out" / name).read_bytes() for name in ("predictions.jsonl", "predictions.csv")] == before
+        assert verdicts in (None, [line["verdict"] for line in rows(out / "out")[0]])
+        assert "fpr=0.01 needs 99" in capsys.readouterr().out.rpartition("detector: ")[2]
+
+
+def test_a_folder_of_runs_stands_for_the_newest_and_the_command_says_which(
+    ckpt: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, time_ in (("b", 1000), ("a", 2000)):
+        shutil.copytree(ckpt, tmp_path / "runs" / "parts" / name)
+        (tmp_path / "runs" / "parts" / name / "metrics.json").write_text('{"validation_signal": 1}')
+        os.utime(tmp_path / "runs" / "parts" / name / "metrics.json", (time_, time_))
+    for given in ("runs", "runs/parts/*"):
+        arguments = [f"ckpt={tmp_path / given}", f"source={images}", f"out={tmp_path / 'out'}", "overwrite=true"]
+        assert run(*arguments) == 0
+        assert f"detector: {tmp_path / 'runs/parts/a' / NAME}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
+        (["fpr=x"], "fpr=x: expected a number or auto"), (["ckpt=/nowhere/*"], "no finished run in /nowhere/*"),
         (["fpr=0"], "fpr=0.0: expected a false-alarm rate"), (["batch_size=0"], "batch_size=0"),
         (["device=tpu"], "device=tpu: expected cpu, cuda or auto"), (["ckpt=/nowhere"], "/nowhere does not exist"),
         (["source=/nowhere"], "source=/nowhere does not exist"), (["source=/nowhere/*.png"], "has no images"),
@@ -325,10 +405,12 @@ class Settings:
     rate: float = 0.5
     count: int = 3
     flag: bool = False
+    limit: float | None = None
 
 
 def test_key_value_arguments() -> None:
     assert parse(["name=a=b"], Settings) == Settings("a=b")
+    assert [parse(["name=a", f"limit={text}"], Settings).limit for text in ("auto", "2")] == [None, 2.0]
     given = parse(["rate=1e-3", "+count=4", "--flag=True", "name=x"], Settings)
     assert given == Settings("x", 0.001, 4, True)
     wrong = {

@@ -8,10 +8,9 @@ import torch
 
 from gaussad_pl.calibration.conformal import Calibration
 from gaussad_pl.calibration.drift import DriftMonitor
+from gaussad_pl.calibration.threshold import RATES
 from gaussad_pl.data.base import ImageDataModule
 from gaussad_pl.model.detection import Detection
-
-RATES = (0.01, 0.05, 0.1, 0.2)
 
 
 def compare(calibration: Calibration, detection: Detection, data: ImageDataModule) -> dict[str, Any]:

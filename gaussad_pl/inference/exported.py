@@ -26,7 +26,7 @@ INPUT = "images"
 
 
 def load_detector(path: str | Path, device: str | torch.device = "cpu") -> BaseDetector:
-    """Load a detector from its file, from the folder of a run, or from an exported .onnx file."""
+    """Load a detector from an exported .onnx file, or from anything that `Detector.load` takes."""
     return (ExportedDetector if Path(path).suffix == SUFFIX else Detector).load(path, device)
 
 
