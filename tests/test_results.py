@@ -76,7 +76,7 @@ def test_scores_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
     evaluation(samples=masked).write_scores(path)
     with path.open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["defect_area"] for row in rows] == ["0.0", "0.0", "", "0.15625"] and rows[1]["level_5"] == "5.0"
+    assert [row["defect_area"] for row in rows] == ["0.0", "0.0", "", "0.5625"] and rows[1]["level_5"] == "5.0"
     with pytest.raises(UserError, match="cannot write .*gone/scores.csv"):
         evaluation().write_scores(tmp_path / "gone" / "scores.csv")
 

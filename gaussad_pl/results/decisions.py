@@ -83,7 +83,8 @@ def table(results: Mapping[str, Any]) -> Table:
     result.add_column("target", justify="right")
     result.add_column("threshold", justify="right")
     result.add_column("rule")
-    for column in (f"good {source} images lost", "bad images found", "contradicted"):
+    counted = "good test" if source == "test" else "calibration"
+    for column in (f"{counted}\nimages lost", "bad images\nfound", "contradicted"):  # 80 characters wide at most
         result.add_column(column, justify="right")
     for fpr, point in points.items():
         result.add_row(
@@ -95,8 +96,8 @@ def table(results: Mapping[str, Any]) -> Table:
             _verdict(point),
         )
     if found := results["contour"]:
-        observed = "-" if found["observed"] is None else f"{100 * found['observed']:.2g} % of pixels"
-        target = f"{100 * found['target']:g} % of pixels"
+        observed = "-" if found["observed"] is None else f"{100 * found['observed']:.2g} % of\npixels"
+        target = f"{100 * found['target']:g} % of\npixels"
         result.add_row(target, f"{found['threshold']:.4g}", "contour", observed, "-", "-")
     return result
 
@@ -156,4 +157,4 @@ def _percent(share: float) -> str:
 def _verdict(point: Mapping[str, Any]) -> str:
     if point["p_value"] is None:
         return "-"
-    return f"{'YES' if point['contradicted'] else 'no'}, p = {point['p_value']:.2g}"
+    return f"{'YES' if point['contradicted'] else 'no'}\np = {point['p_value']:.2g}"
