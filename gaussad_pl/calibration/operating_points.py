@@ -2,7 +2,7 @@
 
 Sources: Clopper & Pearson, "The use of confidence or fiducial limits illustrated in the case of the binomial",
 Biometrika 1934; Vovk, "Conditional validity of inductive conformal predictors", ACML 2012; Marques F., "Universal
-distribution of the empirical coverage in split conformal prediction", Statistics & Probability Letters 2025.
+distribution of the empirical coverage in split conformal prediction", arXiv:2303.02770, 2023.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def excess_p_value(alarms: int, images: int, n: int, fpr: float) -> float:
     The threshold is the k-th largest of n calibration scores, k = max(1, floor(fpr (n + 1))). If calibration and test
     images are exchangeable, the share of good images above it is not k / (n + 1): it depends on the draw of the
     calibration images and follows Beta(k, n + 1 - k) (Vovk 2012). Given this share, the number of false alarms is
-    binomial. Mixed over the shares, it is BetaBinomial(images, k, n + 1 - k) (Marques 2025), whatever the distribution
+    binomial. Mixed over the shares, it is BetaBinomial(images, k, n + 1 - k) (Marques 2023), whatever the distribution
     of the scores; with ties, false alarms are rarer. A binomial test with the target itself would take an unlucky draw
     of the calibration images for a broken promise. A gamma threshold is at least the largest score, so that k = 1
     bounds its false alarms.
