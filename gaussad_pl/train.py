@@ -6,6 +6,7 @@ python -m gaussad_pl.train +category=screw
 from __future__ import annotations
 
 import logging
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,6 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig
 from rich.console import Console
 
-from gaussad_pl.calibration import false_alarms
 from gaussad_pl.calibration.cross_conformal import calibrate
 from gaussad_pl.cli.hydra_command import entry_point
 from gaussad_pl.cli.settings import check_settings
@@ -35,8 +35,11 @@ from gaussad_pl.inference import artefact
 from gaussad_pl.inference.detector import Detector
 from gaussad_pl.model.precision import forbid_tf32
 from gaussad_pl.results import dashboard, figures, run_folder
-from gaussad_pl.results.evaluation import provenance, table
+from gaussad_pl.results.decisions import decisions, next_command
+from gaussad_pl.results.decisions import show as show_decisions
+from gaussad_pl.results.evaluation import table
 from gaussad_pl.results.gallery import galleries
+from gaussad_pl.results.provenance import provenance
 from gaussad_pl.training.checkpoints import AtomicCheckpointIO, last_checkpoint
 from gaussad_pl.training.experiment import Outcome, experiment
 from gaussad_pl.training.forgetting import ForgettingStop
@@ -130,7 +133,9 @@ def conduct(
     re_estimates = module.refit or not outcome.fine_tuned  # cross-fitting estimates the Gaussians again
     cross_fit = settings["cross_conformal"] and re_estimates
     calibration = calibrate(module.model, data, cross_fit, outcome.fine_tuned, everything)
-    results["calibration"] = false_alarms.compare(calibration, module.detected, data)
+    segmenter = module.model.segmenter
+    limit = math.inf if segmenter is None else float(segmenter.threshold)
+    results |= decisions(calibration, outcome.final, limit, tested=bool(data.samples.test))
     report(figures.save(draw(outcome, forgetting, data, module), folder), outcome, data, loggers)
     origin = provenance(settings, data, module.model)
     Detector.of(module.model, calibration, origin).save(folder / artefact.NAME)
@@ -187,7 +192,7 @@ def report(paths: list[Path], outcome: Outcome, data: ImageDataModule, loggers: 
 
 
 def show(folder: Path, results: dict[str, Any]) -> None:
-    """Print the table at the end."""
+    """Print the tables of metrics and of decisions at the end, and the next command to type."""
     rows = [("frozen", results["frozen"])]
     if "finetuned" in results:
         rows.append(("fine-tuned", results["finetuned"]))
@@ -202,9 +207,9 @@ def show(folder: Path, results: dict[str, Any]) -> None:
         console.print(f"epoch {forgetting['epoch_chosen']} of {forgetting['history'][-1]['epoch']} chosen")
     if results["frozen"]["image_auroc"] is None:
         console.print("no metrics: the test needs good and bad images, and there are only images of one of the two")
-    for line in false_alarms.lines(results["calibration"]):
-        console.print(line, highlight=False, soft_wrap=True)
+    show_decisions(console, results)
     console.print(f"results: {folder}", soft_wrap=True)
+    console.print(f"next: {next_command(folder)}", highlight=False, soft_wrap=True)
 
 
 main = entry_point(run, resumes=True)

@@ -16,7 +16,7 @@ from conftest import TINY
 from torch import Tensor
 
 from benchmarks.speed import exported
-from gaussad_pl import export, predict
+from gaussad_pl import evaluate, export, predict
 from gaussad_pl.calibration.conformal import Calibration
 from gaussad_pl.density.cluster import ClusterGaussians
 from gaussad_pl.density.moments import moments
@@ -221,6 +221,23 @@ def test_the_exported_detector_has_the_api_of_the_other(clusters: Detector, mode
     for ours, theirs in zip(loaded(IMAGES[:3], fpr=0.2), clusters(IMAGES[:3], fpr=0.2), strict=True):
         assert (ours.verdict, ours.threshold) == (theirs.verdict, theirs.threshold)
         assert ours.map is not None and ours.map.shape == (256, 256)
+
+
+@pytest.mark.slow
+def test_an_exported_detector_is_evaluated_like_the_other(
+    clusters: Detector, model: bytes, parts: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "detector.onnx").write_bytes(model)
+    clusters.save(tmp_path / "detector.safetensors")
+    found = []
+    for name in ("detector.onnx", "detector.safetensors"):
+        out = tmp_path / name.replace(".", "-")
+        evaluate.main([f"ckpt={tmp_path / name}", f"data={parts / 'screw'}", f"out={out}"])
+        found.append(json.loads((out / "metrics.json").read_text()))
+    one, other = found
+    assert one["operating_points"] == other["operating_points"]
+    assert one["evaluation"]["aupro"] == pytest.approx(other["evaluation"]["aupro"], abs=1e-3)
+    assert one["detector"]["sha256"] != other["detector"]["sha256"]
 
 
 @pytest.mark.slow

@@ -273,6 +273,14 @@ def test_unfinished_runs_are_listed_with_the_last_line_of_their_error(sweep: Pat
     assert found["Uneven seeds or folds"] == ["tile × backbone=resnet18: no seed 1 fold 0"]
 
 
+def test_an_evaluation_among_the_runs_is_no_run(sweep: Path, caplog: pytest.LogCaptureFixture) -> None:
+    before = gather(sweep)
+    folder = next(sweep.rglob("metrics.json")).parent / "evaluation"
+    folder.mkdir()
+    (folder / "metrics.json").write_text(json.dumps({"dataset": "screw", "evaluation": {"image_auroc": 0.5}}))
+    assert gather(sweep) == before and not caplog.text
+
+
 def test_a_half_written_metrics_file_is_an_unfinished_run(sweep: Path, caplog: pytest.LogCaptureFixture) -> None:
     broken = sweep / "tile-resnet18-1" / "metrics.json"
     broken.write_text(broken.read_text()[:500])

@@ -27,7 +27,8 @@ from gaussad_pl.data.samples import Sample
 from gaussad_pl.errors import UserError
 from gaussad_pl.model.model import GaussianModel
 from gaussad_pl.results import checkout, figures, gallery
-from gaussad_pl.results.evaluation import Evaluation, provenance
+from gaussad_pl.results.evaluation import Evaluation
+from gaussad_pl.results.provenance import provenance
 
 
 def evaluation(**changes: Any) -> Evaluation:
@@ -68,20 +69,22 @@ def test_scores_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "scores.csv"
     path.write_text("old")
     with pytest.raises(ValueError):
-        evaluation().write_scores(path, [0.0])  # of one image, where there are four
+        evaluation(distances=torch.zeros(3, 2)).write_scores(path)  # of three images, where there are four
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
-    evaluation().write_scores(path, [0.0, 0.0, None, 0.25])
+    samples = evaluation().samples
+    masked = [*samples[:3], replace(samples[3], mask=Path("/masks/1.png"))]
+    evaluation(samples=masked).write_scores(path)
     with path.open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["defect_area"] for row in rows] == ["0.0", "0.0", "", "0.25"] and rows[1]["level_5"] == "5.0"
+    assert [row["defect_area"] for row in rows] == ["0.0", "0.0", "", "0.5625"] and rows[1]["level_5"] == "5.0"
     with pytest.raises(UserError, match="cannot write .*gone/scores.csv"):
-        evaluation().write_scores(tmp_path / "gone" / "scores.csv", [0.0] * 4)
+        evaluation().write_scores(tmp_path / "gone" / "scores.csv")
 
 
 def test_a_path_that_is_no_text_is_written_with_its_bytes(tmp_path: Path) -> None:
     odd = Path(os.fsdecode(b"/parts/\xff,\n.png"))
     samples = [replace(evaluation().samples[0], path=odd), *evaluation().samples[1:]]
-    evaluation(samples=samples).write_scores(tmp_path / "scores.csv", [0.0] * 4)
+    evaluation(samples=samples).write_scores(tmp_path / "scores.csv")
     with (tmp_path / "scores.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         assert next(csv.DictReader(file))["path"] == str(odd)
 

@@ -61,7 +61,7 @@ def conformal_threshold(calibration: Tensor, fpr: float) -> float:
     Args:
         calibration: scores of good images, in ascending order, ``(n,)``.
     """
-    k = _rank(len(calibration), fpr)
+    k = threshold_rank(len(calibration), fpr)
     return float(calibration[-k]) if k else math.inf
 
 
@@ -72,7 +72,7 @@ def rate_range(n: int, fpr: float, coverage: float = 0.9) -> tuple[float, float]
     k = max(1, floor(fpr (n + 1))), and the interval is bounded by its quantiles (1 - coverage) / 2 and
     (1 + coverage) / 2 (Vovk, "Conditional validity of inductive conformal predictors", 2012).
     """
-    k = max(1, _rank(n, fpr))
+    k = max(1, threshold_rank(n, fpr))
     hits = torch.arange(k, n + 1, dtype=torch.float64)
     log_binomial = math.lgamma(n + 1) - torch.lgamma(hits + 1) - torch.lgamma(n - hits + 1)
 
@@ -89,7 +89,7 @@ def rate_range(n: int, fpr: float, coverage: float = 0.9) -> tuple[float, float]
     return quantile((1 - coverage) / 2), quantile((1 + coverage) / 2)
 
 
-def _rank(n: int, fpr: float) -> int:
+def threshold_rank(n: int, fpr: float) -> int:
     """Return k, the rank of the threshold among the calibration scores, from the largest; 0 if there is none."""
     if not 0 < fpr < 1:
         raise UserError(f"fpr={fpr}: expected a false-alarm rate between 0 and 1, for example 0.01")

@@ -19,6 +19,7 @@ from gaussad_pl.model.anomaly_maps import MapHead, map_score
 from gaussad_pl.model.combination import COMBINATIONS, Combination, combine
 from gaussad_pl.model.patches import middle_levels
 
+RARE = 0.001  # target share of the pixels of good images beyond the contour of the maps
 CLUSTERS = (512, 128)  # fine and broad ones: surfaces of much detail need the first, few or plain images the second
 
 
@@ -42,7 +43,7 @@ class Segmenter(nn.Module):
     centre: Tensor  # mean of pooled and map score on held-out good images, (2,)
     spread: Tensor  # their standard deviations, (2,)
     weights: Tensor  # (2,)
-    threshold: Tensor  # of the maps: one pixel in a thousand of held-out good images is above, ()
+    threshold: Tensor  # of the maps, their contour: `RARE` of the pixels of held-out good images are above, ()
 
     def __init__(
         self,

@@ -117,7 +117,8 @@ def gather(top: Path) -> tuple[list[Run], list[Unfinished]]:
         folder = Path(place)
         if "metrics.json" in files:
             try:
-                runs.append(read_run(folder, top))
+                if (run := read_run(folder, top)) is not None:
+                    runs.append(run)
             except DAMAGE as error:
                 reason = shortened(" ".join(string(f"{type(error).__name__}: {error}").split()))
                 log.warning("%s is unreadable (%s): the run counts as unfinished", folder / "metrics.json", reason)
@@ -128,8 +129,8 @@ def gather(top: Path) -> tuple[list[Run], list[Unfinished]]:
     return runs, unfinished
 
 
-def read_run(folder: Path, top: Path) -> Run:
-    """Read a finished run.
+def read_run(folder: Path, top: Path) -> Run | None:
+    """Read a finished run; None for the results of `gaussad_pl.evaluate`, which are not a run.
 
     Raises:
         OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError: metrics.json is
@@ -137,6 +138,8 @@ def read_run(folder: Path, top: Path) -> Run:
     """
     path = folder / "metrics.json"
     found = load_json(path)
+    if "evaluation" in found:
+        return None
     finetuned = found.get("finetuned")
     history = found.get("forgetting")
     parts = ("levels", "segmentation", "frozen", "finetuned")
