@@ -22,6 +22,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from gaussad_pl.calibration import false_alarms
+from gaussad_pl.calibration.conformal import Calibration
 from gaussad_pl.calibration.cross_conformal import calibrate
 from gaussad_pl.cli.hydra_command import entry_point
 from gaussad_pl.cli.settings import check_settings
@@ -33,10 +34,12 @@ from gaussad_pl.errors import UserError
 from gaussad_pl.files import write_json
 from gaussad_pl.inference import artefact
 from gaussad_pl.inference.detector import Detector
+from gaussad_pl.inference.heat import HeatScale
 from gaussad_pl.model.precision import forbid_tf32
 from gaussad_pl.results import dashboard, figures, run_folder
 from gaussad_pl.results.evaluation import provenance, table
-from gaussad_pl.results.gallery import galleries
+from gaussad_pl.results.gallery import RATE, galleries
+from gaussad_pl.training.acceptance import CONFIDENCE
 from gaussad_pl.training.checkpoints import AtomicCheckpointIO, last_checkpoint
 from gaussad_pl.training.experiment import Outcome, experiment
 from gaussad_pl.training.forgetting import ForgettingStop
@@ -131,7 +134,9 @@ def conduct(
     cross_fit = settings["cross_conformal"] and re_estimates
     calibration = calibrate(module.model, data, cross_fit, outcome.fine_tuned, everything)
     results["calibration"] = false_alarms.compare(calibration, module.detected, data)
-    report(figures.save(draw(outcome, forgetting, data, module), folder), outcome, data, loggers)
+    scale = heat_scale(module, outcome)
+    drawn = draw(outcome, forgetting, data, scale, calibration)
+    report(figures.save(drawn, folder), outcome, data, scale, calibration, loggers)
     origin = provenance(settings, data, module.model)
     Detector.of(module.model, calibration, origin).save(folder / artefact.NAME)
     results |= origin
@@ -148,7 +153,21 @@ def every_image(module: GaussianAD, data: ImageDataModule, settings: dict[str, A
     return bool(data.folds and cross_fitted)
 
 
-def draw(outcome: Outcome, forgetting: ForgettingStop, data: ImageDataModule, module: GaussianAD) -> dict[str, Figure]:
+def heat_scale(module: GaussianAD, outcome: Outcome) -> HeatScale | None:
+    """The colour scale of all maps of a run; None if there are no maps."""
+    segmenter, maps = module.model.segmenter, outcome.final.maps
+    if segmenter is None or maps is None:
+        return None
+    return HeatScale.of(float(segmenter.median), float(segmenter.threshold), maps.numpy())
+
+
+def draw(
+    outcome: Outcome,
+    forgetting: ForgettingStop,
+    data: ImageDataModule,
+    scale: HeatScale | None,
+    calibration: Calibration,
+) -> dict[str, Figure]:
     """The figures of a run, by name."""
     final = outcome.final
     found: dict[str, Figure] = {}
@@ -156,18 +175,27 @@ def draw(outcome: Outcome, forgetting: ForgettingStop, data: ImageDataModule, mo
         found["levels"] = figures.level_bars(outcome.results["levels"])
     if "forgetting" in outcome.results:
         found["forgetting"] = figures.forgetting_curve(
-            forgetting.history, forgetting.signal, outcome.results["forgetting"]["epoch_chosen"]
+            outcome.results["forgetting"], forgetting.best_epoch, outcome.results.get("acceptance", []), CONFIDENCE
         )
     if final.has_both_classes:
         scores = {state: each.scores for state, each in outcome.evaluations.items()}
         found["roc"] = figures.roc_curves(scores, final.labels)
-    found["histogram"] = figures.histogram(final.scores, final.labels)
-    if module.model.segmenter is not None:
-        found |= galleries(final, data.test, float(module.segmenter.threshold))
+    found["histogram"] = figures.histogram(
+        final.scores, final.labels, calibration.scores, calibration.threshold(RATE).value, RATE
+    )
+    if scale is not None:
+        found |= galleries(final, data.test, scale, calibration)
     return found
 
 
-def report(paths: list[Path], outcome: Outcome, data: ImageDataModule, loggers: list[Logger]) -> None:
+def report(
+    paths: list[Path],
+    outcome: Outcome,
+    data: ImageDataModule,
+    scale: HeatScale | None,
+    calibration: Calibration,
+    loggers: list[Logger],
+) -> None:
     """Send the final numbers and figures to the loggers."""
     results = outcome.results
     numbers = {
@@ -183,7 +211,8 @@ def report(paths: list[Path], outcome: Outcome, data: ImageDataModule, loggers: 
     for logger in loggers:
         logger.log_metrics(numbers)
         if isinstance(logger, WandbLogger):
-            dashboard.show(logger.experiment, numbers, results, outcome.evaluations, data.test, paths)
+            examples = dashboard.examples(outcome.final, data.test, scale, calibration.threshold(RATE).value)
+            dashboard.show(logger.experiment, numbers, results, outcome.evaluations, examples, paths)
 
 
 def show(folder: Path, results: dict[str, Any]) -> None:
