@@ -65,8 +65,19 @@ class Demo:
             "name": self.detector.provenance.get("dataset", "detector"),
             "scheme": calibration.scheme,
             "scores": calibration.scores.tolist(),
+            "scale": self.scale(),
             **self.threshold(self.fpr),
         }
+
+    def scale(self) -> dict[str, Any] | None:
+        """Return the colour scale of all maps and a picture of its bar; None if there is no threshold of the map."""
+        detector = self.detector
+        if not np.isfinite(detector.limit):
+            return None
+        scale = HeatScale.of(detector.median, detector.limit, np.zeros(1, np.float32))
+        values = np.linspace(scale.zero, scale.top, SIDE)[None]
+        bar = Image.fromarray(scale.blended(np.full((1, SIDE, 3), 255, np.uint8), values))
+        return {"bar": _data(bar), "legend": scale.legend, "ticks": [scale.zero, scale.threshold, scale.top]}
 
     def threshold(self, fpr: float) -> dict[str, Any]:
         """Return the threshold for a false-alarm rate and its explanation; an infinite threshold is None."""
