@@ -126,7 +126,7 @@ def overlays(
     figure = Figure(
         figsize=(max(2 * widest + 0.4, NARROWEST), sum(heights) + 0.3 * len(heights) + 1.6), layout="constrained"
     )
-    figure.suptitle(group.title, fontsize=11)
+    figure.suptitle(group.title, fontsize=10)
     grid = figure.add_gridspec(len(heights) + 1, 2, height_ratios=[*heights, 0.16])
     for line, (index, image) in enumerate(zip(group.rows, pictures, strict=True)):
         left, right = (figure.add_subplot(grid[line, column]) for column in (0, 1))
