@@ -369,7 +369,7 @@ def test_thousands_of_images_and_outliers_make_a_small_figure() -> None:
 
 def test_a_histogram_marks_the_thresholds_that_there_are(sweep: Path) -> None:
     scores = Scores(np.repeat([0, 1], 10), np.arange(20.0))
-    assert "threshold (5 % false alarms)" in str(histogram_figure([scores], [math.nan, 7.0], "x"))
+    assert "threshold at 5 %" in str(histogram_figure([scores], [math.nan, 7.0], "x"))
     assert "threshold" not in str(histogram_figure([scores], [math.nan, math.inf], "x"))
     make_run(sweep / "a", calibration={"thresholds": {"0.05": {"value": 1.5}}})
     make_run(sweep / "b", calibration={"thresholds": {"0.05": {"value": None}}})

@@ -20,7 +20,8 @@ from gaussad_pl.reporting.scores import Scores
 
 # placeholder colours, replaced by the CSS variables of the page
 INK, MUTED, GRID, GOOD, BAD, BEFORE = (f"#{i:02}{i:02}{i:02}" for i in range(1, 7))
-THRESHOLD = "threshold (5 % false alarms)"
+THRESHOLD = "threshold at 5 %"
+HEADROOM = 1.4  # height of a histogram in units of its content: room for the legend
 VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line", GOOD: "--good", BAD: "--bad", BEFORE: "--warn"}
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none", "text.parse_math": False, "font.size": 9.5,
@@ -73,7 +74,9 @@ def histogram_figure(final: Sequence[Scores], thresholds: Sequence[float], name:
                 axes.stairs(counts, edges, color=colour, linewidth=_thin(groups), label="" if i else title)
         inside = [each for each in thresholds if edges[0] <= each <= edges[-1]]
         for i, threshold in enumerate(inside):
-            axes.axvline(threshold, color=INK, linestyle="--", linewidth=_thin(inside), label="" if i else THRESHOLD)
+            label, width = "" if i else THRESHOLD, _thin(inside)
+            axes.axvline(threshold, ymax=1 / HEADROOM, color=INK, linestyle="--", linewidth=width, label=label)
+        axes.set_ylim(top=HEADROOM * axes.get_ylim()[1])
         axes.legend(loc="upper right")
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         return _svg(figure, f"score histogram of {name}")
