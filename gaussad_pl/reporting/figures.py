@@ -74,8 +74,8 @@ def histogram_figure(final: Sequence[Scores], thresholds: Sequence[float], name:
                 axes.stairs(counts, edges, color=colour, linewidth=_thin(groups), label="" if i else title)
         inside = [each for each in thresholds if edges[0] <= each <= edges[-1]]
         for i, threshold in enumerate(inside):
-            label, width = "" if i else THRESHOLD, _thin(inside)
-            axes.axvline(threshold, ymax=1 / HEADROOM, color=INK, linestyle="--", linewidth=width, label=label)
+            name_once = "" if i else THRESHOLD
+            axes.axvline(threshold, 0, 1 / HEADROOM, color=INK, ls="--", lw=_thin(inside), label=name_once)
         axes.set_ylim(top=HEADROOM * axes.get_ylim()[1])
         axes.legend(loc="upper right")
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
