@@ -29,10 +29,10 @@ from PIL import Image
 from gaussad_pl.calibration.threshold import Threshold
 from gaussad_pl.cli.interruption import Interrupted
 from gaussad_pl.cli.options import command
-from gaussad_pl.data.images import FORMATS, resized, upright
+from gaussad_pl.data.images import FORMATS, fitted, resized, upright
 from gaussad_pl.errors import UserError
 from gaussad_pl.inference.exported import load_detector
-from gaussad_pl.inference.overlay import CONTOUR, heat
+from gaussad_pl.inference.heat import CONTOUR, HeatScale, border, enlarged
 from gaussad_pl.inference.prediction import BaseDetector, Prediction
 from gaussad_pl.inference.runs import find_detector
 from gaussad_pl.web.server import Server
@@ -69,8 +69,19 @@ class Demo:
             "name": self.detector.provenance.get("dataset", "detector"),
             "scheme": calibration.scheme,
             "scores": calibration.scores.tolist(),
+            "scale": self.scale(),
             **_content(self.initial),
         }
+
+    def scale(self) -> dict[str, Any] | None:
+        """Return the colour scale of all maps and a picture of its bar; None if there is no threshold of the map."""
+        detector = self.detector
+        if not np.isfinite(detector.limit):
+            return None
+        scale = HeatScale.of(detector.median, detector.limit, np.zeros(1, np.float32))
+        values = np.linspace(scale.zero, scale.top, SIDE)[None]
+        bar = Image.fromarray(scale.blended(np.full((1, SIDE, 3), 255, np.uint8), values))
+        return {"bar": _data(bar), "legend": scale.legend, "ticks": [scale.zero, scale.threshold, scale.top]}
 
     def threshold(self, fpr: float) -> dict[str, Any]:
         """Return the threshold for a false-alarm rate and its explanation; an infinite threshold is None."""
@@ -91,7 +102,7 @@ class Demo:
             "verdict": prediction.verdict,
             **_content(threshold),
             "photo": _data(photo),
-            "heat": _heat(prediction, self.detector.limit, photo.size),
+            "heat": _heat(prediction, self.detector, photo.size),
         }
 
 
@@ -112,8 +123,7 @@ def read(file: BinaryIO, size: int) -> tuple[torch.Tensor, Image.Image]:
             image.draft(None, (2 * size, 2 * size))  # as in read_image, for the same score as predict
             whole = upright(image)
             pixels = torch.from_numpy(np.array(resized(whole, (size, size)))).permute(2, 0, 1)
-            width, height = (max(1, round(side * SIDE / max(whole.size))) for side in whole.size)
-            return pixels, resized(whole, (width, height))
+            return pixels, fitted(whole, SIDE)
     except Image.DecompressionBombError as error:
         most = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
         raise UserError(f"The image has too many pixels: at most {most:.0f} million are accepted.") from error
@@ -124,13 +134,13 @@ def read(file: BinaryIO, size: int) -> tuple[torch.Tensor, Image.Image]:
         ) from error
 
 
-def _heat(prediction: Prediction, limit: float, size: tuple[int, int]) -> str | None:
-    """Render the map as a layer on the picture; its opacity increases with the anomaly."""
+def _heat(prediction: Prediction, detector: BaseDetector, size: tuple[int, int]) -> str | None:
+    """Render the map as a layer on the picture, transparent where it is far below the threshold."""
     if prediction.map is None:
         return None
-    colours, strength, outline = heat(prediction.map, limit, size)
-    layer = np.dstack([colours, 255 * (2.4 * strength**2).clip(0, 1)])  # opacity 0.6 at the limit
-    layer[outline] = (*CONTOUR, 255)
+    scale, values = HeatScale.of(detector.median, detector.limit, prediction.map), enlarged(prediction.map, size)
+    layer = 255 * scale.rgba(values)
+    layer[border(values > scale.threshold)] = (*CONTOUR, 255)
     return _data(Image.fromarray(layer.round().astype(np.uint8)))
 
 

@@ -1,8 +1,9 @@
 """Evaluate a detector on a folder of labelled images: metrics, operating points and pictures, as at the end of a run.
 
-python -m gaussad_pl.evaluate ckpt=<run folder, or a file of a detector> data=<folder>
+python -m gaussad_pl.evaluate ckpt=<folder of runs, or a file of a detector> data=<folder>
 
-  ckpt   folder of a finished run, its detector.safetensors, or a file written by gaussad_pl.export
+  ckpt   folder of a run, its detector.safetensors, or a file written by gaussad_pl.export; a folder of runs or a
+         pattern like 'runs/parts/*' stands for the run in it that finished last
   data   folder in one of the layouts that training accepts: images of good parts; good/ beside one folder per kind
          of defect; or that of MVTec AD, of which test/ is evaluated
   bad    folder of bad images, if they are elsewhere
@@ -25,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
@@ -39,14 +39,13 @@ from gaussad_pl.data.samples import Sample, Samples, Settings, is_mvtec, scan_fo
 from gaussad_pl.errors import UserError
 from gaussad_pl.files import unwritable, write_json
 from gaussad_pl.fingerprints import file_sha256
-from gaussad_pl.inference.artefact import NAME
 from gaussad_pl.inference.detector import Detector
 from gaussad_pl.inference.exported import SUFFIX, load_detector
 from gaussad_pl.inference.prediction import BATCH, BaseDetector
+from gaussad_pl.inference.runs import find_detector
 from gaussad_pl.model.detection import Detection
-from gaussad_pl.results import decisions, figures
+from gaussad_pl.results import decisions, figures, pictures
 from gaussad_pl.results.evaluation import Evaluation, table
-from gaussad_pl.results.gallery import galleries
 from gaussad_pl.version import __version__
 
 
@@ -70,8 +69,7 @@ def evaluate(options: Options) -> None:
     out = Path(options.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"out={out} already exists: give another out=, or remove it")
-    path = Path(options.ckpt)
-    path = path / NAME if path.is_dir() else path
+    path = find_detector(options.ckpt)
     on_gpu = torch.cuda.is_available() and path.suffix != SUFFIX
     detector = load_detector(path, "cuda" if on_gpu else "cpu")
     samples, trained_on = labelled(options, detector)
@@ -86,7 +84,9 @@ def evaluate(options: Options) -> None:
     found = detect(detector, images)
     evaluation = Evaluation(samples, found.distances, found.scores, detector.levels, found.maps, masks)
     evaluation.write_scores(out / "scores.csv")
-    figures.save(draw(evaluation, images, detector.limit), out)
+    dataset: Any = StackDataset(image=images)  # type: ignore[arg-type]
+    scale = pictures.heat_scale(evaluation, detector.median, detector.limit)
+    figures.save(pictures.draw({"detector": evaluation}, dataset, scale, detector.calibration), out)
     results = {
         "dataset": Path(options.data).resolve().name,
         "evaluation": evaluation.metrics(),
@@ -140,16 +140,6 @@ def detect(detector: BaseDetector, images: Tensor) -> Detection:
     return Detection.join([detector.detect(batch) for batch in batches])
 
 
-def draw(evaluation: Evaluation, images: Tensor, limit: float) -> dict[str, Figure]:
-    """The pictures of an evaluation, by name: those of a run that do not concern its training."""
-    found: dict[str, Figure] = {"histogram": figures.histogram(evaluation.scores, evaluation.labels)}
-    if evaluation.has_both_classes:
-        found["roc"] = figures.roc_curves({"detector": evaluation.scores}, evaluation.labels)
-    if evaluation.maps is not None:
-        found |= galleries(evaluation, StackDataset(image=images), limit)  # type: ignore[arg-type]
-    return found
-
-
 def show(results: dict[str, Any], out: Path) -> None:
     """Print the tables of metrics and of decisions."""
     console = Console(markup=False, emoji=False)  # a folder may be called [a]
@@ -159,6 +149,7 @@ def show(results: dict[str, Any], out: Path) -> None:
     if results["good_images_trained_on"]:
         line = "WARNING: the detector was trained on these good images: on new ones, it loses more than the table shows"
         console.print(line, highlight=False, soft_wrap=True)
+    console.print(f"detector: {results['detector']['file']}", soft_wrap=True)
     console.print(f"results: {out}", soft_wrap=True)
 
 

@@ -137,6 +137,7 @@ def metadata(detector: Detector) -> tuple[dict[str, Any], dict[str, Any], dict[s
         "format": FORMAT,
         "size": detector.size,
         "levels": detector.levels,
+        "median": detector.median,
         "limit": detector.limit if np.isfinite(detector.limit) else None,
         "input": "images: uint8 (N, size, size, 3), RGB, resized to a square by Pillow's bilinear filter",
         "verdict": "bad if the score is above the threshold, else good; undecided if the threshold is null",

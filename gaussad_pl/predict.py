@@ -40,12 +40,13 @@ from torch import Tensor
 from gaussad_pl.calibration.drift import DriftMonitor
 from gaussad_pl.calibration.threshold import Threshold
 from gaussad_pl.cli.options import command
+from gaussad_pl.data.images import read_picture
 from gaussad_pl.data.loading import decoded
 from gaussad_pl.errors import UserError
 from gaussad_pl.files import UNWRITABLE, UnwritableError, replacing
 from gaussad_pl.fingerprints import file_sha256
 from gaussad_pl.inference.exported import load_detector
-from gaussad_pl.inference.overlay import overlay
+from gaussad_pl.inference.overlay import SIDE, overlay
 from gaussad_pl.inference.prediction import BATCH, BaseDetector, Prediction
 from gaussad_pl.inference.records import TABLE, Records, open_out, stored_rate
 from gaussad_pl.inference.runs import find_detector
@@ -76,7 +77,6 @@ class Row:
 
     index: int
     path: Path
-    pixels: Tensor | None
     prediction: Prediction | None
     error: str = ""
 
@@ -113,7 +113,7 @@ def predict(options: Options) -> int:
         rows = score(detector, images, threshold, monitor, options.batch_size, done)
         for row in show.track(rows, total=count, completed=done):
             if options.overlays:
-                row = draw(row, detector.limit, out / "overlays")
+                row = draw(row, detector, out / "overlays")
             content = record(row, detector.levels)
             records.append(content)
             tally[outcome(content)] += 1
@@ -153,20 +153,21 @@ def score(
             predictions = detector.predictions(detection, threshold)
         for index, (path, pixels) in batch:
             if isinstance(pixels, Tensor):
-                yield Row(index, path, pixels, next(predictions))
+                yield Row(index, path, next(predictions))
             else:
-                yield Row(index, path, None, None, str(pixels))
+                yield Row(index, path, None, str(pixels))
 
 
-def draw(row: Row, limit: float, folder: Path) -> Row:
+def draw(row: Row, detector: BaseDetector, folder: Path) -> Row:
     """Save the overlay of an image, and return its row; an error is noted in the row and does not stop the command."""
-    if row.prediction is None or row.pixels is None:
+    if row.prediction is None:
         return row
     stem = row.path.stem.encode("utf-8", "replace")[:NAME_LENGTH].decode("utf-8", "ignore")
     path = folder / f"{row.index:06}_{stem}.png"
     try:
         with replacing(path) as partial:
-            overlay(row.pixels, row.prediction, limit, row.path.name).save(partial, "PNG")
+            image = read_picture(row.path, SIDE)
+            overlay(image, row.prediction, detector.median, detector.limit, row.path.name).save(partial, "PNG")
     except Exception as error:  # concerns only this picture
         cause = error.__cause__
         if isinstance(error, UnwritableError) and isinstance(cause, OSError) and cause.errno in UNWRITABLE:

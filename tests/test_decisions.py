@@ -78,7 +78,19 @@ def test_what_is_not_known_is_said() -> None:
 def test_rates_without_a_guarantee_are_named_with_the_images_they_need() -> None:
     (line,) = [line for line in notes(made(n=30)) if "without a guarantee" in line]
     assert line.startswith("at 1 %") and line.endswith("needs 99 calibration images, there are 30")
-    assert len([line for line in notes(made(n=7)) if "no image is called bad" in line]) == 3
+    assert len([line for line in notes(made(n=7)) if "every image is undecided" in line]) == 3
+
+
+def test_undecided_images_are_not_counted_as_good() -> None:
+    row = next(line for line in printed(made(n=7)).splitlines() if " none " in line)
+    assert [cell.strip() for cell in row.split("│")[2:-1]] == ["-", "none", "-", "-", "-"]
+
+
+def test_the_default_rate_is_in_the_table_and_said() -> None:
+    (line,) = [line for line in notes(made(n=30)) if "by default" in line]
+    assert "fpr=0.05, the smallest of" in line and line.endswith("that 30 images guarantee; 0.01 needs 99")
+    assert list(made(n=7)["operating_points"]) == ["0.01", "0.05", "0.1", "0.2"]
+    assert not any("by default" in line for line in notes(made(n=3)))
 
 
 def test_the_contour_marks_a_share_of_good_pixels() -> None:

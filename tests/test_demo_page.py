@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import socket
 import struct
@@ -10,13 +11,17 @@ import subprocess
 import sys
 import threading
 import time
+from base64 import b64decode
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+import numpy as np
 import pytest
 import torch
 from conftest import TINY
@@ -122,6 +127,17 @@ def test_the_answer_is_undecided_where_nothing_could_have_been_bad(undecided: De
 def test_the_page_starts_at_the_default_rate_and_says_why(undecided: Detector) -> None:
     about = Demo(undecided, None).about()
     assert about["fpr"] == 0.2 and "that 7 images guarantee; 0.1 needs 9" in about["line"]
+
+
+def test_the_colour_bar_has_the_scale_of_the_maps_with_the_threshold_in_the_middle(detector: Detector) -> None:
+    known = copy(detector)
+    known.median, known.limit = 4.0, 9.0
+    scale = Demo(known, 0.1).about()["scale"]
+    assert scale["ticks"] == [4, 9, 14] and "0.1 % of good pixels" in scale["legend"]
+    bar = np.asarray(Image.open(BytesIO(b64decode(scale["bar"].split(",")[1]))))
+    assert (bar[0, : bar.shape[1] // 4] == 255).all() and (bar[0, bar.shape[1] // 2] != 255).any()
+    known.limit = math.inf
+    assert Demo(known, 0.1).about()["scale"] is None
 
 
 def test_pictures_keep_the_proportions_of_the_image(detector: Detector, tmp_path: Path) -> None:

@@ -54,6 +54,7 @@ def trained(weights: list[float] | None = None, combine: str = "both", form: str
     if form:
         module.segmenter.centre.copy_(torch.tensor([5.0, 7.0]))
         module.segmenter.spread.copy_(torch.tensor([2.0, 3.0]))
+        module.segmenter.median.fill_(4.0)
         module.segmenter.threshold.fill_(9.0)
     if weights is not None:
         module.model.level_weights.copy_(torch.tensor(weights))
@@ -247,6 +248,28 @@ def test_any_flipped_bit_is_one_clear_line_or_changes_nothing(file: Path, detect
 def test_a_file_of_the_format_before_still_loads(file: Path) -> None:
     altered(file, format=2)
     Detector.load(file)
+
+
+def test_a_file_without_the_median_of_the_maps_loads_and_its_scale_begins_at_zero(file: Path, tmp_path: Path) -> None:
+    assert Detector.load(file).median == 4
+    with safe_open(file, framework="pt") as opened:
+        header = json.loads(opened.metadata()["gaussad_pl"])
+    tensors = load_file(file)
+    del tensors["segmenter.median"]
+    header |= {"format": 2, "checksum": artefact._checksum(tensors)}
+    save_file(tensors, file, metadata={"gaussad_pl": json.dumps(header)})
+    found = Detector.load(file)
+    assert (found.median, found.limit) == (0, 9)
+    found.save(tmp_path / "again.safetensors")
+    assert Detector.load(tmp_path / "again.safetensors").median == 0
+
+
+def test_a_checkpoint_without_the_median_of_the_maps_still_loads() -> None:
+    state = trained().state_dict()
+    del state["model.segmenter.median"]
+    module = trained()
+    module.load_state_dict(state)
+    assert (float(module.segmenter.median), float(module.segmenter.threshold)) == (0, 9)
 
 
 @pytest.mark.parametrize("changes", [{"provenance": None}, {"calibration": 3}, {"calibration": {}}, {"model": []}])

@@ -71,7 +71,8 @@ def test_it_leaves_the_files_of_a_run_and_says_what_was_decided(
 ) -> None:
     out = tmp_path / "new" / "out"
     run(f"ckpt={ckpt}", f"data={parts / 'screw'}", f"out={out}")
-    pictures = {"roc.png", "histogram.png", "misses.png", "false_alarms.png", "defects.png"}
+    names = ("roc", "histogram", "misses", "false_alarms", "defects")
+    pictures = {f"{name}.{kind}" for name in names for kind in ("png", "pdf")}
     assert {path.name for path in out.iterdir()} == {"metrics.json", "scores.csv"} | pictures
     found, said = metrics(out), capsys.readouterr().out
     assert found["calibration"]["test_good"] == 6 and len(scores(out)) == 12

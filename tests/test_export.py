@@ -52,6 +52,7 @@ def detector(form: str | None, **backbone: Any) -> Detector:
             model.segmenter.estimate()
             model.segmenter.centre.copy_(torch.tensor([5.0, 7.0]))
             model.segmenter.spread.copy_(torch.tensor([2.0, 3.0]))
+            model.segmenter.median.fill_(4.0)
             model.segmenter.threshold.fill_(9.0)
         found = model(IMAGES[:20])
     return Detector.of(model, Calibration.of(found.scores, found.distances, "some images"), {"seed": 7})
@@ -164,7 +165,8 @@ def test_without_a_map_and_without_calibration_images_there_are_scores() -> None
 def test_the_metadata_are_json_without_paths_of_this_machine(clusters: Detector, model: bytes) -> None:
     held = open_session(model).get_modelmeta().custom_metadata_map
     header, calibration, provenance = (json.loads(held[key]) for key in KEYS)
-    assert header["size"] == 64 and header["limit"] == 9 and set(header["versions"]) >= {"gaussad_pl", "torch", "onnx"}
+    assert (header["size"], header["limit"], header["median"]) == (64, 9, 4)
+    assert set(header["versions"]) >= {"gaussad_pl", "torch", "onnx"}
     default = clusters.threshold()
     assert (header["fpr"], header["threshold"], header["undecided"]) == (default.fpr, default.value, "")
     assert calibration["scores"] == clusters.calibration.scores.tolist() and provenance == {"seed": 7}
@@ -214,7 +216,7 @@ def test_the_exported_detector_has_the_api_of_the_other(clusters: Detector, mode
     (tmp_path / "detector.onnx").write_bytes(model)
     loaded = load_detector(tmp_path / "detector.onnx")
     assert isinstance(loaded, ExportedDetector)
-    for name in ("size", "levels", "limit", "provenance"):
+    for name in ("size", "levels", "median", "limit", "provenance"):
         assert getattr(loaded, name) == getattr(clusters, name)
     assert loaded.threshold(0.05) == clusters.threshold(0.05)
     torch.testing.assert_close(loaded.calibration.distances, clusters.calibration.distances, rtol=0, atol=0)

@@ -123,5 +123,5 @@ def test_without_bad_images_nothing_is_said_of_them() -> None:
 def test_without_a_threshold_there_is_nothing_to_test() -> None:
     found = point(ramp(7), torch.full((9,), 500.0), torch.full((9,), 500.0), 0.05)
     assert found.rule == "none" and found.threshold is None
-    assert (found.good_lost, found.bad_found) == (0, 0)
+    assert (found.good_lost, found.good, found.bad_found, found.bad) == (None, 9, None, 9)
     assert found.good_interval is found.bad_interval is found.p_value is found.contradicted is None

@@ -31,7 +31,8 @@ from gaussad_pl.data.loading import decoded
 from gaussad_pl.errors import UserError
 from gaussad_pl.inference.artefact import NAME
 from gaussad_pl.inference.detector import Detector
-from gaussad_pl.inference.overlay import LINE, SIDE, overlay
+from gaussad_pl.inference.heat import CONTOUR, OPACITY, OUTLINE, HeatScale
+from gaussad_pl.inference.overlay import BAR, GAP, SIDE, TITLE, WIDTH, overlay
 from gaussad_pl.inference.prediction import Prediction
 from gaussad_pl.inference.sources import count_images, image_paths
 from gaussad_pl.training.module import GaussianAD
@@ -384,19 +385,76 @@ def test_a_name_as_long_as_names_can_be_is_a_row_like_any_other(ckpt: Path, imag
 # --------------------------------------------------------------------------------------------------- overlays, options
 
 
+def shown(limit: float, size: tuple[int, int] = (SIDE, SIDE), **changes: Any) -> np.ndarray:
+    """Pixels of an overlay of a grey image, whose map is 1 in a square, 0.2 to its right and 0 elsewhere."""
+    values = np.zeros((256, 256), np.float32)
+    values[64:128, 64:128], values[64:128, 128:] = 1, 0.2
+    prediction = Prediction(**{**PREDICTION, "map": values, **changes})
+    return np.asarray(overlay(Image.new("RGB", size, (100, 100, 100)), prediction, 0.1, limit, "Teil ä.png")).astype(
+        int
+    )
+
+
+PREDICTION: dict[str, Any] = {"score": 1.5, "p_value": 0.01, "verdict": "bad", "threshold": 1.0, "distances": {0: 1.0}}
+
+
 @pytest.mark.parametrize("limit", [0.5, float("inf")])
 def test_an_overlay_shows_image_and_map_with_a_contour(limit: float) -> None:
-    values = np.zeros((256, 256), np.float32)
-    values[64:128, 64:128] = 1
-    prediction = Prediction(1.5, 0.01, "bad", 1.0, {0: 1.0}, values)
-    picture = overlay(torch.zeros(3, 64, 64, dtype=torch.uint8), prediction, limit, "Teil ä.png")
-    assert picture.size == (2 * SIDE, SIDE + LINE)
-    drawn = np.asarray(picture)[LINE:, SIDE:].astype(int)
-    contour = (drawn == (79, 227, 255)).all(2)
-    assert contour.any() == (limit == 0.5)
-    assert drawn[SIDE * 3 // 8, SIDE * 3 // 8].sum() > drawn[5, 5].sum()  # bright where the map is high
-    alone = overlay(torch.zeros(3, 64, 64, dtype=torch.uint8), Prediction(0, 1, "good", 1, {}, None), limit, "a")
-    assert alone.size == (SIDE, SIDE + LINE)
+    drawn = shown(limit)
+    assert drawn.shape == (TITLE + SIDE + BAR, 2 * SIDE + GAP, 3)
+    under_map = drawn[TITLE : TITLE + SIDE, SIDE + GAP :]
+    assert (under_map == CONTOUR).all(2).any() == (limit == 0.5)
+    assert under_map[SIDE * 3 // 8, SIDE * 3 // 8].sum() > 300  # bright where the map is high
+    assert (under_map[5, 5] == 100).all()
+    alone = shown(limit, map=None)
+    assert alone.shape == (TITLE + SIDE, WIDTH, 3)
+
+
+def test_an_undecided_verdict_is_written_in_grey() -> None:
+    few = Calibration.of(torch.zeros(3), torch.zeros(3, 1), "3 images").threshold(0.01)
+    titles = {
+        verdict: shown(0.5, map=None, verdict=verdict, threshold=few.value, reason=reason)[: TITLE // 2]
+        for verdict, reason in (("undecided", few.reason), ("good", ""), ("bad", ""))
+    }
+    spread = {verdict: np.ptp(title, axis=2).max() for verdict, title in titles.items()}
+    assert spread["undecided"] < 40 < min(spread["good"], spread["bad"])
+
+
+def test_a_map_is_transparent_below_half_way_to_its_threshold() -> None:
+    drawn = shown(0.5)[TITLE : TITLE + SIDE, SIDE + GAP :]
+    assert (drawn[SIDE * 3 // 8, SIDE * 3 // 4] == 100).all()  # 0.2 of 0.3
+    drawn = shown(0.25)[TITLE : TITLE + SIDE, SIDE + GAP :]
+    assert (drawn[SIDE * 3 // 8, SIDE * 3 // 4] != 100).any()  # of 0.175
+
+
+def test_an_overlay_keeps_the_proportions_of_its_image() -> None:
+    drawn = shown(0.5, (SIDE, SIDE // 4))
+    assert drawn.shape == (TITLE + SIDE // 4 + BAR, 2 * SIDE + GAP, 3)
+    inside = (drawn[TITLE:, SIDE + GAP :] == CONTOUR).all(2).nonzero()
+    assert np.ptp(inside[1]) == pytest.approx(4 * np.ptp(inside[0]), rel=0.1)
+
+
+def test_one_value_has_one_colour_in_all_pictures_of_a_detector() -> None:
+    maps = np.float32([0, 0.3, 0.5, 0.7, 9])
+    low, high = (HeatScale.of(0.1, 0.5, maps * factor).rgba(maps) for factor in (1, 100))
+    assert (low == high).all()
+    assert low[:, 3] == pytest.approx([0, 0, OPACITY, OPACITY, OPACITY])  # transparent up to half way
+    assert HeatScale.of(0.1, 0.5, maps).top == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize("colour", [CONTOUR, OUTLINE])
+def test_outlines_have_a_colour_that_the_map_has_not(colour: tuple[int, int, int]) -> None:
+    scale = HeatScale.of(0.0, 1.0, np.zeros(1, np.float32))
+    colours = 255 * scale.rgba(np.linspace(0, 3, 1000))[:, :3]
+    assert np.linalg.norm(colours - colour, axis=1).min() > 100
+
+
+@pytest.mark.parametrize("size", [(1000, 250), (120, 600)])
+def test_overlays_of_files_have_the_proportions_of_the_files(ckpt: Path, tmp_path: Path, size: tuple[int, int]) -> None:
+    Image.new("RGB", size).save(tmp_path / "part.png")
+    assert run(f"ckpt={ckpt}", f"source={tmp_path / 'part.png'}", f"out={tmp_path / 'out'}", "overlays=true") == 0
+    with Image.open(*(tmp_path / "out/overlays").iterdir()) as picture:
+        assert picture.height == TITLE + SIDE * min(1, size[1] / size[0]) + BAR
 
 
 @dataclass

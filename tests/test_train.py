@@ -86,6 +86,7 @@ def test_a_run_leaves_all_its_results(finished: Path) -> None:
     assert names | pictures <= {path.name for path in finished.iterdir()}
     for name in pictures:
         assert Image.open(finished / name).size[0] > 600
+        assert (finished / name).with_suffix(".pdf").read_bytes().startswith(b"%PDF")
 
 
 def test_form_and_image_score_are_chosen_on_the_augmented_validation(

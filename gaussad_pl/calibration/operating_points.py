@@ -29,13 +29,13 @@ class OperatingPoint:
     """The decisions of a detector at one target false-alarm rate.
 
     Attributes:
-        threshold: None if there is none, and no image is called bad.
+        threshold: None if there is none, and every image is undecided.
         rule: that of `Threshold`: "conformal", "gamma" or "none".
         good_from: the good images that are counted: those of the "test" set or, without any, those of the
             "calibration", from which the threshold comes.
-        good_lost: number of good images above the threshold, of ``good``.
+        good_lost: number of good images above the threshold, of ``good``; None if they are undecided.
         good_interval: 95 % interval of the share of good images that is lost; None if it is not known.
-        bad_found: number of bad images above the threshold, of ``bad``.
+        bad_found: number of bad images above the threshold, of ``bad``; None if they are undecided.
         bad_interval: 95 % interval of the share of bad images that is found; None if it is not known.
         p_value: of the hypothesis that good test images exceed the threshold as rarely as calibration images do, see
             `excess_p_value`; None with fewer than five of them, or without a threshold.
@@ -44,10 +44,10 @@ class OperatingPoint:
     threshold: float | None
     rule: str
     good_from: Literal["test", "calibration"]
-    good_lost: int
+    good_lost: int | None
     good: int
     good_interval: Interval | None
-    bad_found: int
+    bad_found: int | None
     bad: int
     bad_interval: Interval | None
     p_value: float | None
@@ -74,27 +74,22 @@ def operating_points(
 
 def _operating_point(calibration: Calibration, good: Tensor, bad: Tensor, fpr: float) -> OperatingPoint:
     threshold = calibration.threshold(fpr)
-    tested, decided = len(good) > 0, threshold.rule != "none"
-    counted = good if tested else calibration.scores
+    source: Literal["test", "calibration"] = "test" if len(good) else "calibration"
+    counted = good if len(good) else calibration.scores
+    if threshold.reason:
+        return OperatingPoint(None, "none", source, None, len(counted), None, None, len(bad), None, None)
     lost, found = (int((scores > threshold.value).sum()) for scores in (counted, bad))
-    good_interval, bad_interval, p_value = None, None, None
-    if decided:
-        good_interval = share_interval(lost, len(good)) if tested else promised_interval(calibration, fpr)
-    if decided and len(bad):
-        bad_interval = share_interval(found, len(bad))
-    if decided and len(good) >= FEWEST:
-        p_value = excess_p_value(lost, len(good), calibration.different, fpr)
     return OperatingPoint(
-        threshold.value if decided else None,
+        threshold.value,
         threshold.rule,
-        "test" if tested else "calibration",
+        source,
         lost,
         len(counted),
-        good_interval,
+        share_interval(lost, len(good)) if len(good) else promised_interval(calibration, fpr),
         found,
         len(bad),
-        bad_interval,
-        p_value,
+        share_interval(found, len(bad)) if len(bad) else None,
+        excess_p_value(lost, len(good), calibration.different, fpr) if len(good) >= FEWEST else None,
     )
 
 

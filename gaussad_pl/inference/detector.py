@@ -42,6 +42,7 @@ class Detector(BaseDetector):
         self.provenance = dict(provenance)
         self.size = model.backbone.image_size
         self.levels = [level.index for level in model.backbone.levels]
+        self.median = 0.0 if model.segmenter is None else float(model.segmenter.median)
         self.limit = math.inf if model.segmenter is None else float(model.segmenter.threshold)
 
     @classmethod

@@ -49,6 +49,7 @@ class ExportedDetector(BaseDetector):
         scheme, different = str(calibration["scheme"]), int(calibration["different"])
         self.calibration = Calibration(scores, distances, scheme, different)
         self.provenance = dict(provenance)
+        self.median = float(header.get("median", 0))  # files of older versions have none
         self.limit = float("inf") if header["limit"] is None else float(header["limit"])
         (images,) = session.get_inputs()
         if images.name != INPUT or images.shape[1:] != [self.size, self.size, 3]:

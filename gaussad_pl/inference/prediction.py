@@ -51,6 +51,7 @@ class BaseDetector(ABC):
         provenance: data, seed, weights, versions and settings of the training.
         size: side in pixels to which all images are resized.
         levels: index of each level that has a distance.
+        median: median pixel of the maps of good images; 0 if unknown.
         limit: value that hardly any pixel of the map of a good image exceeds; infinite if there are no maps.
     """
 
@@ -58,6 +59,7 @@ class BaseDetector(ABC):
     provenance: dict[str, Any]
     size: int
     levels: list[int]
+    median: float
     limit: float
 
     @abstractmethod

@@ -83,6 +83,7 @@ class Run(Job):
     """A finished run. Metrics are in [0, 1]; those that are absent or not finite numbers are left out.
 
     Attributes:
+        threshold: of the scores for a false-alarm rate of 5 %; NaN if there is none, or in runs of older versions.
         weights: source of the pretrained weights.
         weights_sha256: hash of the loaded weights; empty for random weights and for runs of older versions.
         data_sha256: hash of the names and sizes of all images; empty for runs of older versions.
@@ -92,6 +93,7 @@ class Run(Job):
     frozen: Mapping[str, float]
     finetuned: Mapping[str, float] | None
     forgetting: Forgetting | None
+    threshold: float
     selections: Mapping[str, str]
     backbone: str
     weights: str
@@ -158,6 +160,7 @@ def read_run(folder: Path, top: Path) -> Run | None:
         frozen=shares(found["frozen"], METRICS),
         finetuned=None if finetuned is None else shares(finetuned, METRICS),
         forgetting=None if history is None else read_forgetting(history),
+        threshold=read_threshold(found),
         selections={part: string(found[part]["selection"]) for part in parts if "selection" in (found.get(part) or {})},
         backbone=string(found["backbone"]["name"]),
         weights=string(found["backbone"]["weights"]),
@@ -169,6 +172,18 @@ def read_run(folder: Path, top: Path) -> Run | None:
         command=string(found["command"]),
         finished=moment(found.get("finished"), path),
     )
+
+
+def read_threshold(found: Mapping[str, Any]) -> float:
+    """Read the threshold of the scores for a false-alarm rate of 5 %; NaN if there is none.
+
+    Raises:
+        TypeError, AttributeError: the record is damaged.
+    """
+    if points := found.get("operating_points"):
+        return real((points.get("0.05") or {}).get("threshold"))
+    thresholds = (found.get("calibration") or {}).get("thresholds") or {}  # of an older version
+    return real((thresholds.get("0.05") or {}).get("value"))
 
 
 def read_forgetting(found: Mapping[str, Any]) -> Forgetting:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
@@ -16,7 +15,8 @@ from torch import Tensor
 
 from gaussad_pl.calibration.conformal import Calibration
 from gaussad_pl.calibration.drift import DriftMonitor
-from gaussad_pl.calibration.operating_points import FEWEST, operating_points
+from gaussad_pl.calibration.operating_points import FEWEST, RATES, operating_points
+from gaussad_pl.calibration.threshold import default_line, default_rate, images_needed
 from gaussad_pl.model.segmenter import RARE
 from gaussad_pl.results.evaluation import Evaluation
 
@@ -31,7 +31,8 @@ def decisions(calibration: Calibration, evaluation: Evaluation, limit: float, te
         tested: False if the evaluated images are those that the detector was made from, so that none of them counts.
     """
     good, bad = ((evaluation.labels == label) & torch.tensor(tested) for label in (0, 1))
-    points = operating_points(calibration, evaluation.scores[good], evaluation.scores[bad])
+    rates = sorted({*RATES, default_rate(len(calibration))})
+    points = operating_points(calibration, evaluation.scores[good], evaluation.scores[bad], rates)
     monitor = DriftMonitor(calibration, evaluation.levels)
     monitor.observe(evaluation.scores[good], evaluation.distances[good])
     drift = monitor.drift()
@@ -105,7 +106,7 @@ def table(results: Mapping[str, Any]) -> Table:
 def notes(results: Mapping[str, Any]) -> list[str]:
     """Return one line for each limitation of the table: contradicted targets, missing guarantees, missing images."""
     points: Mapping[str, Mapping[str, Any]] = results["operating_points"]
-    calibration = results["calibration"]
+    calibration, n = results["calibration"], results["calibration"]["images"]
     one, lines = next(iter(points.values())), []
     if broken := _rates(fpr for fpr, point in points.items() if point["contradicted"]):
         lines.append(
@@ -115,13 +116,14 @@ def notes(results: Mapping[str, Any]) -> list[str]:
     if calibration["test_good_moved_away"]:
         moved = ", ".join(calibration["test_good_moved_away"])
         lines.append(f"WARNING: the good test images do not look like the calibration images: {moved} moved away")
-    for rule, text in (("gamma", "without a guarantee, from a fitted tail"), ("none", "no image is called bad")):
+    for rule, text in (("gamma", "without a guarantee, from a fitted tail"), ("none", "every image is undecided")):
         for fpr in (fpr for fpr, point in points.items() if point["rule"] == rule):
-            needed = math.ceil(1 / float(fpr) - 1 - 1e-9)
+            needed = images_needed(float(fpr))
             lines.append(
-                f"at {100 * float(fpr):g} %, {text}: a guarantee needs {needed} calibration images, there are "
-                f"{calibration['images']}"
+                f"at {100 * float(fpr):g} %, {text}: a guarantee needs {needed} calibration images, there are {n}"
             )
+    if n >= images_needed(default := default_rate(n)):
+        lines.append(f"by default, predict decides at {default_line(n, default)}")
     if one["good_from"] == "calibration":
         lines.append(
             "not known: the false alarms on new good images, as there are no good test images; those counted gave the "
@@ -143,8 +145,8 @@ def _rates(rates: Iterable[str]) -> str:
     return ", ".join(f"{100 * float(fpr):g} %" for fpr in rates)
 
 
-def _share(count: int, total: int, interval: tuple[float, float] | None) -> str:
-    if not total:
+def _share(count: int | None, total: int, interval: tuple[float, float] | None) -> str:
+    if count is None or not total:
         return "-"
     limits = "" if interval is None else f"\n{_percent(interval[0])}–{_percent(interval[1])} %"
     return f"{count} of {total}{limits}"

@@ -34,6 +34,7 @@ def choose_map(segmenter: Segmenter, validation: MapValidation) -> dict[str, Any
     segmenter.keep(best)
     maps = validation.maps[best]
     pixels = maps[validation.groups == 0].flatten()
+    segmenter.median.copy_(pixels.median())
     segmenter.threshold.copy_(pixels.topk(max(1, round(RARE * len(pixels)))).values[-1])
     pooled, mapped = validation.pooled.double(), map_score(maps).double()
     set_units(segmenter, validation, maps)
