@@ -39,7 +39,7 @@ from gaussad_pl.results import dashboard, figures, pictures, run_folder
 from gaussad_pl.results.decisions import decisions, next_command
 from gaussad_pl.results.decisions import show as show_decisions
 from gaussad_pl.results.evaluation import table
-from gaussad_pl.results.gallery import RATE
+from gaussad_pl.results.gallery import picture_threshold
 from gaussad_pl.results.provenance import provenance
 from gaussad_pl.training.acceptance import DOUBT
 from gaussad_pl.training.checkpoints import AtomicCheckpointIO, last_checkpoint
@@ -192,7 +192,7 @@ def report(
     for logger in loggers:
         logger.log_metrics(numbers)
         if isinstance(logger, WandbLogger):
-            examples = dashboard.examples(outcome.final, data.test, scale, calibration.threshold(RATE))
+            examples = dashboard.examples(outcome.final, data.test, scale, picture_threshold(calibration))
             dashboard.show(logger.experiment, numbers, results, outcome.evaluations, examples, paths)
 
 

@@ -237,6 +237,13 @@ def test_any_name_of_an_image_can_be_drawn(name: str, tmp_path: Path) -> None:
 # --- pictures
 
 
+def test_pictures_use_the_default_rate_where_few_images_guarantee_no_smaller_one() -> None:
+    few = Calibration.of(torch.arange(6).double(), torch.zeros(6, 2), "")
+    assert gallery.picture_threshold(few).fpr == 0.2 and gallery.picture_threshold(CALIBRATION).fpr == 0.05
+    groups = gallery.notable(evaluation(), gallery.picture_threshold(few))  # threshold 5
+    assert groups["misses"].title.startswith("Misses: 2 of 2 bad parts are below the threshold for 20 % false alarms")
+
+
 def at(value: float) -> Threshold:
     return Threshold(value, 0.05, "conformal", "") if math.isfinite(value) else undecided(3, 0.05)
 
@@ -281,8 +288,8 @@ def test_the_forgetting_curve_says_which_epoch_is_used_and_why() -> None:
     gains = [{"share": 1.0, "mean": -0.01, "probability": 0.2}, {"share": 0.5, "mean": 0.02, "probability": 0.9}]
     said = words(figures.forgetting_curve(record, gains, 0.25))
     assert "Best signal (paired on held-out good images): epoch 1 of 2" in said
-    assert "With all of the tuned weights: gain -0.0100 in AUROC, probability 20 % (below 25 %)" in said
-    assert "With 50 % of the tuned weights: gain +0.0200 in AUROC, probability 90 % (used, as not below 25 %)" in said
+    assert "All tuned weights: gain -0.0100 AUROC, probability 20 %: not used, below 25 %" in said
+    assert "50 % of the tuned weights: gain +0.0200 AUROC, probability 90 %: used, not below 25 %" in said
     refused = {**record, "fine_tuning_used": False, "collapse": "NaN"}
     said = words(figures.forgetting_curve(refused, gains[:1], 0.25))
     assert "Fine-tuning not used" in said and "collapsed" in said and "used: epoch 0 (frozen)" in said
@@ -317,7 +324,7 @@ def test_a_gallery_keeps_the_proportions_of_the_file_and_its_titles_have_verdict
     shapes = [panel.get_images()[0].get_array().shape[:2] for panel in figure.axes[:4]]
     assert shapes[0] == shapes[1] == (gallery.SIDE // 4, gallery.SIDE)
     assert shapes[2] == shapes[3] == (gallery.SIDE, gallery.SIDE)  # the file has gone
-    threshold = CALIBRATION.threshold(gallery.RATE).value
+    threshold = gallery.picture_threshold(CALIBRATION).value
     assert 3 < threshold < 4
     assert "bad   p = 0.05   score 4.00" in words(figure) and "good   p = 0.15   score 3.00" in words(figure)
     assert "Some parts" in words(figure) and {"true mask", "map above its threshold"} <= set(words(figure).splitlines())

@@ -115,11 +115,11 @@ def explanation(forgetting: Mapping[str, Any], gains: Sequence[Mapping[str, floa
     if "collapse" in forgetting:
         lines.append("Training collapsed; the best state before it was kept")
     for gain in gains:
-        weights = "all" if gain["share"] == 1 else f"{100 * gain['share']:g} %"
-        decision = "below" if gain["probability"] < doubt else "used, as not below"
+        weights = "All" if gain["share"] == 1 else f"{100 * gain['share']:g} % of the"
+        decision = "not used, below" if gain["probability"] < doubt else "used, not below"
         lines.append(
-            f"With {weights} of the tuned weights: gain {gain['mean']:+.4f} in AUROC, "
-            f"probability {100 * gain['probability']:.0f} % ({decision} {100 * doubt:g} %)"
+            f"{weights} tuned weights: gain {gain['mean']:+.4f} AUROC, "
+            f"probability {100 * gain['probability']:.0f} %: {decision} {100 * doubt:g} %"
         )
     if not used:
         reason = "" if gains else ": no epoch is better than the frozen network" if last else ": no epoch was trained"

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from gaussad_pl.calibration.conformal import Calibration
-from gaussad_pl.calibration.threshold import Threshold
+from gaussad_pl.calibration.threshold import Threshold, default_rate
 from gaussad_pl.data.images import read_picture
 from gaussad_pl.data.samples import Sample
 from gaussad_pl.errors import UserError
@@ -25,7 +25,7 @@ from gaussad_pl.results import figures
 from gaussad_pl.results.evaluation import Evaluation
 
 ROWS = 6  # maximum number of misses and of false alarms shown
-RATE = 0.05  # target false-alarm rate of the threshold that decides what a miss is
+RATE = 0.05  # target false-alarm rate of the threshold in pictures, if there are images enough
 SIDE = 420  # longer side of a picture in pixels
 WIDTH, HEIGHT = 3.4, 2.7  # of a picture in inches, at most
 NARROWEST = 6.2  # of a gallery in inches: its title must fit
@@ -59,8 +59,13 @@ def galleries(
         scale: of the maps in all galleries.
         calibration: that of the model, for verdicts and p-values.
     """
-    groups = notable(evaluation, calibration.threshold(RATE))
+    groups = notable(evaluation, picture_threshold(calibration))
     return {name: overlays(evaluation, images, group, scale, calibration) for name, group in groups.items()}
+
+
+def picture_threshold(calibration: Calibration) -> Threshold:
+    """Return the threshold that decides in pictures what a miss is: for `RATE`, or the default rate if it is larger."""
+    return calibration.threshold(max(RATE, default_rate(len(calibration))))
 
 
 def notable(evaluation: Evaluation, threshold: Threshold) -> dict[str, Group]:
@@ -71,7 +76,7 @@ def notable(evaluation: Evaluation, threshold: Threshold) -> dict[str, Group]:
 
     Args:
         evaluation: of N test images.
-        threshold: of the scores at the false-alarm rate `RATE`.
+        threshold: of the scores, see `picture_threshold`.
     """
     order = evaluation.scores.argsort().tolist()
     bad = [i for i in order if evaluation.labels[i]]
@@ -79,30 +84,30 @@ def notable(evaluation: Evaluation, threshold: Threshold) -> dict[str, Group]:
     verdicts = [threshold.verdict(score) for score in evaluation.scores.tolist()]
     missed = sum(verdicts[i] == "good" for i in bad)
     alarms = sum(verdicts[i] == "bad" for i in good)
-    decided = not threshold.reason
     kinds = sorted({evaluation.samples[i].kind for i in bad})
     by_kind = [[i for i in bad if evaluation.samples[i].kind == kind] for kind in kinds]
     middle = [same[len(same) // 2] for same in by_kind]
     groups = {
-        "misses": _group(bad, missed, "misses", ("bad", "below", "lowest"), decided),
-        "false_alarms": _group(good, alarms, "false alarms", ("good", "above", "highest"), decided),
+        "misses": _group(bad, missed, "misses", ("bad", "below", "lowest"), threshold),
+        "false_alarms": _group(good, alarms, "false alarms", ("good", "above", "highest"), threshold),
         "defects": Group("each kind of defect", "Each kind of defect: the part with its median score", middle),
     }
     return {name: group for name, group in groups.items() if group.rows}
 
 
-def _group(rows: list[int], wrong: int, name: str, words: tuple[str, str, str], decided: bool) -> Group:
+def _group(rows: list[int], wrong: int, name: str, words: tuple[str, str, str], threshold: Threshold) -> Group:
     """Return the group of the ``wrong`` first of ``rows``, or of the nearest to being wrong if there are none."""
     kind, side, end = words
     shown = rows[: min(wrong, ROWS) or ROWS]
     these = (
         f"the {len(shown)} {kind} parts with the {end} scores" if len(shown) > 1 else f"the {kind} part nearest to it"
     )
-    at = f"the threshold for {100 * RATE:g} % false alarms"
-    if not decided:
+    rate = f"{100 * threshold.fpr:g} % false alarms"
+    at = f"the threshold for {rate}"
+    if threshold.reason:
         return Group(
             f"{end} scores",
-            f"No threshold: too few calibration images for {100 * RATE:g} % false alarms.\nShown: {these}",
+            f"No threshold: too few calibration images for {rate}.\nShown: {these}",
             shown,
         )
     if not wrong:
@@ -120,7 +125,7 @@ def overlays(
 ) -> Figure:
     """Draw one row per test image of a group, each in its own proportions, above a common colour bar."""
     assert evaluation.maps is not None
-    threshold = calibration.threshold(RATE)
+    threshold = picture_threshold(calibration)
     p_values = calibration.p_values(evaluation.scores).tolist()
     pictures = [picture(evaluation, images, index, SIDE) for index in group.rows]
     heights = [min(HEIGHT, WIDTH * image.height / image.width) for image in pictures]

@@ -12,7 +12,7 @@ from gaussad_pl.calibration.conformal import Calibration
 from gaussad_pl.inference.heat import HeatScale
 from gaussad_pl.results import figures
 from gaussad_pl.results.evaluation import Evaluation
-from gaussad_pl.results.gallery import RATE, galleries
+from gaussad_pl.results.gallery import galleries, picture_threshold
 
 
 def heat_scale(evaluation: Evaluation, median: float, limit: float) -> HeatScale | None:
@@ -43,7 +43,9 @@ def draw(
     found: dict[str, Figure] = {}
     if final.has_both_classes:
         found["roc"] = figures.roc_curves({state: each.scores for state, each in evaluations.items()}, final.labels)
-    found["histogram"] = figures.histogram(final.scores, final.labels, calibration.scores, calibration.threshold(RATE))
+    found["histogram"] = figures.histogram(
+        final.scores, final.labels, calibration.scores, picture_threshold(calibration)
+    )
     if scale is not None:
         found |= galleries(final, images, scale, calibration)
     return found
