@@ -43,7 +43,7 @@ from gaussad_pl.data.images import MASK_SIZE
 from gaussad_pl.files import write_json
 from gaussad_pl.metrics.image import image_metrics
 from gaussad_pl.metrics.pixel import pixel_metrics
-from gaussad_pl.results.evaluation import PACKAGES
+from gaussad_pl.results.provenance import PACKAGES
 from gaussad_pl.version import __version__
 
 BACKBONE = "tf_efficientnet_lite0"

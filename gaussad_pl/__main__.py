@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-COMMANDS = ("train", "predict", "export", "report", "demo")
+COMMANDS = ("train", "evaluate", "predict", "export", "report", "demo")
 
 
 def summary(command: str) -> str:

@@ -1,9 +1,11 @@
 """Try a detector in the browser: drop an image, see its verdict, p-value and map.
 
-python -m gaussad_pl.demo ckpt=<run folder, detector.safetensors or .onnx>
+python -m gaussad_pl.demo ckpt=<folder of runs, detector.safetensors or .onnx>
 
-  ckpt    folder of a finished run, its detector.safetensors, or a file written by gaussad_pl.export
-  fpr     initial target false-alarm rate                                     (0.01)
+  ckpt    folder of a run, its detector.safetensors, or a file written by gaussad_pl.export; a folder of runs or a
+          pattern like 'runs/parts/*' stands for the run in it that finished last
+  fpr     initial target false-alarm rate; auto: the smallest of 0.01, 0.05, 0.1 and 0.2 that the calibration images
+          guarantee                                                           (auto)
   host    127.0.0.1: this machine only; 0.0.0.0: all addresses, no access control  (127.0.0.1)
   port    0: any free port                                                    (7860)
 
@@ -24,13 +26,15 @@ import numpy as np
 import torch
 from PIL import Image
 
+from gaussad_pl.calibration.threshold import Threshold
 from gaussad_pl.cli.interruption import Interrupted
 from gaussad_pl.cli.options import command
-from gaussad_pl.data.images import FORMATS, resized, upright
+from gaussad_pl.data.images import FORMATS, fitted, resized, upright
 from gaussad_pl.errors import UserError
 from gaussad_pl.inference.exported import load_detector
-from gaussad_pl.inference.overlay import CONTOUR, heat
+from gaussad_pl.inference.heat import CONTOUR, HeatScale, border, enlarged
 from gaussad_pl.inference.prediction import BaseDetector, Prediction
+from gaussad_pl.inference.runs import find_detector
 from gaussad_pl.web.server import Server
 
 SIDE = 640  # longer side of the picture on the page, in pixels
@@ -41,7 +45,7 @@ class Options:
     """Settings of the command; see the module docstring."""
 
     ckpt: str
-    fpr: float = 0.01
+    fpr: float | None = None
     host: str = "127.0.0.1"
     port: int = 7860
 
@@ -53,10 +57,10 @@ class Demo:
         UserError: the false-alarm rate is not between 0 and 1.
     """
 
-    def __init__(self, detector: BaseDetector, fpr: float) -> None:
-        detector.threshold(fpr)  # an invalid rate must fail at the start
+    def __init__(self, detector: BaseDetector, fpr: float | None) -> None:
         self.detector = detector
-        self.fpr = fpr
+        self.initial = detector.threshold(fpr)  # an invalid rate fails at the start
+        self.fpr = self.initial.fpr
 
     def about(self) -> dict[str, Any]:
         """Return what the page shows before the first image."""
@@ -65,14 +69,23 @@ class Demo:
             "name": self.detector.provenance.get("dataset", "detector"),
             "scheme": calibration.scheme,
             "scores": calibration.scores.tolist(),
-            **self.threshold(self.fpr),
+            "scale": self.scale(),
+            **_content(self.initial),
         }
+
+    def scale(self) -> dict[str, Any] | None:
+        """Return the colour scale of all maps and a picture of its bar; None if there is no threshold of the map."""
+        detector = self.detector
+        if not np.isfinite(detector.limit):
+            return None
+        scale = HeatScale.of(detector.median, detector.limit, np.zeros(1, np.float32))
+        values = np.linspace(scale.zero, scale.top, SIDE)[None]
+        bar = Image.fromarray(scale.blended(np.full((1, SIDE, 3), 255, np.uint8), values))
+        return {"bar": _data(bar), "legend": scale.legend, "ticks": [scale.zero, scale.threshold, scale.top]}
 
     def threshold(self, fpr: float) -> dict[str, Any]:
         """Return the threshold for a false-alarm rate and its explanation; an infinite threshold is None."""
-        threshold = self.detector.threshold(fpr)
-        value = threshold.value if np.isfinite(threshold.value) else None
-        return {"fpr": fpr, "threshold": value, "rule": threshold.rule, "line": threshold.line}
+        return _content(self.detector.threshold(fpr))
 
     def detect(self, file: BinaryIO, fpr: float) -> dict[str, Any]:
         """Score the image in a file, and return its prediction and the pictures for the page.
@@ -87,10 +100,16 @@ class Demo:
             "score": prediction.score if np.isfinite(prediction.score) else None,
             "p_value": prediction.p_value,
             "verdict": prediction.verdict,
-            **self.threshold(fpr),
+            **_content(threshold),
             "photo": _data(photo),
-            "heat": _heat(prediction, self.detector.limit, photo.size),
+            "heat": _heat(prediction, self.detector, photo.size),
         }
+
+
+def _content(threshold: Threshold) -> dict[str, Any]:
+    """Return a threshold for the page; ``undecided`` is the reason if there is none, or else empty."""
+    value = threshold.value if np.isfinite(threshold.value) else None
+    return {"fpr": threshold.fpr, "threshold": value, "line": threshold.line, "undecided": threshold.reason}
 
 
 def read(file: BinaryIO, size: int) -> tuple[torch.Tensor, Image.Image]:
@@ -104,8 +123,7 @@ def read(file: BinaryIO, size: int) -> tuple[torch.Tensor, Image.Image]:
             image.draft(None, (2 * size, 2 * size))  # as in read_image, for the same score as predict
             whole = upright(image)
             pixels = torch.from_numpy(np.array(resized(whole, (size, size)))).permute(2, 0, 1)
-            width, height = (max(1, round(side * SIDE / max(whole.size))) for side in whole.size)
-            return pixels, resized(whole, (width, height))
+            return pixels, fitted(whole, SIDE)
     except Image.DecompressionBombError as error:
         most = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
         raise UserError(f"The image has too many pixels: at most {most:.0f} million are accepted.") from error
@@ -116,13 +134,13 @@ def read(file: BinaryIO, size: int) -> tuple[torch.Tensor, Image.Image]:
         ) from error
 
 
-def _heat(prediction: Prediction, limit: float, size: tuple[int, int]) -> str | None:
-    """Render the map as a layer on the picture; its opacity increases with the anomaly."""
+def _heat(prediction: Prediction, detector: BaseDetector, size: tuple[int, int]) -> str | None:
+    """Render the map as a layer on the picture, transparent where it is far below the threshold."""
     if prediction.map is None:
         return None
-    colours, strength, outline = heat(prediction.map, limit, size)
-    layer = np.dstack([colours, 255 * (2.4 * strength**2).clip(0, 1)])  # opacity 0.6 at the limit
-    layer[outline] = (*CONTOUR, 255)
+    scale, values = HeatScale.of(detector.median, detector.limit, prediction.map), enlarged(prediction.map, size)
+    layer = 255 * scale.rgba(values)
+    layer[border(values > scale.threshold)] = (*CONTOUR, 255)
     return _data(Image.fromarray(layer.round().astype(np.uint8)))
 
 
@@ -136,9 +154,12 @@ def serve(options: Options) -> None:
     """Serve the page until Ctrl-C."""
     _return_freed_memory()
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large images are fine, up to Pillow's hard limit
-    server = Server(Demo(load_detector(options.ckpt), options.fpr), options.host, options.port)
+    ckpt = find_detector(options.ckpt)
+    demo = Demo(load_detector(ckpt), options.fpr)
+    server = Server(demo, options.host, options.port)
     host = f"[{options.host}]" if ":" in options.host else options.host
-    print(f"http://{host}:{server.server_port}  (Ctrl-C to stop)", flush=True)
+    print(f"http://{host}:{server.server_port}  (Ctrl-C to stop)")
+    print(f"detector: {ckpt}\n{demo.initial.line}", flush=True)
     try:
         server.serve_forever()
     except Interrupted:

@@ -1,9 +1,10 @@
 """Export a trained detector as one ONNX graph, for ONNX Runtime, OpenVINO and other runtimes.
 
-python -m gaussad_pl.export ckpt=<run folder or detector.safetensors>
+python -m gaussad_pl.export ckpt=<folder of runs or detector.safetensors>
 
-  ckpt       folder of a finished run, or its detector.safetensors
-  out        file to write                                              (detector.onnx in the folder of ckpt)
+  ckpt       folder of a run, or its detector.safetensors; a folder of runs or a pattern like 'runs/parts/*' stands for
+             the run in it that finished last
+  out        file to write                                              (detector.onnx beside detector.safetensors)
   source     images for the check: image, folder, pattern or list.txt   (training data if available, else random)
   images     number of images for the check                             (32)
   overwrite  true: replace an existing file                             (false)
@@ -12,7 +13,8 @@ The graph takes RGB images (N, size, size, 3) uint8, for any N, and returns scor
 (N, levels) and, if the detector has maps, map (N, 256, 256). The caller resizes images to a square of the model's size
 with Pillow's bilinear filter, as gaussad_pl.data.images.read_image does; other filters give other scores. All else is
 inside the graph: normalisation, backbone, Gaussians and calibration. The metadata hold the calibration as JSON, from
-which thresholds are computed.
+which thresholds are computed, and the threshold of the default false-alarm rate. It is null if the calibration images
+are too few for a threshold: then no image is good or bad, all are undecided.
 
 The file is written only if its results on these images agree with PyTorch, in ONNX Runtime and, if installed, in
 OpenVINO. On processors with bfloat16, set INFERENCE_PRECISION_HINT=f32 in OpenVINO: three digits are too few here.
@@ -40,6 +42,7 @@ from gaussad_pl.exporting.graph import OUTPUTS, Graph
 from gaussad_pl.files import replacing, unwritable
 from gaussad_pl.inference.detector import Detector
 from gaussad_pl.inference.exported import FORMAT, INPUT, KEYS, SUFFIX
+from gaussad_pl.inference.runs import find_detector
 from gaussad_pl.inference.seal import sealed
 from gaussad_pl.version import __version__
 
@@ -65,8 +68,8 @@ def export(options: Options) -> str:
         raise UserError(f"missing packages ({', '.join(missing)}): pip install 'gaussad_pl[export]'")
     if options.images < 1:
         raise UserError(f"images={options.images}: expected 1 or more")
-    ckpt = Path(options.ckpt)
-    out = Path(options.out) if options.out else (ckpt if ckpt.is_dir() else ckpt.parent) / f"detector{SUFFIX}"
+    ckpt = find_detector(options.ckpt)
+    out = Path(options.out) if options.out else ckpt.parent / f"detector{SUFFIX}"
     if out.suffix != SUFFIX:
         raise UserError(f"out={out}: expected a name that ends in {SUFFIX}")
     if out.exists() and not options.overwrite:
@@ -76,8 +79,8 @@ def export(options: Options) -> str:
     model = onnx_model(detector)
     lines = check(model, detector, pixels)
     _write(model, out)
-    size = f"{len(model) / 1e6:.0f} MB"
-    return "\n".join([f"{out}: {size}, checked on {len(pixels)} {origin}", *lines, detector.threshold().line])
+    first = f"{out}: {len(model) / 1e6:.0f} MB, checked on {len(pixels)} {origin}"
+    return "\n".join([first, f"detector: {ckpt}", *lines, detector.threshold().line])
 
 
 def onnx_model(detector: Detector) -> bytes:
@@ -128,14 +131,19 @@ def to_onnx(graph: torch.nn.Module, size: int, outputs: Sequence[str]) -> Any:
 
 
 def metadata(detector: Detector) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Return the metadata of the file, in the order of `KEYS`; none depends on a target false-alarm rate."""
-    known = detector.calibration
+    """Return the metadata of the file, in the order of `KEYS`."""
+    known, threshold = detector.calibration, detector.threshold()
     header = {
         "format": FORMAT,
         "size": detector.size,
         "levels": detector.levels,
+        "median": detector.median,
         "limit": detector.limit if np.isfinite(detector.limit) else None,
         "input": "images: uint8 (N, size, size, 3), RGB, resized to a square by Pillow's bilinear filter",
+        "verdict": "bad if the score is above the threshold, else good; undecided if the threshold is null",
+        "threshold": None if threshold.rule == "none" else threshold.value,
+        "fpr": threshold.fpr,
+        "undecided": threshold.reason,
         "p_value": "(1 + number of calibration scores at least as large) / (1 + number of calibration scores)",
         "versions": {"gaussad_pl": __version__, **{name: version(name) for name in ("torch", "timm", *PACKAGES)}},
     }

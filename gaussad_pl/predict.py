@@ -1,18 +1,23 @@
 """Score images with a trained detector, without the dependencies of training.
 
-python -m gaussad_pl.predict ckpt=<run folder, or a file of a detector> source=<image, folder, pattern or list.txt>
+python -m gaussad_pl.predict ckpt=<folder of runs, or a file of a detector> source=<image, folder, pattern or list.txt>
 
-  ckpt        folder of a finished run, its detector.safetensors, or a file written by gaussad_pl.export
+  ckpt        folder of a run, its detector.safetensors, or a file written by gaussad_pl.export; a folder of runs or a
+              pattern like 'runs/parts/*' stands for the run in it that finished last
   source      an image, a folder (with subfolders), a pattern like 'parts/*.png', or a .txt with one path per line
   out         folder for predictions.jsonl and predictions.csv                (predictions)
-  fpr         target false-alarm rate: share of good parts that may be called bad  (0.01)
+  fpr         target false-alarm rate: share of good parts that may be called bad; auto: the smallest of 0.01, 0.05,
+              0.1 and 0.2 that the calibration images guarantee               (auto)
   overlays    true: save each image with its anomaly map in out/overlays      (false)
   overwrite   true: replace existing predictions                              (false)
   resume      true: continue an interrupted prediction after its last row     (false)
   batch_size  images scored at once                                           (32)
   device      cpu, cuda or auto                                               (auto)
 
-The exit code is 1 if an image cannot be read: its row has the error, and all other images are scored.
+Images are good or bad. If there are too few calibration images for a threshold, all are undecided.
+
+The exit code is 1 if an image cannot be read: its row has the error, and all other images are scored. Otherwise it is 3
+if the images are undecided, and 0 if each is good or bad.
 """
 
 from __future__ import annotations
@@ -32,20 +37,22 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from gaussad_pl.calibration.conformal import Threshold
 from gaussad_pl.calibration.drift import DriftMonitor
+from gaussad_pl.calibration.threshold import Threshold
 from gaussad_pl.cli.options import command
+from gaussad_pl.data.images import read_picture
 from gaussad_pl.data.loading import decoded
 from gaussad_pl.errors import UserError
 from gaussad_pl.files import UNWRITABLE, UnwritableError, replacing
 from gaussad_pl.fingerprints import file_sha256
-from gaussad_pl.inference.artefact import NAME
 from gaussad_pl.inference.exported import load_detector
-from gaussad_pl.inference.overlay import overlay
+from gaussad_pl.inference.overlay import SIDE, overlay
 from gaussad_pl.inference.prediction import BATCH, BaseDetector, Prediction
-from gaussad_pl.inference.records import TABLE, Records, open_out
+from gaussad_pl.inference.records import TABLE, Records, open_out, stored_rate
+from gaussad_pl.inference.runs import find_detector
 from gaussad_pl.inference.sources import count_images, image_paths
 
+UNREADABLE, UNDECIDED = 1, 3  # exit codes; 2 is wrong usage by convention
 NAME_LENGTH = 200  # bytes of the image's name in the name of its overlay; file systems allow 255
 
 
@@ -56,7 +63,7 @@ class Options:
     ckpt: str
     source: str
     out: str = "predictions"
-    fpr: float = 0.01
+    fpr: float | None = None
     overlays: bool = False
     overwrite: bool = False
     resume: bool = False
@@ -70,7 +77,6 @@ class Row:
 
     index: int
     path: Path
-    pixels: Tensor | None
     prediction: Prediction | None
     error: str = ""
 
@@ -80,17 +86,24 @@ def predict(options: Options) -> int:
     if options.batch_size < 1:
         raise UserError(f"batch_size={options.batch_size}: expected 1 or more")
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # such images are decoded one by one
-    ckpt = Path(options.ckpt)
-    ckpt = ckpt / NAME if ckpt.is_dir() else ckpt
+    ckpt = find_detector(options.ckpt)
     detector = load_detector(ckpt, _device(options.device))
-    threshold = detector.threshold(options.fpr)
-    count = count_images(options.source)
     out = Path(options.out)
+    threshold = detector.threshold(options.fpr)
+    if options.resume and options.fpr is None and (earlier := stored_rate(out)) not in (None, threshold.fpr):
+        threshold = detector.threshold(earlier)  # of an older version, whose default was another one
+    count = count_images(options.source)
     if options.overlays and Path(options.source).resolve() in (out / "overlays").resolve().parents:
         raise UserError(
             f"out={out} is inside source={options.source}, so overlays would be scored as images: give another out="
         )
-    origin = {"detector": file_sha256(ckpt), "fpr": options.fpr, "overlays": options.overlays, "source": options.source}
+    origin = {
+        "detector": file_sha256(ckpt),
+        "fpr": threshold.fpr,
+        "overlays": options.overlays,
+        "source": options.source,
+        "undecided": threshold.reason,
+    }
     open_out(out, origin, options.overwrite, options.resume)
     monitor = DriftMonitor(detector.calibration, detector.levels)
     images = islice(image_paths(options.source), count)  # images added in the meantime are left out
@@ -100,12 +113,13 @@ def predict(options: Options) -> int:
         rows = score(detector, images, threshold, monitor, options.batch_size, done)
         for row in show.track(rows, total=count, completed=done):
             if options.overlays:
-                row = draw(row, detector.limit, out / "overlays")
+                row = draw(row, detector, out / "overlays")
             content = record(row, detector.levels)
             records.append(content)
             tally[outcome(content)] += 1
+    print(f"detector: {ckpt}")
     print(summary(tally, threshold, detector, monitor, out))
-    return 1 if tally["errors"] else 0
+    return UNREADABLE if tally["errors"] else UNDECIDED if threshold.rule == "none" else 0
 
 
 def recall(rows: Iterator[Mapping[str, Any]], monitor: DriftMonitor, levels: Sequence[int]) -> Counter[str]:
@@ -139,20 +153,21 @@ def score(
             predictions = detector.predictions(detection, threshold)
         for index, (path, pixels) in batch:
             if isinstance(pixels, Tensor):
-                yield Row(index, path, pixels, next(predictions))
+                yield Row(index, path, next(predictions))
             else:
-                yield Row(index, path, None, None, str(pixels))
+                yield Row(index, path, None, str(pixels))
 
 
-def draw(row: Row, limit: float, folder: Path) -> Row:
+def draw(row: Row, detector: BaseDetector, folder: Path) -> Row:
     """Save the overlay of an image, and return its row; an error is noted in the row and does not stop the command."""
-    if row.prediction is None or row.pixels is None:
+    if row.prediction is None:
         return row
     stem = row.path.stem.encode("utf-8", "replace")[:NAME_LENGTH].decode("utf-8", "ignore")
     path = folder / f"{row.index:06}_{stem}.png"
     try:
         with replacing(path) as partial:
-            overlay(row.pixels, row.prediction, limit, row.path.name).save(partial, "PNG")
+            image = read_picture(row.path, SIDE)
+            overlay(image, row.prediction, detector.median, detector.limit, row.path.name).save(partial, "PNG")
     except Exception as error:  # concerns only this picture
         cause = error.__cause__
         if isinstance(error, UnwritableError) and isinstance(cause, OSError) and cause.errno in UNWRITABLE:
@@ -176,16 +191,18 @@ def record(row: Row, levels: Sequence[int]) -> dict[str, Any]:
 
 
 def outcome(content: Mapping[str, Any]) -> str:
-    """Return the category in which a row is counted: good, bad or errors."""
+    """Return the category in which a row is counted: good, bad, undecided or errors."""
     return "errors" if content["error"] else content["verdict"]
 
 
 def summary(tally: Counter[str], threshold: Threshold, detector: BaseDetector, monitor: DriftMonitor, out: Path) -> str:
     """Return the text that is printed at the end."""
+    counts = f"{tally['good']} good, {tally['bad']} bad, {tally['undecided']} undecided, {tally['errors']} unreadable"
+    prefix = {"conformal": "", "gamma": "WARNING: ", "none": "UNDECIDED: "}[threshold.rule]
     lines = [
-        f"{tally['good']} good, {tally['bad']} bad, {tally['errors']} unreadable: {out / TABLE}",
+        f"{counts}: {out / TABLE}",
         f"calibration: {detector.calibration.scheme}",
-        ("" if threshold.rule == "conformal" else "WARNING: ") + threshold.line,
+        prefix + threshold.line,
     ]
     drift = monitor.drift().line
     return "\n".join([*lines, *([f"WARNING: {drift}"] if drift else [])])

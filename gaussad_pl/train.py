@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig
 from rich.console import Console
 
-from gaussad_pl.calibration import false_alarms
+from gaussad_pl.calibration.conformal import Calibration
 from gaussad_pl.calibration.cross_conformal import calibrate
 from gaussad_pl.cli.hydra_command import entry_point
 from gaussad_pl.cli.settings import check_settings
@@ -33,10 +33,15 @@ from gaussad_pl.errors import UserError
 from gaussad_pl.files import write_json
 from gaussad_pl.inference import artefact
 from gaussad_pl.inference.detector import Detector
+from gaussad_pl.inference.heat import HeatScale
 from gaussad_pl.model.precision import forbid_tf32
-from gaussad_pl.results import dashboard, figures, run_folder
-from gaussad_pl.results.evaluation import provenance, table
-from gaussad_pl.results.gallery import galleries
+from gaussad_pl.results import dashboard, figures, pictures, run_folder
+from gaussad_pl.results.decisions import decisions, next_command
+from gaussad_pl.results.decisions import show as show_decisions
+from gaussad_pl.results.evaluation import table
+from gaussad_pl.results.gallery import picture_threshold
+from gaussad_pl.results.provenance import provenance
+from gaussad_pl.training.acceptance import DOUBT
 from gaussad_pl.training.checkpoints import AtomicCheckpointIO, last_checkpoint
 from gaussad_pl.training.experiment import Outcome, experiment
 from gaussad_pl.training.forgetting import ForgettingStop
@@ -130,10 +135,13 @@ def conduct(
     re_estimates = module.refit or not outcome.fine_tuned  # cross-fitting estimates the Gaussians again
     cross_fit = settings["cross_conformal"] and re_estimates
     calibration = calibrate(module.model, data, cross_fit, outcome.fine_tuned, everything)
-    results["calibration"] = false_alarms.compare(calibration, module.detected, data)
-    report(figures.save(draw(outcome, forgetting, data, module), folder), outcome, data, loggers)
     origin = provenance(settings, data, module.model)
-    Detector.of(module.model, calibration, origin).save(folder / artefact.NAME)
+    detector = Detector.of(module.model, calibration, origin)
+    results |= decisions(calibration, outcome.final, detector.limit, tested=bool(data.samples.test))
+    scale = pictures.heat_scale(outcome.final, detector.median, detector.limit)
+    drawn = draw(outcome, data, scale, calibration)
+    report(figures.save(drawn, folder), outcome, data, scale, calibration, loggers)
+    detector.save(folder / artefact.NAME)
     results |= origin
     write_json(folder / "metrics.json", results)  # marks completion
     last_checkpoint(folder).unlink(missing_ok=True)  # was for resuming
@@ -148,26 +156,27 @@ def every_image(module: GaussianAD, data: ImageDataModule, settings: dict[str, A
     return bool(data.folds and cross_fitted)
 
 
-def draw(outcome: Outcome, forgetting: ForgettingStop, data: ImageDataModule, module: GaussianAD) -> dict[str, Figure]:
+def draw(
+    outcome: Outcome, data: ImageDataModule, scale: HeatScale | None, calibration: Calibration
+) -> dict[str, Figure]:
     """The figures of a run, by name."""
-    final = outcome.final
+    results = outcome.results
     found: dict[str, Figure] = {}
-    if "levels" in outcome.results:
-        found["levels"] = figures.level_bars(outcome.results["levels"])
-    if "forgetting" in outcome.results:
-        found["forgetting"] = figures.forgetting_curve(
-            forgetting.history, forgetting.signal, outcome.results["forgetting"]["epoch_chosen"]
-        )
-    if final.has_both_classes:
-        scores = {state: each.scores for state, each in outcome.evaluations.items()}
-        found["roc"] = figures.roc_curves(scores, final.labels)
-    found["histogram"] = figures.histogram(final.scores, final.labels)
-    if module.model.segmenter is not None:
-        found |= galleries(final, data.test, float(module.segmenter.threshold))
-    return found
+    if "levels" in results:
+        found["levels"] = figures.level_bars(results["levels"])
+    if "forgetting" in results:
+        found["forgetting"] = figures.forgetting_curve(results["forgetting"], results.get("acceptance", []), DOUBT)
+    return found | pictures.draw(outcome.evaluations, data.test, scale, calibration)
 
 
-def report(paths: list[Path], outcome: Outcome, data: ImageDataModule, loggers: list[Logger]) -> None:
+def report(
+    paths: list[Path],
+    outcome: Outcome,
+    data: ImageDataModule,
+    scale: HeatScale | None,
+    calibration: Calibration,
+    loggers: list[Logger],
+) -> None:
     """Send the final numbers and figures to the loggers."""
     results = outcome.results
     numbers = {
@@ -183,11 +192,12 @@ def report(paths: list[Path], outcome: Outcome, data: ImageDataModule, loggers: 
     for logger in loggers:
         logger.log_metrics(numbers)
         if isinstance(logger, WandbLogger):
-            dashboard.show(logger.experiment, numbers, results, outcome.evaluations, data.test, paths)
+            examples = dashboard.examples(outcome.final, data.test, scale, picture_threshold(calibration))
+            dashboard.show(logger.experiment, numbers, results, outcome.evaluations, examples, paths)
 
 
 def show(folder: Path, results: dict[str, Any]) -> None:
-    """Print the table at the end."""
+    """Print the tables of metrics and of decisions at the end, and the next command to type."""
     rows = [("frozen", results["frozen"])]
     if "finetuned" in results:
         rows.append(("fine-tuned", results["finetuned"]))
@@ -202,9 +212,9 @@ def show(folder: Path, results: dict[str, Any]) -> None:
         console.print(f"epoch {forgetting['epoch_chosen']} of {forgetting['history'][-1]['epoch']} chosen")
     if results["frozen"]["image_auroc"] is None:
         console.print("no metrics: the test needs good and bad images, and there are only images of one of the two")
-    for line in false_alarms.lines(results["calibration"]):
-        console.print(line, highlight=False, soft_wrap=True)
+    show_decisions(console, results)
     console.print(f"results: {folder}", soft_wrap=True)
+    console.print(f"next: {next_command(folder)}", highlight=False, soft_wrap=True)
 
 
 main = entry_point(run, resumes=True)

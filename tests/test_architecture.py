@@ -59,16 +59,32 @@ def test_no_folder_takes_part_in_an_import_circle() -> None:
     list(TopologicalSorter(arrows).static_order())
 
 
-@pytest.mark.parametrize("start", INFERENCE)
-def test_inference_imports_nothing_from_training(start: str) -> None:
+def reached(start: str) -> set[str]:
+    """The modules that importing one loads, itself included."""
     graph, seen, todo = imports(), set(), [start]
     while todo:
         name = todo.pop()
         if name not in seen:
             seen.add(name)
             todo += graph.get(name, ())
+    return seen
+
+
+@pytest.mark.parametrize("start", INFERENCE)
+def test_inference_imports_nothing_from_training(start: str) -> None:
+    seen = reached(start)
     assert start in seen
     assert not [name for name in seen if folder(name) in TRAINING]
+
+
+def test_evaluating_needs_no_package_of_training() -> None:
+    files = [modules()[name] for name in reached("gaussad_pl.evaluate")]
+    nodes = [node for path in files for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+    packages = {name.partition(".")[0] for name in names}
+    assert {"torch", "matplotlib"} <= packages
+    assert not packages & {"lightning", "hydra", "omegaconf", "wandb", "albumentations", "torchmetrics"}
 
 
 def test_the_public_names_are_loaded_when_they_are_used() -> None:

@@ -102,7 +102,36 @@ def test_too_few_images_say_so_and_what_a_gamma_gives() -> None:
 @pytest.mark.parametrize("scores", [torch.zeros(0), torch.zeros(30), torch.arange(5.0)])
 def test_without_anything_to_go_by_nothing_is_called_bad(scores: Tensor) -> None:
     found = calibration(scores).threshold(0.01)
-    assert found.rule == "none" and found.value == math.inf and "no image is called bad" in found.line
+    assert found.rule == "none" and found.value == math.inf and found.reason == found.line
+    assert {found.verdict(score) for score in (-math.inf, 0.0, math.inf, math.nan)} == {"undecided"}
+
+
+def test_an_undecided_threshold_says_what_is_missing_and_what_helps() -> None:
+    seven, three = (calibration(torch.arange(float(n))) for n in (7, 3))
+    reason = seven.threshold(0.01).reason
+    assert reason.startswith("fpr=0.01 needs 99 calibration images, but the detector has 7: give fpr=0.2 or train")
+    assert seven.threshold(0.2).reason == "" and seven.threshold(0.2).verdict(3.0) == "good"
+    assert three.threshold().reason.endswith(
+        "needs 4 calibration images, but the detector has 3: train with more good images"
+    )
+
+
+@pytest.mark.parametrize(
+    ("n", "expected"), [(4, 0.2), (8, 0.2), (9, 0.1), (18, 0.1), (19, 0.05), (98, 0.05), (99, 0.01), (2000, 0.01)]
+)
+def test_the_default_rate_is_the_smallest_that_is_guaranteed_and_is_said(n: int, expected: float) -> None:
+    known = calibration(normal(n))
+    found = known.threshold()
+    assert (found.fpr, found.rule, found.value) == (expected, "conformal", known.threshold(expected).value)
+    assert f"fpr={expected:g}, the smallest of 0.01, 0.05, 0.1, 0.2 that {n} images guarantee" in found.line
+    assert ("0.01 needs 99" in found.line) == (n < 99) and ("0.05 needs 19" in found.line) == (n < 19)
+    assert "the smallest of" not in known.threshold(expected).line
+
+
+@pytest.mark.parametrize("n", range(4))
+def test_without_a_guaranteed_rate_the_default_is_undecided(n: int) -> None:
+    found = calibration(normal(n)).threshold()
+    assert (found.rule, found.fpr, found.verdict(0.0)) == ("none", 0.2, "undecided")
 
 
 def test_images_of_one_part_make_the_range_wider() -> None:

@@ -125,7 +125,7 @@ def test_the_table_shows_images_maps_and_scores_and_syncs_from_the_run_folder(
     finished: Path, logged: dict[str, list[Any]]
 ) -> None:
     rows = table(finished, "test/examples")
-    assert [row["why"] for row in rows] == ["misses"] * 6 + ["false_alarms"] * 6 + ["defects"]
+    assert [row["why"] for row in rows] == ["lowest scores"] * 6 + ["highest scores"] * 6 + ["each kind of defect"]
     assert [row["score"] for row in rows[:6]] == sorted(row["score"] for row in rows[:6])
     assert {row["kind"] for row in rows[6:12]} == {"good"} and rows[6]["score"] >= rows[11]["score"]
     (artifact,) = (each for each in logged["artifact"] if "examples" in each.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import socket
 import struct
@@ -10,13 +11,17 @@ import subprocess
 import sys
 import threading
 import time
+from base64 import b64decode
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+import numpy as np
 import pytest
 import torch
 from conftest import TINY
@@ -100,6 +105,39 @@ def test_the_answer_is_what_the_detector_says(server: Server, detector: Detector
     assert content["heat"].startswith("data:image/png") and content["photo"].startswith("data:image/png")
     _, content = ask(server, "/threshold?fpr=0.3")
     assert content["threshold"] == detector.threshold(0.3).value
+
+
+@pytest.fixture
+def undecided(detector: Detector) -> Detector:
+    """A detector with seven calibration images."""
+    known = detector.calibration
+    return Detector(detector.model, Calibration.of(known.scores[:7], known.distances[:7], "7 images"), {})
+
+
+def test_the_answer_is_undecided_where_nothing_could_have_been_bad(undecided: Detector, parts: Path) -> None:
+    page = Demo(undecided, 0.01)
+    reason = undecided.threshold(0.01).reason
+    assert (page.about()["threshold"], page.about()["undecided"]) == (None, reason)
+    with bad_part(parts).open("rb") as file:
+        content = page.detect(file, 0.01)
+    assert (content["verdict"], content["undecided"], content["threshold"]) == ("undecided", reason, None)
+    assert page.threshold(0.2)["undecided"] == ""
+
+
+def test_the_page_starts_at_the_default_rate_and_says_why(undecided: Detector) -> None:
+    about = Demo(undecided, None).about()
+    assert about["fpr"] == 0.2 and "that 7 images guarantee; 0.1 needs 9" in about["line"]
+
+
+def test_the_colour_bar_has_the_scale_of_the_maps_with_the_threshold_in_the_middle(detector: Detector) -> None:
+    known = copy(detector)
+    known.median, known.limit = 4.0, 9.0
+    scale = Demo(known, 0.1).about()["scale"]
+    assert scale["ticks"] == [4, 9, 14] and "0.1 % of good pixels" in scale["legend"]
+    bar = np.asarray(Image.open(BytesIO(b64decode(scale["bar"].split(",")[1]))))
+    assert (bar[0, : bar.shape[1] // 4] == 255).all() and (bar[0, bar.shape[1] // 2] != 255).any()
+    known.limit = math.inf
+    assert Demo(known, 0.1).about()["scale"] is None
 
 
 def test_pictures_keep_the_proportions_of_the_image(detector: Detector, tmp_path: Path) -> None:
@@ -308,6 +346,46 @@ def test_the_command_listens_on_this_machine_alone_and_ends(detector: Detector, 
                 assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
         finally:
             process.terminate()
+
+
+@pytest.mark.parametrize("arguments", [["ckpt=nowhere"], ["ckpt=."], ["fpr=x"], ["ckpt=detector", "fpr=5"]])
+def test_a_failed_start_is_one_line_and_leaves_nothing(
+    arguments: list[str], detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "detector").mkdir()
+    detector.save(tmp_path / "detector" / "detector.safetensors")
+    if arguments == ["ckpt=."]:  # no finished run in it
+        (tmp_path / "detector" / "detector.safetensors").rename(tmp_path / "detector" / "other.safetensors")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(SystemExit) as stop:
+        demo.main(arguments)
+    assert str(stop.value.code).startswith("error: ") and "\n" not in str(stop.value.code)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.slow
+def test_the_page_shows_the_reason_of_undecided_in_a_real_browser(undecided: Detector, parts: Path) -> None:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None:
+        pytest.skip("no chromium here")
+    server = Server(Demo(undecided, 0.01), "127.0.0.1", 0)
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=path, args=list(FLAGS))
+        page = browser.new_page()
+        page.goto(f"http://127.0.0.1:{server.server_port}/")
+        page.set_input_files("#file", bad_part(parts))
+        page.wait_for_selector("#facts:not([hidden])")
+        assert page.inner_text("#verdict").lower() == "undecided" == page.get_attribute("#verdict", "class")
+        assert page.inner_text("#reason") == undecided.threshold(0.01).reason
+        page.select_option("#fpr", "0.2")
+        playwright.expect(page.locator("#verdict")).to_have_class("bad")
+        assert page.is_hidden("#reason")
+        browser.close()
+    server.shutdown()
+    server.server_close()
 
 
 @pytest.mark.slow

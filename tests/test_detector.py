@@ -54,6 +54,7 @@ def trained(weights: list[float] | None = None, combine: str = "both", form: str
     if form:
         module.segmenter.centre.copy_(torch.tensor([5.0, 7.0]))
         module.segmenter.spread.copy_(torch.tensor([2.0, 3.0]))
+        module.segmenter.median.fill_(4.0)
         module.segmenter.threshold.fill_(9.0)
     if weights is not None:
         module.model.level_weights.copy_(torch.tensor(weights))
@@ -202,8 +203,8 @@ def test_no_file_or_another_is_one_clear_line(file: Path, tmp_path: Path) -> Non
     save_file({"a": torch.zeros(3)}, other, metadata={"format": "pt"})
     torch.save({}, ckpt)
     wanted = {
-        tmp_path / "missing": "does not exist", tmp_path / "..": "does not exist", empty: "damaged or not a detector",
-        folder: "does not exist", folder / artefact.NAME: "does not exist", text: "damaged or not a detector",
+        tmp_path / "missing": "does not exist", empty: "damaged or not a detector", text: "damaged or not a detector",
+        folder: "no finished run in", folder / artefact.NAME: "no finished run in",
         other: "but not a detector", ckpt: "is a training checkpoint",
     }  # fmt: skip
     for path, expected in wanted.items():
@@ -247,6 +248,28 @@ def test_any_flipped_bit_is_one_clear_line_or_changes_nothing(file: Path, detect
 def test_a_file_of_the_format_before_still_loads(file: Path) -> None:
     altered(file, format=2)
     Detector.load(file)
+
+
+def test_a_file_without_the_median_of_the_maps_loads_and_its_scale_begins_at_zero(file: Path, tmp_path: Path) -> None:
+    assert Detector.load(file).median == 4
+    with safe_open(file, framework="pt") as opened:
+        header = json.loads(opened.metadata()["gaussad_pl"])
+    tensors = load_file(file)
+    del tensors["segmenter.median"]
+    header |= {"format": 2, "checksum": artefact._checksum(tensors)}
+    save_file(tensors, file, metadata={"gaussad_pl": json.dumps(header)})
+    found = Detector.load(file)
+    assert (found.median, found.limit) == (0, 9)
+    found.save(tmp_path / "again.safetensors")
+    assert Detector.load(tmp_path / "again.safetensors").median == 0
+
+
+def test_a_checkpoint_without_the_median_of_the_maps_still_loads() -> None:
+    state = trained().state_dict()
+    del state["model.segmenter.median"]
+    module = trained()
+    module.load_state_dict(state)
+    assert (float(module.segmenter.median), float(module.segmenter.threshold)) == (0, 9)
 
 
 @pytest.mark.parametrize("changes", [{"provenance": None}, {"calibration": 3}, {"calibration": {}}, {"model": []}])
@@ -360,6 +383,17 @@ def test_findings_hold_score_p_value_verdict_distances_and_map(detector: Detecto
     more = detector(IMAGES, fpr=0.5)
     assert sum(each.verdict == "bad" for each in more) == 11
     assert detector(IMAGES[:1], fpr=0.01)[0].threshold == detector.threshold(0.01).value  # the gamma's
+
+
+def test_nothing_is_good_where_nothing_could_have_been_bad(detector: Detector) -> None:
+    seen = detector.detect(IMAGES)
+    detector = Detector(detector.model, Calibration.of(seen.scores[:7], seen.distances[:7], "seven images"), {})
+    for found in detector(IMAGES[:2], fpr=0.01):
+        assert found.verdict == "undecided" and found.threshold == math.inf
+        assert found.reason == detector.threshold(0.01).reason and "needs 99" in found.reason
+    for found in detector(IMAGES[:2]):  # the default is a rate that seven images allow
+        assert found.verdict in ("good", "bad") and found.reason == ""
+        assert found.threshold == detector.threshold(0.2).value == detector.threshold().value
 
 
 def test_a_score_that_is_no_number_is_bad(detector: Detector) -> None:

@@ -16,7 +16,7 @@ from conftest import TINY
 from torch import Tensor
 
 from benchmarks.speed import exported
-from gaussad_pl import export, predict
+from gaussad_pl import evaluate, export, predict
 from gaussad_pl.calibration.conformal import Calibration
 from gaussad_pl.density.cluster import ClusterGaussians
 from gaussad_pl.density.moments import moments
@@ -52,6 +52,7 @@ def detector(form: str | None, **backbone: Any) -> Detector:
             model.segmenter.estimate()
             model.segmenter.centre.copy_(torch.tensor([5.0, 7.0]))
             model.segmenter.spread.copy_(torch.tensor([2.0, 3.0]))
+            model.segmenter.median.fill_(4.0)
             model.segmenter.threshold.fill_(9.0)
         found = model(IMAGES[:20])
     return Detector.of(model, Calibration.of(found.scores, found.distances, "some images"), {"seed": 7})
@@ -127,7 +128,7 @@ def test_every_form_and_backbone_agrees_in_every_runtime(
     one = detector(form, **backbone)
     assert one.model.segmenter is not None and (one.model.segmenter.head.projection is None) == (width == 256)
     lines = check(export.onnx_model(one), one, 255 - IMAGES[:5])  # raises where they disagree
-    assert len(lines) == 2 and "15 of 15 verdicts" in lines[0]
+    assert len(lines) == 2 and "20 of 20 verdicts" in lines[0]
 
 
 @pytest.mark.slow
@@ -156,14 +157,18 @@ def test_without_a_map_and_without_calibration_images_there_are_scores() -> None
     score, p_value, distances = outputs(model, IMAGES[:4])
     assert p_value.tolist() == [1.0] * 4 and distances.shape == (4, len(one.levels))
     np.testing.assert_allclose(score, one.detect(IMAGES[:4]).scores, rtol=1e-4)
-    assert len(check(model, one, IMAGES[:4])) == 2
+    lines = check(model, one, IMAGES[:4])
+    assert len(lines) == 2 and "all images are undecided, so there are no verdicts to compare" in lines[0]
 
 
 @pytest.mark.slow
 def test_the_metadata_are_json_without_paths_of_this_machine(clusters: Detector, model: bytes) -> None:
     held = open_session(model).get_modelmeta().custom_metadata_map
     header, calibration, provenance = (json.loads(held[key]) for key in KEYS)
-    assert header["size"] == 64 and header["limit"] == 9 and set(header["versions"]) >= {"gaussad_pl", "torch", "onnx"}
+    assert (header["size"], header["limit"], header["median"]) == (64, 9, 4)
+    assert set(header["versions"]) >= {"gaussad_pl", "torch", "onnx"}
+    default = clusters.threshold()
+    assert (header["fpr"], header["threshold"], header["undecided"]) == (default.fpr, default.value, "")
     assert calibration["scores"] == clusters.calibration.scores.tolist() and provenance == {"seed": 7}
     assert b"site-packages" not in model and str(Path(__file__).parent.parent).encode() not in model
 
@@ -175,17 +180,21 @@ def test_the_metadata_are_json_without_paths_of_this_machine(clusters: Detector,
 def test_predict_says_the_same_with_either_file(
     clusters: Detector, model: bytes, parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    clusters.save(tmp_path / "detector.safetensors")
-    export.main([f"ckpt={tmp_path}", f"source={parts / 'screw' / 'test'}", "images=6"])
+    folder = tmp_path / "run"
+    folder.mkdir()
+    clusters.save(folder / "detector.safetensors")
+    (folder / "metrics.json").write_text('{"validation_signal": 1}')
+    export.main([f"ckpt={tmp_path}/r*", f"source={parts / 'screw' / 'test'}", "images=6"])
     printed = capsys.readouterr().out
-    assert "checked on 6 images" in printed and "18 of 18 verdicts the same" in printed
+    assert f"detector: {folder / 'detector.safetensors'}" in printed
+    assert "checked on 6 images" in printed and "24 of 24 verdicts the same" in printed
     rows = []
     for name in ("detector.safetensors", "detector.onnx"):
         out = tmp_path / name.replace(".", "-")
         with pytest.raises(SystemExit) as stop:
             predict.main(
                 [
-                    f"ckpt={tmp_path / name}",
+                    f"ckpt={folder / name}",
                     f"source={parts / 'screw' / 'test'}",
                     f"out={out}",
                     "overlays=true",
@@ -207,13 +216,30 @@ def test_the_exported_detector_has_the_api_of_the_other(clusters: Detector, mode
     (tmp_path / "detector.onnx").write_bytes(model)
     loaded = load_detector(tmp_path / "detector.onnx")
     assert isinstance(loaded, ExportedDetector)
-    for name in ("size", "levels", "limit", "provenance"):
+    for name in ("size", "levels", "median", "limit", "provenance"):
         assert getattr(loaded, name) == getattr(clusters, name)
     assert loaded.threshold(0.05) == clusters.threshold(0.05)
     torch.testing.assert_close(loaded.calibration.distances, clusters.calibration.distances, rtol=0, atol=0)
     for ours, theirs in zip(loaded(IMAGES[:3], fpr=0.2), clusters(IMAGES[:3], fpr=0.2), strict=True):
         assert (ours.verdict, ours.threshold) == (theirs.verdict, theirs.threshold)
         assert ours.map is not None and ours.map.shape == (256, 256)
+
+
+@pytest.mark.slow
+def test_an_exported_detector_is_evaluated_like_the_other(
+    clusters: Detector, model: bytes, parts: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "detector.onnx").write_bytes(model)
+    clusters.save(tmp_path / "detector.safetensors")
+    found = []
+    for name in ("detector.onnx", "detector.safetensors"):
+        out = tmp_path / name.replace(".", "-")
+        evaluate.main([f"ckpt={tmp_path / name}", f"data={parts / 'screw'}", f"out={out}"])
+        found.append(json.loads((out / "metrics.json").read_text()))
+    one, other = found
+    assert one["operating_points"] == other["operating_points"]
+    assert one["evaluation"]["aupro"] == pytest.approx(other["evaluation"]["aupro"], abs=1e-3)
+    assert one["detector"]["sha256"] != other["detector"]["sha256"]
 
 
 @pytest.mark.slow
@@ -230,6 +256,32 @@ def test_a_graph_that_disagrees_is_refused_and_nothing_is_left(tmp_path: Path, m
     assert [path.name for path in tmp_path.iterdir()] == ["detector.safetensors"]
 
 
+def with_images(one: Detector, n: int) -> Detector:
+    """The same detector with the first n calibration images."""
+    known = one.calibration
+    return Detector(one.model, Calibration.of(known.scores[:n], known.distances[:n], f"{n} images"), {})
+
+
+def test_the_metadata_of_an_undecided_detector_say_so(clusters: Detector) -> None:
+    few = with_images(clusters, 3)
+    header, *_ = export.metadata(few)
+    assert header["threshold"] is None and header["undecided"] == few.threshold().reason != ""
+
+
+@pytest.mark.slow
+def test_an_exported_detector_is_undecided_like_the_other(clusters: Detector, tmp_path: Path) -> None:
+    few = with_images(clusters, 3)
+    (tmp_path / "few.onnx").write_bytes(export.onnx_model(few))
+    for found in load_detector(tmp_path / "few.onnx")(IMAGES[:2]):
+        assert (found.verdict, found.reason) == ("undecided", few.threshold().reason)
+
+
+def test_only_rates_with_a_threshold_are_compared(clusters: Detector) -> None:
+    seven = with_images(clusters, 7)
+    expected, found = found_by(seven)
+    assert "24 of 24 verdicts the same (fpr 0.2)" in compare(seven, expected, found)
+
+
 def found_by(one: Detector) -> tuple[Detection, list[Tensor]]:
     expected = one.detect(255 - IMAGES)
     p_values = one.calibration.p_values(expected.scores).float()
@@ -241,7 +293,7 @@ def found_by(one: Detector) -> tuple[Detection, list[Tensor]]:
 @pytest.mark.parametrize("value", [1.02, float("nan")])
 def test_every_output_is_compared(place: int, name: str, value: float, clusters: Detector) -> None:
     expected, found = found_by(clusters)
-    assert "72 of 72 verdicts" in compare(clusters, expected, found)
+    assert "96 of 96 verdicts" in compare(clusters, expected, found)
     found[place][5] *= value
     with pytest.raises(UserError, match=f"disagrees with PyTorch: {name}"):
         compare(clusters, expected, found)
@@ -254,7 +306,7 @@ def test_a_score_at_the_threshold_may_fall_on_either_side(clusters: Detector) ->
     found[1] = clusters.calibration.p_values(expected.scores).float()
     found[0] = expected.scores.clone()
     found[0][0] += 1e-6
-    assert "71 of 72 verdicts" in compare(clusters, expected, found)
+    assert "95 of 96 verdicts" in compare(clusters, expected, found)
 
 
 def test_images_to_check_on_are_those_given_or_of_the_training_or_random(clusters: Detector, parts: Path) -> None:
@@ -278,16 +330,19 @@ def test_images_to_check_on_are_those_given_or_of_the_training_or_random(cluster
         (["images=0"], "1 or more"),
         (["source=nowhere"], "does not exist"),
         (["ckpt=nowhere"], "does not exist"),
+        (["ckpt=nowhere/*"], "no finished run in nowhere/*"),
         (["colour=red"], "no such setting"),
     ],
 )
 def test_mistakes_are_one_clear_line(settings: list[str], message: str, clusters: Detector, tmp_path: Path) -> None:
     clusters.save(tmp_path / "detector.safetensors")
     ckpt = [] if settings[0].startswith("ckpt") else [f"ckpt={tmp_path}"]
+    out = [] if settings[0].startswith("out") else [f"out={tmp_path / 'new' / 'detector.onnx'}"]
     with pytest.raises(SystemExit) as stop:
-        export.main([*ckpt, *settings])
+        export.main([*ckpt, *out, *settings])
     text = str(stop.value.code)
     assert text.startswith("error: ") and message in text and "\n" not in text
+    assert [path.name for path in tmp_path.iterdir()] == ["detector.safetensors"]
 
 
 def test_a_file_that_is_there_stays_unless_told_otherwise(clusters: Detector, tmp_path: Path) -> None:

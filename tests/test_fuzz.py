@@ -84,7 +84,7 @@ def everything(detector: BaseDetector) -> list[Any]:
     found, kept = detector.detect(pixels), detector.calibration
     return [
         *(found.scores.tolist(), found.distances.tolist(), kept.scores.tolist(), kept.distances.tolist()),
-        *(kept.scheme, kept.different, detector.limit, detector.levels, detector.provenance),
+        *(kept.scheme, kept.different, detector.median, detector.limit, detector.levels, detector.provenance),
     ]
 
 

@@ -31,7 +31,8 @@ from gaussad_pl.data.loading import decoded
 from gaussad_pl.errors import UserError
 from gaussad_pl.inference.artefact import NAME
 from gaussad_pl.inference.detector import Detector
-from gaussad_pl.inference.overlay import LINE, SIDE, overlay
+from gaussad_pl.inference.heat import CONTOUR, OPACITY, OUTLINE, HeatScale
+from gaussad_pl.inference.overlay import BAR, GAP, SIDE, TITLE, WIDTH, overlay
 from gaussad_pl.inference.prediction import Prediction
 from gaussad_pl.inference.sources import count_images, image_paths
 from gaussad_pl.training.module import GaussianAD
@@ -105,7 +106,8 @@ def test_both_files_hold_what_the_detector_finds(ckpt: Path, images: Path, capsy
         for level, distance in found.distances.items():
             assert float(row[f"level_{level}"]) == line["distances"][str(level)] == pytest.approx(distance, rel=1e-5)
     said = capsys.readouterr().out
-    assert "60 drawn images" in said and "0 unreadable" in said and "conformal threshold" in said
+    assert "60 drawn images" in said and "0 undecided, 0 unreadable" in said and "conformal threshold" in said
+    assert f"detector: {ckpt / NAME}" in said
     assert "WARNING" not in said and not (out / "overlays").exists()
 
 
@@ -158,13 +160,92 @@ def test_images_unlike_the_calibration_ones_are_warned_of(
 
 
 def test_too_few_calibration_images_are_warned_of(ckpt: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(f"ckpt={ckpt}", f"source={images}", f"out={images.parent / 'out'}") == 0
+    assert run(f"ckpt={ckpt}", f"source={images}", f"out={images.parent / 'out'}", "fpr=0.01") == 0
     assert "WARNING: fpr=0.01 needs 99 calibration images for a guarantee, but there are 60" in capsys.readouterr().out
+
+
+@pytest.fixture
+def undecided(ckpt: Path, tmp_path: Path) -> Path:
+    """The folder of a detector with seven calibration images."""
+    whole = Detector.load(ckpt)
+    few = Calibration.of(whole.calibration.scores[:7], whole.calibration.distances[:7], "7 drawn images")
+    (tmp_path / "undecided").mkdir()
+    Detector(whole.model, few, {"seed": 0}).save(tmp_path / "undecided" / NAME)
+    return tmp_path / "undecided"
+
+
+def test_images_that_could_not_have_been_bad_are_undecided(
+    undecided: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = images.parent / "out"
+    arguments = [f"ckpt={undecided}", f"source={images}", f"out={out}", "fpr=0.01", "overwrite=true"]
+    assert run(*arguments) == predict.UNDECIDED == 3
+    lines, table = rows(out)
+    assert [line["verdict"] for line in lines] == [row["verdict"] for row in table] == ["undecided"] * 5
+    assert all(line["threshold"] is None and line["error"] is None for line in lines)
+    said = capsys.readouterr().out
+    reason = Detector.load(undecided).threshold(0.01).reason
+    assert "0 good, 0 bad, 5 undecided, 0 unreadable" in said and f"UNDECIDED: {reason}" in said
+    assert json.loads((out / "predictions.json").read_text())["undecided"] == reason
+    (images / "0.png").write_text("text")
+    assert run(*arguments) == predict.UNREADABLE == 1
+    assert [line["verdict"] for line in rows(out)[0]] == ["error", *["undecided"] * 4]
+
+
+@pytest.mark.parametrize("given", [[], ["fpr=auto"]])
+def test_the_default_rate_is_one_that_the_images_allow_and_is_said(
+    given: list[str], ckpt: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(f"ckpt={ckpt}", f"source={images}", f"out={images.parent / 'out'}", *given) == 0
+    assert "fpr=0.05, the smallest of 0.01, 0.05, 0.1, 0.2 that 60 images guarantee; 0.01 needs 99" in (
+        capsys.readouterr().out
+    )
+    origin = json.loads((images.parent / "out" / "predictions.json").read_text())
+    assert origin["fpr"] == 0.05 and origin["undecided"] == ""
+
+
+def older(out: Path) -> None:
+    """Make a prediction at fpr=0.01 look as an older version wrote it: its default rate, good without a threshold."""
+    for name in ("predictions.jsonl", "predictions.csv"):
+        (out / name).write_bytes((out / name).read_bytes().replace(b"undecided", b"good"))
+    origin = json.loads((out / "predictions.json").read_text())
+    del origin["undecided"]
+    (out / "predictions.json").write_text(json.dumps(origin))
+
+
+def test_a_prediction_of_an_older_version_resumes_with_its_rate_and_true_verdicts(
+    undecided: Path, ckpt: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (images / "0.png").write_text("text")  # this row stays
+    for detector, verdicts in ((undecided, ["error", *["undecided"] * 4]), (ckpt, None)):
+        out = images.parent / detector.name
+        arguments = [f"ckpt={detector}", f"source={images}", f"out={out / 'out'}"]
+        assert run(*arguments, "fpr=0.01") == 1
+        before = [(out / "out" / name).read_bytes() for name in ("predictions.jsonl", "predictions.csv")]
+        older(out / "out")
+        assert run(*arguments, "resume=true") == 1
+        assert [(out / "out" / name).read_bytes() for name in ("predictions.jsonl", "predictions.csv")] == before
+        assert verdicts in (None, [line["verdict"] for line in rows(out / "out")[0]])
+        assert "fpr=0.01 needs 99" in capsys.readouterr().out.rpartition("detector: ")[2]
+
+
+def test_a_folder_of_runs_stands_for_the_newest_and_the_command_says_which(
+    ckpt: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, time_ in (("b", 1000), ("a", 2000)):
+        shutil.copytree(ckpt, tmp_path / "runs" / "parts" / name)
+        (tmp_path / "runs" / "parts" / name / "metrics.json").write_text('{"validation_signal": 1}')
+        os.utime(tmp_path / "runs" / "parts" / name / "metrics.json", (time_, time_))
+    for given in ("runs", "runs/parts/*"):
+        arguments = [f"ckpt={tmp_path / given}", f"source={images}", f"out={tmp_path / 'out'}", "overwrite=true"]
+        assert run(*arguments) == 0
+        assert f"detector: {tmp_path / 'runs/parts/a' / NAME}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
+        (["fpr=x"], "fpr=x: expected a number or auto"), (["ckpt=/nowhere/*"], "no finished run in /nowhere/*"),
         (["fpr=0"], "fpr=0.0: expected a false-alarm rate"), (["batch_size=0"], "batch_size=0"),
         (["device=tpu"], "device=tpu: expected cpu, cuda or auto"), (["ckpt=/nowhere"], "/nowhere does not exist"),
         (["source=/nowhere"], "source=/nowhere does not exist"), (["source=/nowhere/*.png"], "has no images"),
@@ -304,19 +385,76 @@ def test_a_name_as_long_as_names_can_be_is_a_row_like_any_other(ckpt: Path, imag
 # --------------------------------------------------------------------------------------------------- overlays, options
 
 
+def shown(limit: float, size: tuple[int, int] = (SIDE, SIDE), **changes: Any) -> np.ndarray:
+    """Pixels of an overlay of a grey image, whose map is 1 in a square, 0.2 to its right and 0 elsewhere."""
+    values = np.zeros((256, 256), np.float32)
+    values[64:128, 64:128], values[64:128, 128:] = 1, 0.2
+    prediction = Prediction(**{**PREDICTION, "map": values, **changes})
+    return np.asarray(overlay(Image.new("RGB", size, (100, 100, 100)), prediction, 0.1, limit, "Teil ä.png")).astype(
+        int
+    )
+
+
+PREDICTION: dict[str, Any] = {"score": 1.5, "p_value": 0.01, "verdict": "bad", "threshold": 1.0, "distances": {0: 1.0}}
+
+
 @pytest.mark.parametrize("limit", [0.5, float("inf")])
 def test_an_overlay_shows_image_and_map_with_a_contour(limit: float) -> None:
-    values = np.zeros((256, 256), np.float32)
-    values[64:128, 64:128] = 1
-    prediction = Prediction(1.5, 0.01, "bad", 1.0, {0: 1.0}, values)
-    picture = overlay(torch.zeros(3, 64, 64, dtype=torch.uint8), prediction, limit, "Teil ä.png")
-    assert picture.size == (2 * SIDE, SIDE + LINE)
-    drawn = np.asarray(picture)[LINE:, SIDE:].astype(int)
-    contour = (drawn == (79, 227, 255)).all(2)
-    assert contour.any() == (limit == 0.5)
-    assert drawn[SIDE * 3 // 8, SIDE * 3 // 8].sum() > drawn[5, 5].sum()  # bright where the map is high
-    alone = overlay(torch.zeros(3, 64, 64, dtype=torch.uint8), Prediction(0, 1, "good", 1, {}, None), limit, "a")
-    assert alone.size == (SIDE, SIDE + LINE)
+    drawn = shown(limit)
+    assert drawn.shape == (TITLE + SIDE + BAR, 2 * SIDE + GAP, 3)
+    under_map = drawn[TITLE : TITLE + SIDE, SIDE + GAP :]
+    assert (under_map == CONTOUR).all(2).any() == (limit == 0.5)
+    assert under_map[SIDE * 3 // 8, SIDE * 3 // 8].sum() > 300  # bright where the map is high
+    assert (under_map[5, 5] == 100).all()
+    alone = shown(limit, map=None)
+    assert alone.shape == (TITLE + SIDE, WIDTH, 3)
+
+
+def test_an_undecided_verdict_is_written_in_grey() -> None:
+    few = Calibration.of(torch.zeros(3), torch.zeros(3, 1), "3 images").threshold(0.01)
+    titles = {
+        verdict: shown(0.5, map=None, verdict=verdict, threshold=few.value, reason=reason)[: TITLE // 2]
+        for verdict, reason in (("undecided", few.reason), ("good", ""), ("bad", ""))
+    }
+    spread = {verdict: np.ptp(title, axis=2).max() for verdict, title in titles.items()}
+    assert spread["undecided"] < 40 < min(spread["good"], spread["bad"])
+
+
+def test_a_map_is_transparent_below_half_way_to_its_threshold() -> None:
+    drawn = shown(0.5)[TITLE : TITLE + SIDE, SIDE + GAP :]
+    assert (drawn[SIDE * 3 // 8, SIDE * 3 // 4] == 100).all()  # 0.2 of 0.3
+    drawn = shown(0.25)[TITLE : TITLE + SIDE, SIDE + GAP :]
+    assert (drawn[SIDE * 3 // 8, SIDE * 3 // 4] != 100).any()  # of 0.175
+
+
+def test_an_overlay_keeps_the_proportions_of_its_image() -> None:
+    drawn = shown(0.5, (SIDE, SIDE // 4))
+    assert drawn.shape == (TITLE + SIDE // 4 + BAR, 2 * SIDE + GAP, 3)
+    inside = (drawn[TITLE:, SIDE + GAP :] == CONTOUR).all(2).nonzero()
+    assert np.ptp(inside[1]) == pytest.approx(4 * np.ptp(inside[0]), rel=0.1)
+
+
+def test_one_value_has_one_colour_in_all_pictures_of_a_detector() -> None:
+    maps = np.float32([0, 0.3, 0.5, 0.7, 9])
+    low, high = (HeatScale.of(0.1, 0.5, maps * factor).rgba(maps) for factor in (1, 100))
+    assert (low == high).all()
+    assert low[:, 3] == pytest.approx([0, 0, OPACITY, OPACITY, OPACITY])  # transparent up to half way
+    assert HeatScale.of(0.1, 0.5, maps).top == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize("colour", [CONTOUR, OUTLINE])
+def test_outlines_have_a_colour_that_the_map_has_not(colour: tuple[int, int, int]) -> None:
+    scale = HeatScale.of(0.0, 1.0, np.zeros(1, np.float32))
+    colours = 255 * scale.rgba(np.linspace(0, 3, 1000))[:, :3]
+    assert np.linalg.norm(colours - colour, axis=1).min() > 100
+
+
+@pytest.mark.parametrize("size", [(1000, 250), (120, 600)])
+def test_overlays_of_files_have_the_proportions_of_the_files(ckpt: Path, tmp_path: Path, size: tuple[int, int]) -> None:
+    Image.new("RGB", size).save(tmp_path / "part.png")
+    assert run(f"ckpt={ckpt}", f"source={tmp_path / 'part.png'}", f"out={tmp_path / 'out'}", "overlays=true") == 0
+    with Image.open(*(tmp_path / "out/overlays").iterdir()) as picture:
+        assert picture.height == TITLE + SIDE * min(1, size[1] / size[0]) + BAR
 
 
 @dataclass
@@ -325,10 +463,12 @@ class Settings:
     rate: float = 0.5
     count: int = 3
     flag: bool = False
+    limit: float | None = None
 
 
 def test_key_value_arguments() -> None:
     assert parse(["name=a=b"], Settings) == Settings("a=b")
+    assert [parse(["name=a", f"limit={text}"], Settings).limit for text in ("auto", "2")] == [None, 2.0]
     given = parse(["rate=1e-3", "+count=4", "--flag=True", "name=x"], Settings)
     assert given == Settings("x", 0.001, 4, True)
     wrong = {

@@ -218,10 +218,10 @@ def test_an_overlay_that_cannot_be_drawn_is_a_row(
 ) -> None:
     drawing = predict.overlay
 
-    def fragile(pixels: Any, prediction: Any, limit: float, name: str) -> Any:
+    def fragile(image: Any, prediction: Any, zero: float, limit: float, name: str) -> Any:
         if name == "02.png":
             raise MemoryError("no memory")
-        return drawing(pixels, prediction, limit, name)
+        return drawing(image, prediction, zero, limit, name)
 
     monkeypatch.setattr(predict, "overlay", fragile)
     assert run(*line(ckpt, few, tmp_path / "out", "overlays=true")) == 1

@@ -273,6 +273,14 @@ def test_unfinished_runs_are_listed_with_the_last_line_of_their_error(sweep: Pat
     assert found["Uneven seeds or folds"] == ["tile × backbone=resnet18: no seed 1 fold 0"]
 
 
+def test_an_evaluation_among_the_runs_is_no_run(sweep: Path, caplog: pytest.LogCaptureFixture) -> None:
+    before = gather(sweep)
+    folder = next(sweep.rglob("metrics.json")).parent / "evaluation"
+    folder.mkdir()
+    (folder / "metrics.json").write_text(json.dumps({"dataset": "screw", "evaluation": {"image_auroc": 0.5}}))
+    assert gather(sweep) == before and not caplog.text
+
+
 def test_a_half_written_metrics_file_is_an_unfinished_run(sweep: Path, caplog: pytest.LogCaptureFixture) -> None:
     broken = sweep / "tile-resnet18-1" / "metrics.json"
     broken.write_text(broken.read_text()[:500])
@@ -362,15 +370,26 @@ def test_thousands_of_images_and_outliers_make_a_small_figure() -> None:
     labels = np.repeat([0, 1], 10_000)
     scores = Scores(labels, rng.normal(2.0 * labels))
     scores.scores[-1] = 1e6
-    for figure in (roc_figure([scores], [], "x"), histogram_figure([scores], "x")):
+    for figure in (roc_figure([scores], [], "x"), histogram_figure([scores], [], "x")):
         assert figure is not None and len(figure) < 60_000
-    assert "last bin: and above" in str(histogram_figure([scores], "x"))
+    assert "last bin: and above" in str(histogram_figure([scores], [], "x"))
+
+
+def test_a_histogram_marks_the_thresholds_that_there_are(sweep: Path) -> None:
+    scores = Scores(np.repeat([0, 1], 10), np.arange(20.0))
+    assert "threshold at 5 %" in str(histogram_figure([scores], [math.nan, 7.0], "x"))
+    assert "threshold" not in str(histogram_figure([scores], [math.nan, math.inf], "x"))
+    make_run(sweep / "a", calibration={"thresholds": {"0.05": {"value": 1.5}}})
+    make_run(sweep / "b", operating_points={"0.05": {"threshold": 2.5}})
+    make_run(sweep / "c", operating_points={"0.05": {"threshold": None}})
+    found = {run.name: run.threshold for run in gather(sweep)[0]}
+    assert (found["a"], found["b"]) == (1.5, 2.5) and math.isnan(found["c"])  # a: of an older version
 
 
 def test_equal_scores_and_one_class_are_drawn_or_left_out() -> None:
     equal = Scores(np.zeros(3, dtype=np.int64), np.ones(3))
-    assert roc_figure([equal], [], "x") is None and histogram_figure([equal], "x") is not None
-    assert histogram_figure([], "x") is None
+    assert roc_figure([equal], [], "x") is None and histogram_figure([equal], [], "x") is not None
+    assert histogram_figure([], [], "x") is None
 
 
 # --- the files

@@ -8,26 +8,38 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import TINY
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from PIL import Image
 
+from gaussad_pl.calibration.conformal import Calibration
+from gaussad_pl.calibration.threshold import Threshold, undecided
 from gaussad_pl.cli.hydra_command import CONF
 from gaussad_pl.data.base import ImageDataModule
 from gaussad_pl.data.inventory import images_sha256
 from gaussad_pl.data.samples import Sample
 from gaussad_pl.errors import UserError
+from gaussad_pl.inference.heat import HeatScale
 from gaussad_pl.model.model import GaussianModel
 from gaussad_pl.results import checkout, figures, gallery
-from gaussad_pl.results.evaluation import Evaluation, provenance
+from gaussad_pl.results.evaluation import Evaluation
+from gaussad_pl.results.provenance import provenance
+
+IMAGES: Any = [{"image": torch.zeros(3, 8, 8, dtype=torch.uint8)}] * 4
+SCALE = HeatScale.of(0.2, 0.6, np.zeros(1, np.float32))
+CALIBRATION = Calibration.of(torch.linspace(-2, 3.5, 19, dtype=torch.float64), torch.zeros(19, 2), "")
 
 
 def evaluation(**changes: Any) -> Evaluation:
@@ -68,27 +80,31 @@ def test_scores_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "scores.csv"
     path.write_text("old")
     with pytest.raises(ValueError):
-        evaluation().write_scores(path, [0.0])  # of one image, where there are four
+        evaluation(distances=torch.zeros(3, 2)).write_scores(path)  # of three images, where there are four
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
-    evaluation().write_scores(path, [0.0, 0.0, None, 0.25])
+    samples = evaluation().samples
+    masked = [*samples[:3], replace(samples[3], mask=Path("/masks/1.png"))]
+    evaluation(samples=masked).write_scores(path)
     with path.open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["defect_area"] for row in rows] == ["0.0", "0.0", "", "0.25"] and rows[1]["level_5"] == "5.0"
+    assert [row["defect_area"] for row in rows] == ["0.0", "0.0", "", "0.5625"] and rows[1]["level_5"] == "5.0"
     with pytest.raises(UserError, match="cannot write .*gone/scores.csv"):
-        evaluation().write_scores(tmp_path / "gone" / "scores.csv", [0.0] * 4)
+        evaluation().write_scores(tmp_path / "gone" / "scores.csv")
 
 
 def test_a_path_that_is_no_text_is_written_with_its_bytes(tmp_path: Path) -> None:
     odd = Path(os.fsdecode(b"/parts/\xff,\n.png"))
     samples = [replace(evaluation().samples[0], path=odd), *evaluation().samples[1:]]
-    evaluation(samples=samples).write_scores(tmp_path / "scores.csv", [0.0] * 4)
+    evaluation(samples=samples).write_scores(tmp_path / "scores.csv")
     with (tmp_path / "scores.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         assert next(csv.DictReader(file))["path"] == str(odd)
 
 
 def test_pictures_are_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    figure = figures.histogram(torch.tensor([1.0, 2.0]), torch.tensor([0, 1]))
+    figure = histogram()
     assert figures.save({"a": figure}, tmp_path) == [tmp_path / "a.png"]
+    assert (tmp_path / "a.pdf").read_bytes().startswith(b"%PDF")
+    (tmp_path / "a.pdf").unlink()
     before = (tmp_path / "a.png").read_bytes()
 
     def half(path: Path, **options: Any) -> None:
@@ -104,7 +120,8 @@ def test_pictures_are_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: p
 def test_a_diverged_training_is_drawn_with_gaps(tmp_path: Path) -> None:
     history = [{"epoch": i, "paired": value, "auroc": value, "loss": value}
                for i, value in enumerate((0.5, math.nan, math.inf, -math.inf))]  # fmt: skip
-    assert figures.save({"forgetting": figures.forgetting_curve(history, "paired", 0)}, tmp_path)
+    record = {"signal": "paired", "epoch_chosen": 0, "fine_tuning_used": False, "history": history}
+    assert figures.save({"forgetting": figures.forgetting_curve(record, [], 0.25)}, tmp_path)
 
 
 # --- provenance
@@ -214,5 +231,110 @@ def test_an_installed_package_has_no_commit(tmp_path: Path) -> None:
 def test_any_name_of_an_image_can_be_drawn(name: str, tmp_path: Path) -> None:
     one = evaluation()
     one.samples[0] = Sample(Path("/parts/good") / name)
-    figure = gallery.overlays(one, [{"image": torch.zeros(3, 8, 8)}] * 4, [0, 1], 0.5)  # type: ignore[arg-type]
-    figure.savefig(tmp_path / "misses.png", dpi=30)
+    gallery.overlays(one, IMAGES, gallery.Group("", "", [0, 1]), SCALE, CALIBRATION).savefig(tmp_path / "a.png", dpi=30)
+
+
+# --- pictures
+
+
+def test_pictures_use_the_default_rate_where_few_images_guarantee_no_smaller_one() -> None:
+    few = Calibration.of(torch.arange(6).double(), torch.zeros(6, 2), "")
+    assert gallery.picture_threshold(few).fpr == 0.2 and gallery.picture_threshold(CALIBRATION).fpr == 0.05
+    groups = gallery.notable(evaluation(), gallery.picture_threshold(few))  # threshold 5
+    assert groups["misses"].title.startswith("Misses: 2 of 2 bad parts are below the threshold for 20 % false alarms")
+
+
+def at(value: float) -> Threshold:
+    return Threshold(value, 0.05, "conformal", "") if math.isfinite(value) else undecided(3, 0.05)
+
+
+def histogram(threshold: float = 1.5, calibration: Sequence[float] = (0.5, 1.0), **changes: Any) -> Figure:
+    given = {"scores": torch.tensor([1.0, 2.0]), "labels": torch.tensor([0, 1]), **changes}
+    return figures.histogram(**given, calibration=torch.tensor(calibration), threshold=at(threshold))
+
+
+def words(figure: Figure) -> str:
+    """Everything that a figure says."""
+    texts = [text for text in figure.findobj(Text) if isinstance(text, Text)]
+    return "\n".join(text.get_text() for text in texts)
+
+
+def test_a_histogram_shows_calibration_good_and_bad_scores_and_the_threshold() -> None:
+    figure = histogram()
+    assert {"calibration (2)", "good test (1)", "bad test (1)"} <= set(words(figure).splitlines())
+    assert "threshold 1.5 for 5 % false alarms" in words(figure)
+    (line,) = figure.axes[0].lines
+    assert list(line.get_xdata()) == [1.5, 1.5]
+    assert all(shares.get_data().values.sum() == pytest.approx(100) for shares in figure.axes[0].patches)
+
+
+def test_a_histogram_without_threshold_bad_or_calibration_images_says_what_there_is() -> None:
+    figure = histogram(math.inf, (), labels=torch.tensor([0, 0]))
+    assert "no threshold for 5 % false alarms" in words(figure) and not figure.axes[0].lines
+    assert "good test (2)" in words(figure) and "bad" not in words(figure) and "calibration (" not in words(figure)
+
+
+def test_far_outliers_do_not_squeeze_a_histogram_into_one_bin_nor_hide_the_threshold() -> None:
+    values = np.append(np.linspace(0, 1, 99), 1e6)
+    edges, cut = figures.bins(values, 2.0)
+    assert cut and edges[-1] == 2.0
+    edges, cut = figures.bins(np.array([3.0, 3.0]), math.inf)
+    assert not cut and len(np.unique(edges)) == figures.BINS + 1
+
+
+def test_the_forgetting_curve_says_which_epoch_is_used_and_why() -> None:
+    history = [{"epoch": i, "paired": value, "auroc": value} for i, value in enumerate((0.5, 0.7, 0.6))]
+    record = {"signal": "paired", "epoch_chosen": 1, "fine_tuning_used": True, "history": history}
+    gains = [{"share": 1.0, "mean": -0.01, "probability": 0.2}, {"share": 0.5, "mean": 0.02, "probability": 0.9}]
+    said = words(figures.forgetting_curve(record, gains, 0.25))
+    assert "Best signal (paired on held-out good images): epoch 1 of 2" in said
+    assert "All tuned weights: gain -0.0100 AUROC, probability 20 %: not used, below 25 %" in said
+    assert "50 % of the tuned weights: gain +0.0200 AUROC, probability 90 %: used, not below 25 %" in said
+    refused = {**record, "fine_tuning_used": False, "collapse": "NaN"}
+    said = words(figures.forgetting_curve(refused, gains[:1], 0.25))
+    assert "Fine-tuning not used" in said and "collapsed" in said and "used: epoch 0 (frozen)" in said
+    assert "Used: epoch 1" in words(figures.forgetting_curve(record, [], 0.25))
+    untrained = {**refused, "epoch_chosen": 0, "history": history[:1]}
+    assert "not used: no epoch was trained" in words(figures.forgetting_curve(untrained, [], 0.25))
+
+
+def test_misses_are_bad_parts_below_the_threshold_and_false_alarms_good_ones_above() -> None:
+    groups = gallery.notable(evaluation(), at(3.5))
+    assert (groups["misses"].rows, groups["false_alarms"].rows, groups["defects"].rows) == ([2], [1], [3])
+    assert groups["misses"].title == "Misses: 1 of 2 bad parts are below the threshold for 5 % false alarms"
+    assert groups["false_alarms"].title.startswith("False alarms: 1 of 2 good parts are above")
+
+
+def test_without_misses_the_lowest_bad_parts_are_shown_and_called_that() -> None:
+    groups = gallery.notable(evaluation(), at(2.5))
+    assert groups["misses"].rows == [2, 3] and groups["misses"].name == "lowest scores"
+    assert groups["misses"].title.startswith(
+        "No bad part is below the threshold for 5 % false alarms.\nShown: the 2 bad"
+    )
+    groups = gallery.notable(evaluation(), at(math.inf))
+    assert groups["misses"].rows == [2, 3] and groups["misses"].title.startswith("No threshold: too few calibration")
+    assert groups["false_alarms"].rows == [1, 0]
+
+
+def test_a_gallery_keeps_the_proportions_of_the_file_and_its_titles_have_verdict_and_p_value(tmp_path: Path) -> None:
+    one = evaluation()
+    Image.new("RGB", (200, 50)).save(tmp_path / "wide.png")
+    one.samples[3] = Sample(tmp_path / "wide.png", "spot")
+    figure = gallery.overlays(one, IMAGES, gallery.Group("", "Some parts", [3, 2]), SCALE, CALIBRATION)
+    shapes = [panel.get_images()[0].get_array().shape[:2] for panel in figure.axes[:4]]
+    assert shapes[0] == shapes[1] == (gallery.SIDE // 4, gallery.SIDE)
+    assert shapes[2] == shapes[3] == (gallery.SIDE, gallery.SIDE)  # the file has gone
+    threshold = gallery.picture_threshold(CALIBRATION).value
+    assert 3 < threshold < 4
+    assert "bad   p = 0.05   score 4.00" in words(figure) and "good   p = 0.15   score 3.00" in words(figure)
+    assert "Some parts" in words(figure) and {"true mask", "map above its threshold"} <= set(words(figure).splitlines())
+    few = Calibration.of(torch.zeros(3).double(), torch.zeros(3, 2), "")
+    figure = gallery.overlays(one, IMAGES, gallery.Group("", "", [3]), SCALE, few)
+    assert "undecided" in words(figure) and "bad " not in words(figure)
+
+
+def test_the_colour_bar_is_the_same_in_all_galleries_and_marks_the_threshold() -> None:
+    for rows in ([0], [2, 3]):
+        bar = gallery.overlays(evaluation(), IMAGES, gallery.Group("", "", rows), SCALE, CALIBRATION).axes[-1]
+        assert [label.get_text() for label in bar.get_xticklabels()] == ["0.2", "0.6", "1"]
+        assert list(bar.lines[0].get_xdata()) == [0.6, 0.6] and "0.1 % of good pixels" in bar.get_xlabel()

@@ -353,6 +353,7 @@ def test_the_threshold_leaves_one_pixel_in_a_thousand_of_good_images_above() -> 
     choose_map(module, validation(shared=maps))
     pixels = maps[:GOOD].flatten()
     assert abs(int((pixels > module.threshold).sum()) - len(pixels) / 1000) <= 2
+    assert module.median == pixels.median()
 
 
 def test_one_good_image_gives_finite_scores() -> None:

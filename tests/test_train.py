@@ -21,9 +21,13 @@ from forked import train as train_in
 from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from gaussad_pl import train
+from gaussad_pl import evaluate, train
+from gaussad_pl.calibration.conformal import Calibration
+from gaussad_pl.data.samples import Sample
 from gaussad_pl.inference.detector import Detector
 from gaussad_pl.results import dashboard
+from gaussad_pl.results.decisions import decisions
+from gaussad_pl.results.evaluation import Evaluation
 
 pytestmark = pytest.mark.slow
 
@@ -82,6 +86,7 @@ def test_a_run_leaves_all_its_results(finished: Path) -> None:
     assert names | pictures <= {path.name for path in finished.iterdir()}
     for name in pictures:
         assert Image.open(finished / name).size[0] > 600
+        assert (finished / name).with_suffix(".pdf").read_bytes().startswith(b"%PDF")
 
 
 def test_form_and_image_score_are_chosen_on_the_augmented_validation(
@@ -141,12 +146,31 @@ def test_a_run_leaves_a_calibrated_detector_that_scores_as_it_did(finished: Path
     tuned = found["forgetting"]["fine_tuning_used"]
     assert calibration["images"] == len(detector.calibration) == 24
     assert ("fine-tuned on the others" in calibration["scheme"]) == tuned
-    good = [each.score for each, row in zip(predictions, rows, strict=True) if row["label"] == "0"]
-    for target, entry in calibration["thresholds"].items():
+    for target, point in found["operating_points"].items():
         threshold = detector.threshold(float(target))
-        assert entry["rule"] == threshold.rule and (entry["value"] or np.inf) == pytest.approx(threshold.value)
-        assert entry["observed"] == pytest.approx(np.mean(np.array(good) > threshold.value))
+        assert point["rule"] == threshold.rule and (point["threshold"] or np.inf) == pytest.approx(threshold.value)
+        for label, count, total in (("0", "good_lost", "good"), ("1", "bad_found", "bad")):
+            above = [float(row["score"]) > threshold.value for row in rows if row["label"] == label]
+            assert (point[count], point[total]) == (sum(above), 6)
+    assert found["contour"]["threshold"] == detector.limit and found["contour"]["target"] == 0.001
     assert detector.provenance["seed"] == 0 and detector.provenance["config"]["data"]["name"] == "screw"
+
+
+def test_evaluating_the_detector_of_a_run_on_its_test_images_gives_its_numbers(
+    finished: Path, parts: Path, tmp_path: Path
+) -> None:
+    evaluate.main([f"ckpt={finished}", f"data={parts / 'screw'}", f"out={tmp_path / 'out'}"])
+    ours, again = metrics(finished), metrics(tmp_path / "out")
+    assert ours["operating_points"] == again["operating_points"] and ours["contour"] == again["contour"]
+    levels = again["evaluation"]["per_level"]  # those behind the last one that counts are not in the detector
+    assert levels and all(ours["finetuned"]["per_level"][level] == value for level, value in levels.items())
+    numbers = {name: value for name, value in again["evaluation"].items() if name != "per_level"}
+    assert numbers == {name: ours["finetuned"][name] for name in numbers}
+    tables = []
+    for folder in (finished, tmp_path / "out"):
+        with (folder / "scores.csv").open() as handle:
+            tables.append([(row["path"], row["score"], row["defect_area"]) for row in csv.DictReader(handle)])
+    assert tables[0] == tables[1]
 
 
 def test_metrics_say_where_every_number_came_from(finished: Path) -> None:
@@ -231,12 +255,19 @@ def test_the_frozen_baseline_uses_every_training_image(
     assert f"{100 * found['frozen']['image_auroc']:.1f} %" in capsys.readouterr().out
 
 
-def test_good_images_alone_are_enough(parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_good_images_alone_are_enough(
+    parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     flat = f"data.root={parts / 'screw/train/good'}"
     run(monkeypatch, "data=folder", flat, f"hydra.run.dir={tmp_path / 'run'}", "logger=csv", *QUICK)
     found = metrics(tmp_path / "run")
     assert found["frozen"]["image_auroc"] is None and found["images"]["test_bad"] == 0
     assert len((tmp_path / "run" / "scores.csv").read_text().splitlines()) == 1 + 5
+    point, said = found["operating_points"]["0.1"], capsys.readouterr().out
+    assert point["good_from"] == "calibration" and point["good"] == found["calibration"]["images"]
+    assert point["bad"] == 0 and found["contour"]["observed"] is None
+    assert "not known: the false alarms on new good images" in said and "not known: how many bad parts" in said
+    assert said.splitlines()[-1].startswith(f"next: python -m gaussad_pl.predict ckpt={tmp_path / 'run'} source=")
 
 
 def test_tensorboard_is_there_by_choice(parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -350,8 +381,9 @@ def test_wandb_without_a_key_and_a_sweep_without_jobs_are_one_line(
 
 
 def test_names_in_brackets_are_shown_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    compared = {"test_good": 0, "test_good_moved_away": []}
-    train.show(tmp_path / "[a]", {"dataset": "[b]", "frozen": {"image_auroc": None}, "calibration": compared})
+    one = Evaluation([Sample(Path("a.png"))], torch.zeros(1, 1), torch.zeros(1), [0], None, torch.zeros(1, 4, 4) > 0)
+    decided = decisions(Calibration.of(torch.zeros(9), torch.zeros(9, 1), "none"), one, np.inf)
+    train.show(tmp_path / "[a]", {"dataset": "[b]", "frozen": {"image_auroc": None}, **decided})
     said = capsys.readouterr().out
     assert said.startswith("[b]") and f"results: {tmp_path / '[a]'}" in said
 

@@ -1,1 +1,1 @@
-"""Conformal p-values, thresholds for a target false-alarm rate, and drift detection."""
+"""Conformal p-values, thresholds for a target false-alarm rate, operating points, and drift detection."""

@@ -15,12 +15,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from gaussad_pl.calibration.gamma import Gamma, fit_gamma, misfit
+from gaussad_pl.calibration.threshold import Threshold, default_line, default_rate, images_needed, undecided
 from gaussad_pl.errors import UserError
 from gaussad_pl.metrics.image import require_finite
 
@@ -61,7 +61,7 @@ def conformal_threshold(calibration: Tensor, fpr: float) -> float:
     Args:
         calibration: scores of good images, in ascending order, ``(n,)``.
     """
-    k = _rank(len(calibration), fpr)
+    k = threshold_rank(len(calibration), fpr)
     return float(calibration[-k]) if k else math.inf
 
 
@@ -72,7 +72,7 @@ def rate_range(n: int, fpr: float, coverage: float = 0.9) -> tuple[float, float]
     k = max(1, floor(fpr (n + 1))), and the interval is bounded by its quantiles (1 - coverage) / 2 and
     (1 + coverage) / 2 (Vovk, "Conditional validity of inductive conformal predictors", 2012).
     """
-    k = max(1, _rank(n, fpr))
+    k = max(1, threshold_rank(n, fpr))
     hits = torch.arange(k, n + 1, dtype=torch.float64)
     log_binomial = math.lgamma(n + 1) - torch.lgamma(hits + 1) - torch.lgamma(n - hits + 1)
 
@@ -89,28 +89,11 @@ def rate_range(n: int, fpr: float, coverage: float = 0.9) -> tuple[float, float]
     return quantile((1 - coverage) / 2), quantile((1 + coverage) / 2)
 
 
-def _rank(n: int, fpr: float) -> int:
+def threshold_rank(n: int, fpr: float) -> int:
     """Return k, the rank of the threshold among the calibration scores, from the largest; 0 if there is none."""
     if not 0 < fpr < 1:
         raise UserError(f"fpr={fpr}: expected a false-alarm rate between 0 and 1, for example 0.01")
     return min(n, math.floor(fpr * (n + 1) + 1e-9))  # 0.29 * 100 is less than 29 in floating point
-
-
-@dataclass(frozen=True)
-class Threshold:
-    """A decision threshold: a score above ``value`` is bad.
-
-    Attributes:
-        value: in the units of the scores; infinite if there are too few scores for a threshold.
-        fpr: target false-alarm rate.
-        rule: "conformal" (guaranteed), "gamma" (tail of a fitted distribution, if n is too small) or "none".
-        line: one line that explains the threshold to the user.
-    """
-
-    value: float
-    fpr: float
-    rule: Literal["conformal", "gamma", "none"]
-    line: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,31 +154,38 @@ class Calibration:
         """p-value of the hypothesis that the scores follow `gamma`; see `gaussad_pl.calibration.gamma.misfit`."""
         return misfit(self.scores, self.gamma) if self.gamma is not None else 0.0
 
-    def threshold(self, fpr: float = 0.01) -> Threshold:
+    def threshold(self, fpr: float | None = None) -> Threshold:
         """Return the threshold for a target false-alarm rate: conformal, or from the gamma tail if n is too small.
 
         The gamma threshold is at least the largest calibration score, which is the conformal threshold of the smallest
         rate that n images allow. The threshold therefore never decreases as the rate decreases.
 
+        Args:
+            fpr: the rate; None for the `default_rate` of n images.
+
         Raises:
             UserError: ``fpr`` is not between 0 and 1.
         """
-        n, value = len(self), conformal_threshold(self.scores, fpr)
+        n, origin = len(self), ""
+        if fpr is None:
+            fpr = default_rate(n)
+            origin = f"{default_line(n, fpr)}; "
+        value = conformal_threshold(self.scores, fpr)
         if value < math.inf:
             low, high = rate_range(self.different, fpr)
             line = (
-                f"conformal threshold {value:.4g} from {n} calibration images: a good image like these exceeds it with "
-                f"a probability of at most {fpr:g}; with this many images, the actual rate of this detector lies "
-                f"between {low:.2g} and {high:.2g} (90 % interval)"
+                f"{origin}conformal threshold {value:.4g} from {n} calibration images: a good image like these exceeds "
+                f"it with a probability of at most {fpr:g}; with this many images, the actual rate of this detector "
+                f"lies between {low:.2g} and {high:.2g} (90 % interval)"
             )
             return Threshold(value, fpr, "conformal", line)
-        few = f"fpr={fpr:g} needs {math.ceil(1 / fpr - 1 - 1e-9)} calibration images for a guarantee, but there are {n}"
-        few += f" (the smallest rate that they can guarantee is {1 / (n + 1):.2g})"
         if self.gamma is None:
-            line = f"{few}; the scores are too few or too similar to fit a gamma: no image is called bad"
-            return Threshold(math.inf, fpr, "none", line)
+            return undecided(n, fpr)
         value = max(self.gamma.quantile(fpr), float(self.scores.max()))
         verdict = "the fit is not rejected" if self.misfit >= MISFIT else "THE FIT IS REJECTED"
-        source = "the larger of the quantile of a fitted gamma and the largest score"
-        line = f"{few}; threshold {value:.4g} is {source}; {verdict} (p = {self.misfit:.2g})"
+        line = (
+            f"fpr={fpr:g} needs {images_needed(fpr)} calibration images for a guarantee, but there are {n} (the "
+            f"smallest rate that they can guarantee is {1 / (n + 1):.2g}); threshold {value:.4g} is the larger of the "
+            f"quantile of a fitted gamma and the largest score; {verdict} (p = {self.misfit:.2g})"
+        )
         return Threshold(value, fpr, "gamma", line)

@@ -12,11 +12,14 @@ from gaussad_pl.errors import UserError, no_such_setting
 from gaussad_pl.files import UNWRITABLE, UnwritableError
 
 T = TypeVar("T")
+_OPTIONAL: Any = float | None
 _BOOLEAN = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
 def parse(arguments: Sequence[str], options: type[T]) -> T:
     """Parse ``key=value`` arguments into the dataclass ``options``, whose fields are str, int, float or bool.
+
+    A field that is ``float | None`` takes a number, or auto for None.
 
     Raises:
         UserError: a key is unknown, is given twice, or is missing and has no default; or a value has the wrong type.
@@ -74,7 +77,7 @@ def command(task: Callable[[T], int | None], options: type[T], text: str | None)
     return main
 
 
-def _converted(key: str, value: str, kind: type) -> Any:
+def _converted(key: str, value: str, kind: Any) -> Any:
     if kind is str:
         if not value:
             raise UserError(f"{key}= is empty: give a value")
@@ -83,7 +86,10 @@ def _converted(key: str, value: str, kind: type) -> Any:
         if value.lower() not in _BOOLEAN:
             raise UserError(f"{key}={value}: expected true or false")
         return _BOOLEAN[value.lower()]
+    if kind == _OPTIONAL and value == "auto":
+        return None
+    expected = {int: "a whole number", float: "a number", _OPTIONAL: "a number or auto"}[kind]
     try:
-        return kind(value)
+        return int(value) if kind is int else float(value)
     except ValueError as error:
-        raise UserError(f"{key}={value}: expected {'a whole number' if kind is int else 'a number'}") from error
+        raise UserError(f"{key}={value}: expected {expected}") from error

@@ -19,7 +19,6 @@ from gaussad_pl.augment import Nuisance, vicinal_copies
 from gaussad_pl.data import checks
 from gaussad_pl.data.batches import DrawSampler, Views, view_seed
 from gaussad_pl.data.grouping import AUTO, Grouping, Split, split_images
-from gaussad_pl.data.images import MASK_SIZE
 from gaussad_pl.data.loading import load_images
 from gaussad_pl.data.near_duplicates import in_order
 from gaussad_pl.data.pairs import PairDraw, Pairs, PairSampler, fixed_batches
@@ -306,15 +305,7 @@ class ImageDataModule(L.LightningDataModule, ABC):
     @cached_property
     def test_masks(self) -> Tensor:
         """Defect masks of the test images, bool ``(N, 256, 256)``: empty for good images and images without a mask."""
-        empty = np.zeros((MASK_SIZE, MASK_SIZE), dtype=bool)
-        masks = [*(None for _ in self._good_test_indices), *self._masks]
-        return torch.from_numpy(np.stack([empty if mask is None else mask for mask in masks]))
-
-    @property
-    def defect_areas(self) -> list[float | None]:
-        """Fraction of each test image that its mask marks as defective; None without a mask, 0 for good images."""
-        areas = self.test_masks.double().mean((1, 2)).tolist()
-        return [None if s.label and s.mask is None else a for s, a in zip(self.test_samples, areas, strict=True)]
+        return checks.stacked_masks([*(None for _ in self._good_test_indices), *self._masks])
 
     def _load(self, samples: Sequence[Sample], what: str) -> Tensor:
         paths = [sample.path for sample in samples]

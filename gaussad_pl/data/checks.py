@@ -58,6 +58,12 @@ def read_masks(samples: Sequence[Sample]) -> list[NDArray[np.bool_] | None]:
     return [None if sample.mask is None else next(masks) for sample in samples]
 
 
+def stacked_masks(masks: Sequence[NDArray[np.bool_] | None]) -> Tensor:
+    """Stack the masks of N images, bool ``(N, 256, 256)``; that of an image without one is empty."""
+    empty = np.zeros((MASK_SIZE, MASK_SIZE), dtype=bool)
+    return torch.from_numpy(np.stack([empty if mask is None else mask for mask in masks]))
+
+
 def not_all_the_same(images: Tensor, paths: Sequence[Path]) -> None:
     """Raise a UserError if all images ``(N, 3, H, W)`` are identical; stops at the first one that differs."""
     if len(images) > 1 and all(torch.equal(images[0], image) for image in images[1:]):

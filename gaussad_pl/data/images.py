@@ -41,6 +41,21 @@ def read_image(path: Path, size: int) -> np.ndarray:
                 file.close()  # otherwise its pixels would outlive the reservation
 
 
+def read_picture(path: Path, side: int) -> Image.Image:
+    """Decode an image to RGB in its own proportions, with a longer side of ``side`` pixels, to be looked at.
+
+    Raises:
+        UserError: the file cannot be read, or its values have no obvious scale.
+    """
+    with _open(path) as file:
+        file.draft(None, (2 * side, 2 * side))
+        with _decoding.room(math.prod(file.size)):
+            try:
+                return fitted(upright(file), side)
+            finally:
+                file.close()
+
+
 def image_size(path: Path, whole: bool = False) -> tuple[int, int]:
     """Return width and height in pixels, with EXIF orientation applied, from the header alone.
 
@@ -101,6 +116,12 @@ def resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
         bands = [image.getchannel(name).resize(size, Image.Resampling.BILINEAR) for name in "RGB"]
         return Image.merge("RGB", bands)
     return image.resize(size, Image.Resampling.BILINEAR).convert("RGB")  # greyscale: a third of the work
+
+
+def fitted(image: Image.Image, side: int) -> Image.Image:
+    """Resize an image from `upright` to a longer side of ``side`` pixels, keep its proportions, convert it to RGB."""
+    width, height = (max(1, round(length * side / max(image.size))) for length in image.size)
+    return resized(image, (width, height))
 
 
 def shallow(values: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from gaussad_pl.errors import UserError
 
@@ -28,6 +29,14 @@ class Sample:
     def label(self) -> int:
         """0 for a good part, 1 for any kind of defect."""
         return int(self.kind != GOOD)
+
+
+class Settings(NamedTuple):
+    """Names under which the user has given the folders, for error messages."""
+
+    root: str = "data.root"
+    bad: str = "data.bad"
+    masks: str = "data.masks"
 
 
 @dataclass(frozen=True)
@@ -53,7 +62,7 @@ def scan_mvtec(folder: Path) -> Samples:
     return Samples(_good_samples(good), _with_masks(_kinds(folder / "test"), [folder / "ground_truth"]))
 
 
-def scan_folder(root: Path, bad: Path | None, masks: Path | None) -> Samples:
+def scan_folder(root: Path, bad: Path | None, masks: Path | None, named: Settings = Settings()) -> Samples:  # noqa: B008
     """Find the samples of a user's own parts, in the first of these layouts that matches `root`:
 
     - `root/train/good/*`: the layout of MVTec AD, see `scan_mvtec`;
@@ -68,11 +77,11 @@ def scan_folder(root: Path, bad: Path | None, masks: Path | None) -> Samples:
         UserError: a folder or its images do not exist, bad and good images are the same files, or masks do not match
             the images.
     """
-    for name, folder in (("root", root), ("bad", bad), ("masks", masks)):
+    for name, folder in zip(named, (root, bad, masks), strict=True):
         if folder is not None and not folder.is_dir():
-            raise UserError(f"data.{name}={folder} is not a folder: set it to an existing folder")
+            raise UserError(f"{name}={folder} is not a folder: set it to an existing folder")
 
-    if (root / "train" / GOOD).is_dir():
+    if is_mvtec(root):
         good, test = root / "train" / GOOD, _kinds(root / "test")
     elif (root / GOOD).is_dir():
         good, test = root / GOOD, _kinds(root, skip=[root / GOOD, *(folder for folder in (bad, masks) if folder)])
@@ -80,15 +89,22 @@ def scan_folder(root: Path, bad: Path | None, masks: Path | None) -> Samples:
         good, test = root, []
     train = _good_samples(good)
     if bad is not None:
-        test += _bad_samples(bad)
+        test += _bad_samples(bad, named.bad)
     if good.resolve() in {folder.resolve() for folder in {sample.path.parent for sample in test}}:
-        raise UserError(f"data.bad={bad} also contains the good images of {good}: choose a folder of bad images only")
+        raise UserError(
+            f"{named.bad}={bad} also contains the good images of {good}: choose a folder of bad images only"
+        )
 
     mask_folders = [masks] if masks else []
     test = _with_masks(test, [*mask_folders, *(root / name for name in MASK_FOLDERS)])
     if masks and test and not any(sample.mask and sample.mask.is_relative_to(masks) for sample in test):
-        raise UserError(f"data.masks={masks} contains no mask of any bad image: {_expected_mask(masks, test)}")
+        raise UserError(f"{named.masks}={masks} contains no mask of any bad image: {_expected_mask(masks, test)}")
     return Samples(train, test)
+
+
+def is_mvtec(folder: Path) -> bool:
+    """Return True if the good images of a folder are in `train/good`, and its test images elsewhere."""
+    return (folder / "train" / GOOD).is_dir()
 
 
 def _good_samples(folder: Path) -> list[Sample]:
@@ -101,10 +117,10 @@ def _good_samples(folder: Path) -> list[Sample]:
     return [Sample(path) for path in paths]
 
 
-def _bad_samples(folder: Path) -> list[Sample]:
+def _bad_samples(folder: Path, name: str) -> list[Sample]:
     samples = [Sample(path, "bad") for path in _images(folder)] + _kinds(folder)
     if not samples:
-        raise UserError(f"data.bad={folder}: no images in it or its sub-folders; found {_listing(folder)}")
+        raise UserError(f"{name}={folder}: no images in it or its sub-folders; found {_listing(folder)}")
     return samples
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gaussad_pl.calibration.threshold import RATES
 from gaussad_pl.data.loading import decoded
 from gaussad_pl.errors import UserError
 from gaussad_pl.inference.detector import Detector
@@ -20,7 +21,6 @@ from gaussad_pl.inference.sources import image_paths
 from gaussad_pl.model.detection import Detection
 
 TOLERANCE = 1e-3  # relative error of scores, distances and maps
-RATES = (0.01, 0.05, 0.1)  # false-alarm rates whose verdicts are compared
 
 Run = Callable[[np.ndarray], list[np.ndarray]]  # from images to the outputs of the graph
 
@@ -95,17 +95,22 @@ def compare(detector: Detector, expected: Detection, outputs: list[Tensor]) -> s
                 f"{TOLERANCE:g} is allowed; nothing was written"
             )
     same, total = 0, 0
-    for fpr in RATES:
-        limit = detector.threshold(fpr).value
+    thresholds = [threshold for fpr in RATES if (threshold := detector.threshold(fpr)).rule != "none"]
+    for threshold in thresholds:
+        limit = threshold.value
         differ = (score > limit) != (expected.scores > limit)
         if bool((differ & ((expected.scores - limit).abs() > TOLERANCE * scale)).any()):
-            raise UserError(f"the graph disagrees with PyTorch: verdicts differ at fpr={fpr:g}; nothing was written")
+            raise UserError(
+                f"the graph disagrees with PyTorch: verdicts differ at fpr={threshold.fpr:g}; nothing was written"
+            )
         same, total = same + int((~differ).sum()), total + len(differ)
     low, high = (calibration.p_values(expected.scores + side * TOLERANCE * scale) for side in (1, -1))
     if not bool(((p_value >= low - 1e-6) & (p_value <= high + 1e-6)).all()):
         raise UserError("the graph disagrees with PyTorch: p-values differ; nothing was written")
     largest = ", ".join(f"{name} within {float(error.max()):.1g}" for name, error in errors.items())
-    rates = ", ".join(f"{fpr:g}" for fpr in RATES)
+    if not thresholds:
+        return f"{largest} (relative); all images are undecided, so there are no verdicts to compare"
+    rates = ", ".join(f"{threshold.fpr:g}" for threshold in thresholds)
     ties = "" if same == total else ", the others within rounding of the threshold"
     return f"{largest} (relative); {same} of {total} verdicts the same (fpr {rates}){ties}"
 

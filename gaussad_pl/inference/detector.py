@@ -1,7 +1,7 @@
 """A trained detector: model, calibration and provenance in one file; it needs no training dependencies.
 
-detector = Detector.load("runs/.../detector.safetensors")
-for prediction in detector(["a.png", "b.png"], fpr=0.01):
+detector = Detector.load("runs/parts")
+for prediction in detector(["a.png", "b.png"], fpr=0.05):
     print(prediction.verdict, prediction.p_value)
 """
 
@@ -22,6 +22,7 @@ from gaussad_pl.calibration.conformal import Calibration
 from gaussad_pl.errors import UserError
 from gaussad_pl.inference.artefact import NAME, read_artefact, write_artefact
 from gaussad_pl.inference.prediction import BaseDetector
+from gaussad_pl.inference.runs import find_detector
 from gaussad_pl.model.detection import Detection
 from gaussad_pl.model.model import GaussianModel
 from gaussad_pl.model.precision import forbid_tf32
@@ -41,6 +42,7 @@ class Detector(BaseDetector):
         self.provenance = dict(provenance)
         self.size = model.backbone.image_size
         self.levels = [level.index for level in model.backbone.levels]
+        self.median = 0.0 if model.segmenter is None else float(model.segmenter.median)
         self.limit = math.inf if model.segmenter is None else float(model.segmenter.threshold)
 
     @classmethod
@@ -52,15 +54,18 @@ class Detector(BaseDetector):
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu") -> Self:
-        """Load a detector from its file or from the folder of a run; nothing is downloaded.
+        """Load a detector from its file, from the folder of a run, or from the newest finished run below a folder.
+
+        Nothing is downloaded.
+
+        Args:
+            path: a file, a folder, or a pattern such as ``runs/parts/*``; see `find_detector`.
+            device: where the model scores images.
 
         Raises:
             UserError: the file is missing, is damaged, is not a detector, or is incompatible with this version.
         """
-        path = Path(path)
-        path = path / NAME if path.is_dir() else path
-        if not path.is_file():
-            raise UserError(f"{path} does not exist: give the folder of a finished run, or its {NAME}")
+        path = find_detector(path)
         if path.suffix == ".ckpt":
             raise UserError(f"{path} is a training checkpoint: give the {NAME} in its folder")
         header, tensors = read_artefact(path)

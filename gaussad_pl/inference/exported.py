@@ -26,7 +26,7 @@ INPUT = "images"
 
 
 def load_detector(path: str | Path, device: str | torch.device = "cpu") -> BaseDetector:
-    """Load a detector from its file, from the folder of a run, or from an exported .onnx file."""
+    """Load a detector from an exported .onnx file, or from anything that `Detector.load` takes."""
     return (ExportedDetector if Path(path).suffix == SUFFIX else Detector).load(path, device)
 
 
@@ -49,6 +49,7 @@ class ExportedDetector(BaseDetector):
         scheme, different = str(calibration["scheme"]), int(calibration["different"])
         self.calibration = Calibration(scores, distances, scheme, different)
         self.provenance = dict(provenance)
+        self.median = float(header.get("median", 0))  # files of older versions have none
         self.limit = float("inf") if header["limit"] is None else float(header["limit"])
         (images,) = session.get_inputs()
         if images.name != INPUT or images.shape[1:] != [self.size, self.size, 3]:

@@ -1,74 +1,84 @@
-"""Overlay of an anomaly map on its image, drawn with Pillow only."""
+"""Picture of a prediction: the image, and the image under its anomaly map with a colour bar; drawn with Pillow only."""
 
 from __future__ import annotations
 
-import numpy as np
-import torch
-from PIL import Image, ImageDraw
-from torch import Tensor
+import math
 
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from gaussad_pl.inference.heat import CONTOUR, HeatScale, border, enlarged
 from gaussad_pl.inference.prediction import Prediction
 
-SIDE = 384  # side of each panel in pixels
-LINE = 16  # height of the caption in pixels
-OPACITY = 0.6
-CONTOUR = (79, 227, 255)
-# dark to bright, similar to matplotlib's inferno
-COLOURS = np.array(
-    [(0, 0, 4), (60, 9, 101), (132, 32, 107), (203, 65, 73), (248, 125, 21), (249, 201, 50), (252, 255, 164)]
-)
+SIDE = 384  # longer side of each panel in pixels
+TITLE = 44  # height of the two lines above the panels in pixels
+BAR = 58  # height of the colour bar and its labels in pixels
+GAP = 4  # between the panels in pixels
+WIDTH = 480  # of the picture in pixels, at least: the title and the labels of the bar must fit
+INK, MUTED = "#1d2329", "#5b6670"
+VERDICTS = {"bad": "#c8443c", "good": "#2a7f9e", "undecided": MUTED}
 
 
-def overlay(pixels: Tensor, prediction: Prediction, limit: float, name: str) -> Image.Image:
+def overlay(image: Image.Image, prediction: Prediction, zero: float, limit: float, name: str) -> Image.Image:
     """Draw an image and, beside it, the image under its anomaly map with a contour where the map exceeds ``limit``.
 
     Args:
-        pixels: ``(3, H, W)`` uint8.
+        image: in its own proportions, at most `SIDE` pixels wide and high.
         prediction: without a map, only the image is drawn.
-        limit: value that hardly any pixel of a good image exceeds; the colour scale of all pictures ends at twice it.
-        name: file name for the caption.
+        zero: median pixel of the maps of good images, where the colour scale begins.
+        limit: value that hardly any pixel of the map of a good image exceeds.
+        name: file name for the title.
     """
-    image = Image.fromarray(pixels.permute(1, 2, 0).numpy()).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-    panels = [image] if prediction.map is None else [image, _under_map(image, prediction.map, limit)]
-    picture = Image.new("RGB", (SIDE * len(panels), SIDE + LINE), "white")
-    for place, panel in enumerate(panels):
-        picture.paste(panel, (place * SIDE, LINE))
-    limits = f"score {prediction.score:.2f} (threshold {prediction.threshold:.2f})  p = {prediction.p_value:.3g}"
-    caption = f"{prediction.verdict}  {limits}  {name}"
-    caption = caption.encode("ascii", "replace").decode()  # the default font of Pillow lacks other letters
-    ImageDraw.Draw(picture).text((4, 2), caption, fill="#c8443c" if prediction.verdict == "bad" else "#2a7f9e")
+    panels, scale = [image], None
+    if prediction.map is not None:
+        scale = HeatScale.of(zero, limit, prediction.map)
+        panels.append(_under_map(image, prediction.map, scale))
+    content = sum(panel.width + GAP for panel in panels) - GAP
+    width = max(content, WIDTH)
+    picture = Image.new("RGB", (width, TITLE + image.height + (BAR if scale else 0)), "white")
+    left = (width - content) // 2
+    for panel in panels:
+        picture.paste(panel, (left, TITLE))
+        left += panel.width + GAP
+    _title(picture, prediction, name)
+    if scale is not None:
+        _bar(picture, scale)
     return picture
 
 
-def _under_map(image: Image.Image, anomaly_map: np.ndarray, limit: float) -> Image.Image:
-    colours, _, outline = heat(anomaly_map, limit, image.size)
-    mixed = (1 - OPACITY) * np.asarray(image) + OPACITY * colours
-    mixed[outline] = CONTOUR
-    return Image.fromarray(mixed.round().astype(np.uint8))
+def _under_map(image: Image.Image, anomaly_map: np.ndarray, scale: HeatScale) -> Image.Image:
+    values = enlarged(anomaly_map, image.size)
+    mixed = scale.blended(np.asarray(image), values)
+    mixed[border(values > scale.threshold)] = CONTOUR
+    return Image.fromarray(mixed)
 
 
-def heat(anomaly_map: np.ndarray, limit: float, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Convert an anomaly map to colours, strengths and a contour.
-
-    Args:
-        anomaly_map: ``(256, 256)``.
-        limit: as in `overlay`.
-        size: width and height of the picture.
-
-    Returns:
-        Colours ``(height, width, 3)`` from 0 to 255, strengths ``(height, width)`` from 0 to 1, and the pixels of the
-        contour, ``(height, width)`` bool.
-    """
-    values = np.asarray(Image.fromarray(anomaly_map).resize(size, Image.Resampling.BILINEAR))
-    top = 2 * limit if np.isfinite(limit) and limit > 0 else max(float(values.max()), 1e-6)
-    strength = np.clip(values / top, 0, 1)
-    position = strength * (len(COLOURS) - 1)
-    colours = np.stack([np.interp(position, range(len(COLOURS)), channel) for channel in COLOURS.T], axis=-1)
-    return colours, strength, _outline(values > limit)
+def _title(picture: Image.Image, prediction: Prediction, name: str) -> None:
+    """Write verdict, p-value, score and threshold, and below them the name, shortened to the width of the picture."""
+    draw, large, small = ImageDraw.Draw(picture), ImageFont.load_default(16), ImageFont.load_default(12)
+    draw.text((6, 4), prediction.verdict, VERDICTS[prediction.verdict], large)
+    threshold = "no threshold" if prediction.reason else f"threshold {prediction.threshold:.2f}"
+    facts = f"p = {prediction.p_value:.3g}    score {prediction.score:.2f} ({threshold})"
+    draw.text((6 + draw.textlength(prediction.verdict, large) + 12, 7), facts, INK, small)
+    name = name.encode("ascii", "replace").decode()  # the default font of Pillow lacks other letters
+    while len(name) > 4 and draw.textlength(name, small) > picture.width - 12:
+        name = f"{name.rstrip('.')[:-1]}..."
+    draw.text((6, 25), name, MUTED, small)
 
 
-def _outline(inside: np.ndarray) -> np.ndarray:
-    """Return the pixels of a region ``(H, W)`` within two pixels of its border."""
-    x = torch.from_numpy(inside).float()[None, None]
-    eroded = -torch.nn.functional.max_pool2d(-x, 5, stride=1, padding=2)
-    return inside & (eroded[0, 0] < 1).numpy()
+def _bar(picture: Image.Image, scale: HeatScale) -> None:
+    """Draw the colour bar at the bottom, as opaque as the map, with its ends and the threshold marked."""
+    left, right, top, height = 24, picture.width - 24, picture.height - BAR + 8, 12
+    values = np.tile(np.linspace(scale.zero, scale.top, right - left), (height, 1))
+    row = Image.fromarray(scale.blended(np.full((*values.shape, 3), 255, np.uint8), values))
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(11)
+    picture.paste(row, (left, top))
+    draw.rectangle((left - 1, top - 1, right, top + height), outline=MUTED)
+    below = top + height + 4
+    draw.text((left, below), f"{scale.zero:.3g}", MUTED, font)
+    draw.text((right, below), f"{scale.top:.3g}", MUTED, font, anchor="ra")
+    if math.isfinite(scale.threshold):
+        x = left + round((right - left) * (scale.threshold - scale.zero) / (scale.top - scale.zero))
+        draw.line((x, top - 4, x, top + height + 3), fill=INK, width=2)
+        draw.text((x, below), f"{scale.threshold:.3g}", INK, font, anchor="ma")
+    draw.text((picture.width // 2, below + 14), scale.legend, MUTED, font, anchor="ma")

@@ -6,13 +6,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gaussad_pl.calibration.conformal import Calibration, Threshold
+from gaussad_pl.calibration.conformal import Calibration
+from gaussad_pl.calibration.threshold import Threshold, Verdict
 from gaussad_pl.inference.pixels import Images, each_pixels
 from gaussad_pl.model.detection import Detection
 
@@ -26,18 +27,20 @@ class Prediction:
     Attributes:
         score: anomaly score; larger is more anomalous.
         p_value: conformal p-value of the score, see `gaussad_pl.calibration.conformal.p_values`.
-        verdict: "bad" if the score is above the threshold.
-        threshold: for the target false-alarm rate.
+        verdict: "bad" if the score is above the threshold, else "good"; "undecided" if there is no threshold.
+        threshold: for the target false-alarm rate; infinite if there is none.
         distances: Mahalanobis distance of each level, by the index of the level.
         map: anomaly map ``(256, 256)`` float32 of the whole image; None if the model has no maps.
+        reason: one sentence on why the image is undecided; empty otherwise.
     """
 
     score: float
     p_value: float
-    verdict: Literal["good", "bad"]
+    verdict: Verdict
     threshold: float
     distances: dict[int, float]
     map: np.ndarray | None
+    reason: str = ""
 
 
 class BaseDetector(ABC):
@@ -48,6 +51,7 @@ class BaseDetector(ABC):
         provenance: data, seed, weights, versions and settings of the training.
         size: side in pixels to which all images are resized.
         levels: index of each level that has a distance.
+        median: median pixel of the maps of good images; 0 if unknown.
         limit: value that hardly any pixel of the map of a good image exceeds; infinite if there are no maps.
     """
 
@@ -55,23 +59,27 @@ class BaseDetector(ABC):
     provenance: dict[str, Any]
     size: int
     levels: list[int]
+    median: float
     limit: float
 
     @abstractmethod
     def detect(self, pixels: Tensor) -> Detection:
         """Return scores, distances and maps of ``pixels`` ``(N, 3, size, size)`` uint8, on the CPU."""
 
-    def threshold(self, fpr: float = 0.01) -> Threshold:
-        """Return the threshold for a target false-alarm rate, without refitting; see `Calibration.threshold`."""
+    def threshold(self, fpr: float | None = None) -> Threshold:
+        """Return the threshold for a target false-alarm rate, without refitting; see `Calibration.threshold`.
+
+        Without a rate, it is the smallest of 0.01, 0.05, 0.1 and 0.2 that the calibration images guarantee.
+        """
         return self.calibration.threshold(fpr)
 
-    def __call__(self, images: Images, fpr: float = 0.01) -> list[Prediction]:
+    def __call__(self, images: Images, fpr: float | None = None) -> list[Prediction]:
         """Score one image or several; the predictions are in the order of the images.
 
         Args:
             images: a path, a PIL image, an array ``(H, W)`` or ``(H, W, C)``, a tensor ``(C, H, W)``; or an array or
                 tensor with a batch dimension, or an iterable of images; see `gaussad_pl.inference.pixels`.
-            fpr: target false-alarm rate.
+            fpr: target false-alarm rate; None for the default, see `threshold`.
 
         Raises:
             UserError: a file cannot be read, an object is not an image, or ``fpr`` is not between 0 and 1.
@@ -90,8 +98,9 @@ class BaseDetector(ABC):
             yield Prediction(
                 score,
                 p_value,
-                "good" if score <= threshold.value else "bad",  # a NaN score is bad
+                threshold.verdict(score),
                 threshold.value,
                 dict(zip(self.levels, detection.distances[i].tolist(), strict=True)),
                 None if detection.maps is None else detection.maps[i].numpy(),
+                threshold.reason,
             )

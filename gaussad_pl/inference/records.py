@@ -54,6 +54,14 @@ def open_out(out: Path, origin: Mapping[str, Any], overwrite: bool, resume: bool
         write_json(out / ORIGIN, origin)
 
 
+def stored_rate(out: Path) -> float | None:
+    """Return the target false-alarm rate of the prediction in a folder; None if it has none that can be read."""
+    try:
+        return float(json.loads((out / ORIGIN).read_bytes())["fpr"])
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return None  # `open_out` reports a damaged file
+
+
 class Records:
     """The two files of a prediction, opened to read the rows that they have and to append new ones.
 
@@ -85,6 +93,8 @@ class Records:
     def kept(self, images: Iterator[Path]) -> Iterator[dict[str, Any]]:
         """Yield the rows that are complete in both files, then truncate the files after them.
 
+        Rows that an older version decided without a threshold do not count as complete.
+
         Call it once, before `append`.
 
         Args:
@@ -102,6 +112,8 @@ class Records:
                     stored = sheet.read(len(row))
                     if not row or len(stored) < len(row):  # the last row of either file is incomplete
                         break
+                    if content["verdict"] in ("good", "bad") and content["threshold"] is None:
+                        break  # an older version decided without a threshold: score these images again
                     if stored != row:
                         raise self._damaged(number)
                     if (image := next(images, None)) is None or image.as_posix() != content["path"]:

@@ -19,6 +19,7 @@ from gaussad_pl.model.anomaly_maps import MapHead, map_score
 from gaussad_pl.model.combination import COMBINATIONS, Combination, combine
 from gaussad_pl.model.patches import middle_levels
 
+RARE = 0.001  # target share of the pixels of good images beyond the contour of the maps
 CLUSTERS = (512, 128)  # fine and broad ones: surfaces of much detail need the first, few or plain images the second
 
 
@@ -42,7 +43,8 @@ class Segmenter(nn.Module):
     centre: Tensor  # mean of pooled and map score on held-out good images, (2,)
     spread: Tensor  # their standard deviations, (2,)
     weights: Tensor  # (2,)
-    threshold: Tensor  # of the maps: one pixel in a thousand of held-out good images is above, ()
+    median: Tensor  # of the maps: the median pixel of held-out good images, (); 0 if unknown
+    threshold: Tensor  # of the maps, their contour: `RARE` of the pixels of held-out good images are above, ()
 
     def __init__(
         self,
@@ -77,6 +79,7 @@ class Segmenter(nn.Module):
         self.register_buffer("centre", torch.zeros(2))
         self.register_buffer("spread", torch.ones(2))
         self.register_buffer("weights", torch.tensor(COMBINATIONS["both" if combine == "auto" else combine]))
+        self.register_buffer("median", torch.tensor(0.0))
         self.register_buffer("threshold", torch.tensor(math.inf))
 
     @property
@@ -106,6 +109,11 @@ class Segmenter(nn.Module):
     def score(self, pooled: Tensor, maps: Tensor) -> Tensor:
         """Scores ``(N,)`` of images, float64, from pooled scores ``(N,)`` and maps ``(N, 256, 256)``."""
         return combine(pooled.double(), map_score(maps).double(), self.centre, self.spread, self.weights)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        """Load a state; those of older versions lack the median, so that their colour scale begins at 0."""
+        state_dict.setdefault(f"{prefix}median", torch.tensor(0.0))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def keep(self, name: str) -> None:
         """Drop all candidates but one."""

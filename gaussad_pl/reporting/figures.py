@@ -20,6 +20,8 @@ from gaussad_pl.reporting.scores import Scores
 
 # placeholder colours, replaced by the CSS variables of the page
 INK, MUTED, GRID, GOOD, BAD, BEFORE = (f"#{i:02}{i:02}{i:02}" for i in range(1, 7))
+THRESHOLD = "threshold at 5 %"
+HEADROOM = 1.4  # height of a histogram in units of its content: room for the legend
 VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line", GOOD: "--good", BAD: "--bad", BEFORE: "--warn"}
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none", "text.parse_math": False, "font.size": 9.5,
@@ -50,8 +52,11 @@ def roc_figure(final: Sequence[Scores], frozen: Sequence[Scores], name: str) -> 
         return _svg(figure, f"ROC curves of {name}")
 
 
-def histogram_figure(final: Sequence[Scores], name: str) -> Markup | None:
-    """Draw the scores of good and bad images in common bins, one outline per run; the last bin holds the far tail."""
+def histogram_figure(final: Sequence[Scores], thresholds: Sequence[float], name: str) -> Markup | None:
+    """Draw the scores of good and bad images in common bins, one outline per run; the last bin holds the far tail.
+
+    ``thresholds`` are those of the runs for a false-alarm rate of 5 %; infinite ones and NaN are left out.
+    """
     if not final:
         return None
     pooled = np.concatenate([one.scores for one in final])
@@ -67,13 +72,21 @@ def histogram_figure(final: Sequence[Scores], name: str) -> Markup | None:
                 counts, _ = np.histogram(group, edges)
                 axes.stairs(counts, edges, fill=True, color=colour, alpha=0.25 / len(groups))
                 axes.stairs(counts, edges, color=colour, linewidth=_thin(groups), label="" if i else title)
+        inside = [each for each in thresholds if edges[0] <= each <= edges[-1]]
+        for i, threshold in enumerate(inside):
+            name_once = "" if i else THRESHOLD
+            axes.axvline(threshold, 0, 1 / HEADROOM, color=INK, ls="--", lw=_thin(inside), label=name_once)
+        axes.set_ylim(top=HEADROOM * axes.get_ylim()[1])
         axes.legend(loc="upper right")
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         return _svg(figure, f"score histogram of {name}")
 
 
 def forgetting_figure(curves: Sequence[Forgetting], name: str) -> Markup | None:
-    """Draw the forgetting signal over the epochs, one line per run; a dot marks the best epoch, used or not."""
+    """Draw the forgetting signal over the epochs, one line per run.
+
+    A dot marks the epoch used, a ring the best epoch of a run that used none.
+    """
     curves = [curve for curve in curves if np.isfinite(curve.values).any()]
     if not curves:
         return None
@@ -82,8 +95,11 @@ def forgetting_figure(curves: Sequence[Forgetting], name: str) -> Markup | None:
         for curve in curves:
             axes.plot(curve.epochs, curve.values, color=GOOD, linewidth=_thin(curves))
             chosen = [value for epoch, value in zip(curve.epochs, curve.values, strict=True) if epoch == curve.chosen]
-            axes.plot([curve.chosen] * len(chosen), chosen, "o", color=BAD, markersize=5)
-        axes.plot([], [], "o", color=BAD, markersize=5, label="best epoch")
+            face = BAD if curve.used else "none"
+            axes.plot([curve.chosen] * len(chosen), chosen, "o", color=BAD, markerfacecolor=face, markersize=5)
+        for used, label in ((True, "epoch used"), (False, "best epoch, not used")):
+            if any(curve.used == used for curve in curves):
+                axes.plot([], [], "o", color=BAD, markerfacecolor=BAD if used else "none", markersize=5, label=label)
         axes.legend(loc="best")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         return _svg(figure, f"forgetting curves of {name}")

@@ -19,7 +19,7 @@ from gaussad_pl.reporting.scores import final_scores, frozen_scores
 from gaussad_pl.reporting.study import Study
 from gaussad_pl.version import __version__
 
-GALLERIES = {"misses.png": "Worst misses", "false_alarms.png": "Worst false alarms"}
+GALLERIES = {"misses.png": "Bad parts with the lowest scores", "false_alarms.png": "Good parts with the highest scores"}
 MOST_GALLERIES = 24  # with more runs, only the first seed and fold of each cell: the page must open on a phone
 FILES = ("metrics.json", "config.yaml", "scores.csv", "frozen_scores.csv", "model.ckpt")
 
@@ -95,7 +95,7 @@ def cell(category: str, setting: str, runs: list[Run]) -> Cell:
         setting=setting,
         runs=runs,
         roc=roc_figure(read, [one for one in before if one is not None], name),
-        histogram=histogram_figure(read, name),
+        histogram=histogram_figure(read, [run.threshold for run in runs], name),
         forgetting=forgetting_figure([run.forgetting for run in runs if run.forgetting is not None], name),
         unreadable=[run for run in runs if final[run.folder] is None],
     )

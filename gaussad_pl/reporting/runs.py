@@ -83,6 +83,7 @@ class Run(Job):
     """A finished run. Metrics are in [0, 1]; those that are absent or not finite numbers are left out.
 
     Attributes:
+        threshold: of the scores for a false-alarm rate of 5 %; NaN if there is none, or in runs of older versions.
         weights: source of the pretrained weights.
         weights_sha256: hash of the loaded weights; empty for random weights and for runs of older versions.
         data_sha256: hash of the names and sizes of all images; empty for runs of older versions.
@@ -92,6 +93,7 @@ class Run(Job):
     frozen: Mapping[str, float]
     finetuned: Mapping[str, float] | None
     forgetting: Forgetting | None
+    threshold: float
     selections: Mapping[str, str]
     backbone: str
     weights: str
@@ -117,7 +119,8 @@ def gather(top: Path) -> tuple[list[Run], list[Unfinished]]:
         folder = Path(place)
         if "metrics.json" in files:
             try:
-                runs.append(read_run(folder, top))
+                if (run := read_run(folder, top)) is not None:
+                    runs.append(run)
             except DAMAGE as error:
                 reason = shortened(" ".join(string(f"{type(error).__name__}: {error}").split()))
                 log.warning("%s is unreadable (%s): the run counts as unfinished", folder / "metrics.json", reason)
@@ -128,8 +131,8 @@ def gather(top: Path) -> tuple[list[Run], list[Unfinished]]:
     return runs, unfinished
 
 
-def read_run(folder: Path, top: Path) -> Run:
-    """Read a finished run.
+def read_run(folder: Path, top: Path) -> Run | None:
+    """Read a finished run; None for the results of `gaussad_pl.evaluate`, which are not a run.
 
     Raises:
         OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError: metrics.json is
@@ -137,6 +140,8 @@ def read_run(folder: Path, top: Path) -> Run:
     """
     path = folder / "metrics.json"
     found = load_json(path)
+    if "evaluation" in found:
+        return None
     finetuned = found.get("finetuned")
     history = found.get("forgetting")
     parts = ("levels", "segmentation", "frozen", "finetuned")
@@ -155,6 +160,7 @@ def read_run(folder: Path, top: Path) -> Run:
         frozen=shares(found["frozen"], METRICS),
         finetuned=None if finetuned is None else shares(finetuned, METRICS),
         forgetting=None if history is None else read_forgetting(history),
+        threshold=read_threshold(found),
         selections={part: string(found[part]["selection"]) for part in parts if "selection" in (found.get(part) or {})},
         backbone=string(found["backbone"]["name"]),
         weights=string(found["backbone"]["weights"]),
@@ -166,6 +172,18 @@ def read_run(folder: Path, top: Path) -> Run:
         command=string(found["command"]),
         finished=moment(found.get("finished"), path),
     )
+
+
+def read_threshold(found: Mapping[str, Any]) -> float:
+    """Read the threshold of the scores for a false-alarm rate of 5 %; NaN if there is none.
+
+    Raises:
+        TypeError, AttributeError: the record is damaged.
+    """
+    if points := found.get("operating_points"):
+        return real((points.get("0.05") or {}).get("threshold"))
+    thresholds = (found.get("calibration") or {}).get("thresholds") or {}  # of an older version
+    return real((thresholds.get("0.05") or {}).get("value"))
 
 
 def read_forgetting(found: Mapping[str, Any]) -> Forgetting:

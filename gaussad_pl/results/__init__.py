@@ -1,1 +1,1 @@
-"""Results of a run: metrics, figures, provenance and the run folder."""
+"""Results of a run: metrics, decisions, figures, provenance and the run folder."""

@@ -11,18 +11,19 @@ import numpy as np
 import torch
 import wandb
 from lightning.pytorch.loggers import WandbLogger
-from matplotlib import colormaps
+from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.data import Dataset
 
+from gaussad_pl.calibration.threshold import Threshold
+from gaussad_pl.inference.heat import HeatScale, enlarged
 from gaussad_pl.metrics.image import auroc, roc
 from gaussad_pl.results.evaluation import Evaluation
-from gaussad_pl.results.gallery import worth_looking_at
+from gaussad_pl.results.gallery import notable, picture
 
 POINTS = 1000  # maximum per curve
 BINS = 30
-SIDE = 160  # side of the images in the table, in pixels
+SIDE = 160  # longer side of the images in the table, in pixels
 COLUMNS = ("why", "kind", "score", "image", "map", "mask", "path")
 
 
@@ -47,7 +48,7 @@ def show(
     numbers: Mapping[str, float],
     results: Mapping[str, Any],
     evaluations: Mapping[str, Evaluation],
-    images: Dataset[dict[str, Tensor]],
+    table: wandb.Table,
     figures: Sequence[Path],
 ) -> None:
     """Log the results of a finished run to its W&B page.
@@ -57,13 +58,13 @@ def show(
         numbers: metrics for the summary, by which W&B compares runs.
         results: contents of metrics.json.
         evaluations: one per state of the model, the final state last.
-        images: the test set; the item ``image`` is ``(3, H, W)`` uint8.
+        table: from `examples`.
         figures: paths of the figures in the run folder.
     """
     final = list(evaluations.values())[-1]
     page: dict[str, Any] = {path.stem: wandb.Image(str(path)) for path in figures}
     page["test/histogram"] = histogram(final.scores, final.labels)
-    page["test/examples"] = examples(final, images)
+    page["test/examples"] = table
     if final.has_both_classes:
         page["test/roc"] = roc_curves({name: each.scores for name, each in evaluations.items()}, final.labels)
     if "forgetting" in results:  # the whole curve, even if the run was killed and resumed as another W&B run
@@ -96,31 +97,31 @@ def forgetting_curve(forgetting: Mapping[str, Any]) -> Any:
     return wandb.plot.line_series([record["epoch"] for record in history], ys, names, title, "epoch")
 
 
-def examples(evaluation: Evaluation, images: Dataset[dict[str, Tensor]]) -> wandb.Table:
-    """Return a table of the worst misses, the worst false alarms and a sample of each kind of defect.
+def examples(
+    evaluation: Evaluation, images: Dataset[dict[str, Tensor]], scale: HeatScale | None, threshold: Threshold
+) -> wandb.Table:
+    """Return a table of the test images in the galleries, see `gaussad_pl.results.gallery.notable`.
 
-    Images, maps and masks are scaled down to `SIDE` pixels.
+    Args:
+        evaluation: of N test images.
+        images: the test set; the item ``image`` is ``(3, H, W)`` uint8.
+        scale: of the maps; None without maps.
+        threshold: of the scores, as in `notable`.
     """
-    rows = [(why, index) for why, chosen in worth_looking_at(evaluation).items() for index in chosen]
-    maps = None if evaluation.maps is None else evaluation.maps[[index for _, index in rows]]
-    coloured = [None] * len(rows) if maps is None else colormaps["inferno"]((maps / maps.max()).numpy())
     table = wandb.Table(columns=list(COLUMNS))
-    for (why, index), anomaly_map in zip(rows, coloured, strict=True):
-        sample = evaluation.samples[index]
-        shown = images[index]["image"].permute(1, 2, 0).numpy() / 255
-        mask = evaluation.masks[index].numpy().astype(float)
-        pictures = [_small(each) for each in (shown, anomaly_map, mask if mask.any() else None)]
-        table.add_data(why, sample.kind, float(evaluation.scores[index]), *pictures, sample.path.as_posix())
+    for group in notable(evaluation, threshold).values():
+        for index in group.rows:
+            sample, mask = evaluation.samples[index], evaluation.masks[index].numpy()
+            image = picture(evaluation, images, index, SIDE)
+            pictures: list[Image.Image | None] = [image, None, None]
+            if scale is not None and evaluation.maps is not None:
+                values = enlarged(evaluation.maps[index].numpy(), image.size)
+                pictures[1] = Image.fromarray(scale.blended(np.asarray(image), values))
+            if mask.any():
+                pictures[2] = Image.fromarray(mask).resize(image.size)
+            shown = [each and wandb.Image(each.convert("RGB"), file_type="jpg") for each in pictures]
+            table.add_data(group.name, sample.kind, float(evaluation.scores[index]), *shown, sample.path.as_posix())
     return table
-
-
-def _small(pixels: np.ndarray | None) -> wandb.Image | None:
-    """Return a thumbnail of pixels ``(H, W)`` or ``(H, W, 3 or 4)`` in [0, 1]."""
-    if pixels is None:
-        return None
-    planes = torch.from_numpy(np.ascontiguousarray(np.atleast_3d(pixels)[..., :3])).permute(2, 0, 1)[None].float()
-    small = F.interpolate(planes, size=(SIDE, SIDE), mode="bilinear", antialias=True)[0].permute(1, 2, 0)
-    return wandb.Image((small * 255).round().clamp(0, 255).byte().numpy().squeeze(), file_type="jpg")
 
 
 def _thin(curve: Tensor) -> list[float]:

@@ -3,35 +3,19 @@
 from __future__ import annotations
 
 import csv
-import platform
-import shlex
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_only
 from rich.table import Table
 from torch import Tensor
 
-from gaussad_pl.data.base import ImageDataModule
-from gaussad_pl.data.inventory import digest, images_sha256, inventory
 from gaussad_pl.data.samples import Sample
 from gaussad_pl.files import replacing
 from gaussad_pl.metrics.image import auroc, image_metrics, require_finite
 from gaussad_pl.metrics.pixel import pixel_metrics
-from gaussad_pl.model.model import GaussianModel
-from gaussad_pl.results import checkout
-from gaussad_pl.version import __version__
-
-PACKAGES = (
-    "torch", "torchvision", "lightning", "timm", "hydra-core", "omegaconf", "torchmetrics",
-    "albumentations", "wandb", "scikit-learn", "numpy", "pillow",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -89,13 +73,14 @@ class Evaluation:
         metrics["per_level"] = {str(level): auroc(column, self.labels) for level, column in columns}
         return metrics
 
-    @rank_zero_only
-    def write_scores(self, path: Path, defect_areas: list[float | None]) -> None:
-        """Write scores.csv, one row per image.
+    @property
+    def defect_areas(self) -> list[float | None]:
+        """Share of each image that its mask marks as defective; None for a bad image without a mask."""
+        areas = self.masks.double().mean((1, 2)).tolist()
+        return [None if s.label and s.mask is None else a for s, a in zip(self.samples, areas, strict=True)]
 
-        Args:
-            path: the file to write.
-            defect_areas: marked share of each of the N masks, None for an image without a mask.
+    def write_scores(self, path: Path) -> None:
+        """Write scores.csv, one row per image, with its `defect_areas`.
 
         Raises:
             UserError: the file cannot be written; no partial file is left behind.
@@ -107,47 +92,9 @@ class Evaluation:
         ):
             writer = csv.writer(file)
             writer.writerow(["path", "kind", "label", "score", "defect_area", *(f"level_{i}" for i in self.levels)])
-            rows = zip(self.samples, self.scores.tolist(), defect_areas, self.distances.tolist(), strict=True)
+            rows = zip(self.samples, self.scores.tolist(), self.defect_areas, self.distances.tolist(), strict=True)
             for sample, score, area, distances in rows:
                 writer.writerow([sample.path.as_posix(), sample.kind, sample.label, score, area, *distances])
-
-
-def provenance(config: dict[str, Any], data: ImageDataModule, model: GaussianModel) -> dict[str, Any]:
-    """Return the provenance of a result: data, split, weights, versions, commit, command and configuration."""
-    test, backbone = data.test_samples, model.backbone
-    return {
-        "finished": datetime.now().astimezone().isoformat(),
-        "dataset": data.name,
-        "seed": data.seed,
-        "fold": data.fold,
-        "folds": data.folds,
-        "grouping": data.grouping,
-        "images_sha256": digest(inventory(data.samples)),
-        "images": {
-            "train": len(data.split[0]),
-            "validation": len(data.split[1]),
-            "test_good": sum(not sample.label for sample in test),
-            "test_bad": sum(sample.label for sample in test),
-        },
-        "data_sha256": images_sha256(data.samples),
-        "backbone": {
-            "name": backbone.name,
-            "weights": backbone.source.text,
-            "weights_file_sha256": backbone.source.file_sha256,
-            "weights_sha256": backbone.weights_sha256,
-            "image_size": backbone.image_size,
-            "levels": [vars(level) for level in backbone.levels],
-        },
-        "shrinkage_per_level": [float(gaussian.shrinkage_) for gaussian in model.gaussians],
-        "command": shlex.join(sys.orig_argv),
-        "git": checkout.commit(),
-        "config": config,
-        "versions": {
-            "python": platform.python_version(),
-            "gaussad_pl": __version__,
-            **{name: version(name) for name in PACKAGES},
-        },
-    }
 
 
 COLUMNS = {

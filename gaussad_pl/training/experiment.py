@@ -64,10 +64,12 @@ def experiment(
     outcome = Outcome()
     images = [i for part in data.split for i in part] if every_image else None
     frozen_state(trainer, module, data, forgetting, images, outcome)
-    outcome.final.write_scores(folder / ("frozen_scores.csv" if fine_tune else "scores.csv"), data.defect_areas)
+    if trainer.is_global_zero:
+        outcome.final.write_scores(folder / ("frozen_scores.csv" if fine_tune else "scores.csv"))
     if fine_tune:
         tuned_state(trainer, module, data, forgetting, images, folder, outcome)
-        outcome.final.write_scores(folder / "scores.csv", data.defect_areas)
+        if trainer.is_global_zero:
+            outcome.final.write_scores(folder / "scores.csv")
     outcome.results["validation_signal"] = validation_signal(outcome, forgetting.history)
     return outcome
 

@@ -13,11 +13,10 @@ from torch import Tensor
 
 from gaussad_pl.model.anomaly_maps import map_score
 from gaussad_pl.model.combination import COMBINATIONS, combine
-from gaussad_pl.model.segmenter import Segmenter
+from gaussad_pl.model.segmenter import RARE, Segmenter
 from gaussad_pl.training.map_validation import MapValidation
 
 MARGIN = 0.02  # in AUROC and AUPRO, by which less must beat more: the noise of some 60 held-out images
-RARE = 0.001  # share of the pixels of held-out good images beyond the threshold of the maps
 
 
 def choose_map(segmenter: Segmenter, validation: MapValidation) -> dict[str, Any]:
@@ -35,6 +34,7 @@ def choose_map(segmenter: Segmenter, validation: MapValidation) -> dict[str, Any
     segmenter.keep(best)
     maps = validation.maps[best]
     pixels = maps[validation.groups == 0].flatten()
+    segmenter.median.copy_(pixels.median())
     segmenter.threshold.copy_(pixels.topk(max(1, round(RARE * len(pixels)))).values[-1])
     pooled, mapped = validation.pooled.double(), map_score(maps).double()
     set_units(segmenter, validation, maps)

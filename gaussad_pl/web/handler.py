@@ -64,7 +64,7 @@ class Page(Protocol):
         """Return what the page shows before the first image."""
 
     def threshold(self, fpr: float) -> dict[str, Any]:
-        """Return the threshold for a target false-alarm rate."""
+        """Return the threshold for a target false-alarm rate, and why there is none."""
 
     def detect(self, file: BinaryIO, fpr: float) -> dict[str, Any]:
         """Return the prediction for the image in a file."""

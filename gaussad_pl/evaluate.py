@@ -1,0 +1,159 @@
+"""Evaluate a detector on a folder of labelled images: metrics, operating points and pictures, as at the end of a run.
+
+python -m gaussad_pl.evaluate ckpt=<folder of runs, or a file of a detector> data=<folder>
+
+  ckpt   folder of a run, its detector.safetensors, or a file written by gaussad_pl.export; a folder of runs or a
+         pattern like 'runs/parts/*' stands for the run in it that finished last
+  data   folder in one of the layouts that training accepts: images of good parts; good/ beside one folder per kind
+         of defect; or that of MVTec AD, of which test/ is evaluated
+  bad    folder of bad images, if they are elsewhere
+  masks  folder with the masks of the bad images, if they are elsewhere
+  out    new folder for metrics.json, scores.csv and the pictures  (evaluation)
+
+Good or bad images alone are enough: what then remains unknown is said. Images of training make a detector look better
+than it is.
+"""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+from torch.utils.data import StackDataset
+
+from gaussad_pl.cli.options import command
+from gaussad_pl.data import checks
+from gaussad_pl.data.inventory import digest, inventory
+from gaussad_pl.data.loading import load_images
+from gaussad_pl.data.samples import Sample, Samples, Settings, is_mvtec, scan_folder
+from gaussad_pl.errors import UserError
+from gaussad_pl.files import unwritable, write_json
+from gaussad_pl.fingerprints import file_sha256
+from gaussad_pl.inference.detector import Detector
+from gaussad_pl.inference.exported import SUFFIX, load_detector
+from gaussad_pl.inference.prediction import BATCH, BaseDetector
+from gaussad_pl.inference.runs import find_detector
+from gaussad_pl.model.detection import Detection
+from gaussad_pl.results import decisions, figures, pictures
+from gaussad_pl.results.evaluation import Evaluation, table
+from gaussad_pl.version import __version__
+
+
+@dataclass(frozen=True)
+class Options:
+    """Settings of the command; see the module docstring."""
+
+    ckpt: str
+    data: str
+    bad: str = ""
+    masks: str = ""
+    out: str = "evaluation"
+
+
+def evaluate(options: Options) -> None:
+    """Score all images, write the results and print a summary.
+
+    Raises:
+        UserError: the detector, an image or a mask cannot be read, there are no images, or ``out`` already exists.
+    """
+    out = Path(options.out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"out={out} already exists: give another out=, or remove it")
+    path = find_detector(options.ckpt)
+    on_gpu = torch.cuda.is_available() and path.suffix != SUFFIX
+    detector = load_detector(path, "cuda" if on_gpu else "cpu")
+    samples, trained_on = labelled(options, detector)
+    checks.readable([sample.path for sample in samples])
+    masks = checks.stacked_masks(checks.read_masks(samples))
+    names = [sample.path for sample in samples]
+    images = load_images(names, detector.size, None, f"Decoding {len(names)} images")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(out, error) from error
+    found = detect(detector, images)
+    evaluation = Evaluation(samples, found.distances, found.scores, detector.levels, found.maps, masks)
+    evaluation.write_scores(out / "scores.csv")
+    dataset: Any = StackDataset(image=images)  # type: ignore[arg-type]
+    scale = pictures.heat_scale(evaluation, detector.median, detector.limit)
+    figures.save(pictures.draw({"detector": evaluation}, dataset, scale, detector.calibration), out)
+    results = {
+        "dataset": Path(options.data).resolve().name,
+        "evaluation": evaluation.metrics(),
+        **decisions.decisions(detector.calibration, evaluation, detector.limit),
+        "good_images_trained_on": trained_on,
+        "images_sha256": digest(inventory(Samples([], samples))),
+        "detector": {"file": str(path), "sha256": file_sha256(path), "provenance": detector.provenance},
+        "finished": datetime.now().astimezone().isoformat(),
+        "command": shlex.join(sys.orig_argv),
+        "versions": {"python": platform.python_version(), "gaussad_pl": __version__, "torch": torch.__version__},
+    }
+    write_json(out / "metrics.json", results)  # marks completion
+    show(results, out)
+
+
+def labelled(options: Options, detector: BaseDetector) -> tuple[list[Sample], bool]:
+    """Find the images to evaluate, and check whether the good ones are those that the detector was trained on.
+
+    Raises:
+        UserError: there are none, or the folder has none of the layouts.
+    """
+    root, bad, masks = (Path(name) if name else None for name in (options.data, options.bad, options.masks))
+    assert root is not None
+    found = scan_folder(root, bad, masks, Settings("data", "bad", "masks"))
+    if not is_mvtec(root):
+        trained_on = digest(inventory(Samples(found.train, []))) == detector.provenance.get("good_sha256")
+        return [*found.train, *found.test], trained_on
+    if not found.test:
+        raise UserError(
+            f"data={root} has no test images: expected folders in {root / 'test'}, 'good' and one for each kind of "
+            f"defect; to evaluate the images of training, give data={root / 'train' / 'good'}"
+        )
+    return found.test, False
+
+
+@torch.no_grad()
+def detect(detector: BaseDetector, images: Tensor) -> Detection:
+    """Score images ``(N, 3, size, size)`` uint8, in PyTorch with the very computation of training.
+
+    `Detector.detect` folds the batch normalisation, which changes the scores by rounding; without it, the test images
+    of a run have the same scores as in the run.
+    """
+    console = Console(stderr=True)
+    firsts: Iterable[int] = range(0, len(images), BATCH)
+    if console.is_terminal:  # without one, rich would leave an empty line
+        firsts = track(firsts, "Scoring", transient=True, console=console)
+    batches = (images[first : first + BATCH] for first in firsts)
+    if isinstance(detector, Detector):
+        device = detector.model.level_weights.device
+        return Detection.join([detector.model(batch.to(device)).cpu() for batch in batches])
+    return Detection.join([detector.detect(batch) for batch in batches])
+
+
+def show(results: dict[str, Any], out: Path) -> None:
+    """Print the tables of metrics and of decisions."""
+    console = Console(markup=False, emoji=False)  # a folder may be called [a]
+    if results["evaluation"]["image_auroc"] is not None:
+        console.print(table(results["dataset"], [("detector", results["evaluation"])]))
+    decisions.show(console, results)
+    if results["good_images_trained_on"]:
+        line = "WARNING: the detector was trained on these good images: on new ones, it loses more than the table shows"
+        console.print(line, highlight=False, soft_wrap=True)
+    console.print(f"detector: {results['detector']['file']}", soft_wrap=True)
+    console.print(f"results: {out}", soft_wrap=True)
+
+
+main = command(evaluate, Options, __doc__)
+
+if __name__ == "__main__":
+    main()
