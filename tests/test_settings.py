@@ -167,7 +167,7 @@ class OwnCallback(Callback):
         ["~logger"],
         ["+note=mine", "+ours.deep=1", "data.batch_size=${ours.deep}"],
         ["model.optimizer._target_=torch.optim.SGD", "~model.optimizer.betas", "+model.optimizer.momentum=0.9"],
-        ["+model.optimizer.weight_decay=0.1", "+augmentation.mixup=0.5", "data.cache=x", "data.steps_per_epoch=null"],
+        ["+model.optimizer.eps=1e-7", "+augmentation.mixup=0.5", "data.cache=x", "data.steps_per_epoch=null"],
         ["model.level_rule._target_=test_settings.OwnData", "~model.level_rule.k", "+model.level_rule.stride=1"],
         ["hydra.job.name=mine", "data.group='(part\\d+)_'", "model.shrinkage=0", "model.segmentation.map_levels=[4]"],
     ],
