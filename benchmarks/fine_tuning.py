@@ -157,7 +157,7 @@ def run_job(folder: Path, seed: int, overrides: list[str], maps: dict[str, Any])
     frozen_state(trainer, module, data, forgetting, every, outcome)
     frozen = final = auroc_now()
     used, chosen = False, None
-    if module.can_be_tuned:
+    if not module.obstacle(data):
         before, reference = module.snapshot(everything=True), judge(module, data)
         fine_tune_module(trainer, module, data, forgetting, None)
         if used := accept(module, data, forgetting, before, reference, outcome):

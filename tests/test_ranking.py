@@ -137,9 +137,16 @@ def test_each_half_is_measured_by_the_gaussians_of_the_other() -> None:
     assert swapped[0] != pytest.approx(losses[0], rel=1e-3)
 
 
-def test_images_of_one_part_alone_cannot_be_ranked() -> None:
-    with pytest.raises(UserError, match="objective=mahalanobis"):
-        Ranking().prepare(trainable().model, good_halves()[:1])
+def test_fine_tuning_says_what_stands_in_its_way(parts: Path) -> None:
+    data = mvtec(parts, pairs=True, damages=DAMAGES, augmentations={"elastic": 0.5})
+    model = trainable()
+    assert model.obstacle(data) == ""
+    data.halves = [data.split[0]]
+    assert "all training images show the same part" in model.obstacle(data)
+    model.model.level_weights[3:] = 0
+    assert "no level of the pooled score is trained" in model.obstacle(data)
+    model.segmenter.weights[0] = 0
+    assert "the score is that of the map alone" in model.obstacle(data)
 
 
 def test_the_rate_rises_and_then_falls_to_zero() -> None:

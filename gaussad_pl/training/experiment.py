@@ -107,8 +107,9 @@ def tuned_state(
     outcome: Outcome,
 ) -> None:
     """Fine-tune and test, where the validation prefers the outcome; otherwise put the frozen state back."""
-    if not module.can_be_tuned:
-        outcome.results |= fine_tuning_results(forgetting, outcome, "no level of the pooled score is trained")
+    if reason := module.obstacle(data):
+        log.warning("no fine-tuning: %s", reason)
+        outcome.results |= fine_tuning_results(forgetting, outcome, reason)
         return
     frozen = module.snapshot(everything=True)
     reference = judge(module, data)

@@ -88,10 +88,16 @@ class GaussianAD(EstimatingModule):
             for parameter in self.model.backbone.parameters():
                 parameter.requires_grad = id(parameter) in trained
 
-    @property
-    def can_be_tuned(self) -> bool:
-        """Whether training can change the score: ranking needs a level that is trained and counts."""
-        return not isinstance(self.objective, Ranking) or bool(ranked_levels(self.model))
+    def obstacle(self, data: ImageDataModule) -> str:
+        """Return the reason why fine-tuning cannot change the score; empty if it can."""
+        segmenter = self.model.segmenter
+        if segmenter is not None and self.map_is_frozen and not segmenter.weights[0]:
+            return "only levels behind the map are trained, and the score is that of the map alone"
+        if not isinstance(self.objective, Ranking):
+            return ""
+        if not ranked_levels(self.model):
+            return "no level of the pooled score is trained"
+        return "" if len(data.halves) == 2 else "all training images show the same part, and ranking needs two"
 
     def prepare_objective(self, data: ImageDataModule) -> None:
         """Give an objective that needs the frozen network the chance to look at it; call it before fitting."""

@@ -17,7 +17,6 @@ from gaussad_pl.backbones.backbone import Backbone, pool
 from gaussad_pl.backbones.frozen_stages import FrozenStages
 from gaussad_pl.density.gaussian import Gaussian
 from gaussad_pl.density.moments import moments
-from gaussad_pl.errors import UserError
 from gaussad_pl.model.model import GaussianModel
 
 Reference = dict[int, Gaussian]  # of the pooled features of half of the training images, by position of the level
@@ -56,13 +55,8 @@ class Ranking:
 
         Args:
             model: with the level weights that were chosen.
-            halves: batches of the good images of each half, with ``image`` ``(N, 3, H, W)``.
-
-        Raises:
-            UserError: all training images show the same part, so that there are no two halves.
+            halves: batches of the good images of both halves, with ``image`` ``(N, 3, H, W)``.
         """
-        if len(halves) < 2:
-            raise UserError("objective=ranking needs training images of at least two parts: set objective=mahalanobis")
         self._weights = model.level_weights.detach().clone()
         self.levels = ranked_levels(model)
         self._stages = FrozenStages(model.backbone)
