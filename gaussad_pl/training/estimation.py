@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from typing import Any, Literal
 
 import lightning as L
 import torch
-from lightning.pytorch.trainer.states import TrainerFn
 from rich.progress import track
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -26,20 +24,17 @@ from gaussad_pl.errors import UserError
 from gaussad_pl.model.detection import Detection
 from gaussad_pl.model.model import GaussianModel
 from gaussad_pl.model.segmenter import Segmenter
-from gaussad_pl.training.map_choice import choose_map, rescore
-from gaussad_pl.training.map_validation import MapValidation, MapValidationCollector
 
 Batch = dict[str, Tensor]
 
 
 class EstimatingModule(L.LightningModule):
-    """Estimates the Gaussians of a model, again whenever the weights have changed, and makes its choices.
+    """Estimates the Gaussians of a model, again whenever the weights have changed.
 
     Args:
         model: to estimate.
         running: see `gaussad_pl.training.module.GaussianAD`.
         refit: see there.
-        level_rule: see there.
         train_on: see there.
         damage_weight: see there.
 
@@ -48,9 +43,6 @@ class EstimatingModule(L.LightningModule):
         targets: one running Gaussian a level, to which the loss measures the distance.
         patch_target: the density of patches to which the loss measures the distance; None for pooled features.
         stale: the weights have changed since the Gaussians were estimated.
-        collector: collects what the choice of the map needs while validating; None where nothing is chosen.
-        validation: the augmented validation as it was last scored for a choice.
-        aupro: of the map in it, mean over augmentations.
         frozen: remembers the output of frozen stages while fitting on pooled features.
 
     Raises:
@@ -64,7 +56,6 @@ class EstimatingModule(L.LightningModule):
         model: GaussianModel,
         running: Literal["fixed", "epoch", "ema"],
         refit: bool,
-        level_rule: Callable[[Tensor], Tensor],
         train_on: Literal["pooled", "patches"],
         damage_weight: float | None = None,
     ) -> None:
@@ -74,7 +65,6 @@ class EstimatingModule(L.LightningModule):
         self.model = model
         self.running = running
         self.refit = refit or running == "epoch"
-        self.level_rule = level_rule
         self.damage_weight = damage_weight
         settings = model.gaussians[0].shrinkage, model.gaussians[0].covariance
         widths = [level.channels for level in model.backbone.levels]
@@ -90,9 +80,6 @@ class EstimatingModule(L.LightningModule):
         elif train_on != "pooled":
             raise UserError(f"model.train_on={train_on}: expected pooled or patches")
         self.stale = True
-        self.collector: MapValidationCollector | None = None
-        self.validation: MapValidation | None = None
-        self.aupro = math.nan
         self.frozen: FrozenStages | None = None
 
     @property
@@ -104,10 +91,6 @@ class EstimatingModule(L.LightningModule):
     def forward(self, images: Tensor) -> Detection:
         """See `GaussianModel.forward`."""
         return self.model(images)
-
-    def choose_levels(self, signals: Tensor) -> None:
-        """Set the weights of the levels by their signals ``(augmentations, levels)`` on the augmented validation."""
-        self.model.level_weights.copy_(self.level_rule(signals))
 
     @torch.no_grad()
     def estimate(self, batches: Collection[Batch] | DataLoader[Batch], patches: bool = False) -> None:
@@ -149,36 +132,6 @@ class EstimatingModule(L.LightningModule):
                 plain = (batch["view"] == 0).to(self.device)
                 self.segmenter.observe([level[plain] for level in maps])
             yield pool(maps)
-
-    @torch.no_grad()
-    def choose_maps(self, validation: Iterable[Batch] | None = None) -> dict[str, Any]:
-        """Choose by the augmented validation what the segmenter has left open.
-
-        Args:
-            validation: batches of it; None where `lightning.Trainer.validate` has just gone through them.
-
-        Returns:
-            See `gaussad_pl.training.map_choice.choose_map`.
-        """
-        if validation is None:
-            collector, self.collector = self.collector, None
-            assert collector is not None
-            self.validation = collector.validation()
-        else:
-            self.validation = self.collect(validation)
-        chosen = choose_map(self.segmenter, self.validation)
-        self.aupro = chosen["worth"] - chosen["combinations"][self.segmenter.combine]
-        self.hparams["segmentation"] = {**self.hparams["segmentation"], **self.segmenter.chosen}  # for checkpoints
-        return chosen
-
-    @torch.no_grad()
-    def collect(self, validation: Iterable[Batch]) -> MapValidation:
-        """Score batches of the augmented validation with the Gaussians as they are."""
-        collector = MapValidationCollector(self.model)
-        for batch in validation:
-            maps = self.model.backbone(batch["image"].to(self.device))
-            collector.add(batch, maps, self.model.distances(pool(maps)))
-        return collector.validation()
 
     @torch.no_grad()
     def estimate_damage(self, pairs: Iterable[Batch]) -> None:
@@ -224,32 +177,6 @@ class EstimatingModule(L.LightningModule):
             self.frozen = None  # it remembers batches of other images
         self.estimate(data.reference_dataloader(images))
 
-    @torch.no_grad()
-    def validate_again(self, data: ImageDataModule) -> float | None:
-        """Score the augmented validation with other weights, and set the units of the score by it.
-
-        Returns:
-            Image AUROC plus AUPRO, means over augmentations; None without a map.
-        """
-        if not self.map_is_frozen:
-            selection_score: float = self.choose_maps(data.val_dataloader())["worth"]
-            return selection_score
-        assert self.validation is not None
-        collector = MapValidationCollector(self.model)
-        for number, batch in enumerate(data.val_dataloader()):
-            collector.add(batch, None, self.model.distances(self._validation_features(number, batch["image"])))
-        self.validation = collector.validation(self.validation.maps)
-        if self.model.segmenter is None:
-            return None
-        return rescore(self.segmenter, self.validation) + self.aupro
-
-    def _validation_features(self, number: int, images: Tensor) -> list[Tensor]:
-        """Pooled features of a batch of the augmented validation, from the cache of frozen stages if it is there."""
-        key = ("validation", number)
-        if self.frozen is not None and key in self.frozen:
-            return self.frozen.features(key)
-        return self.model.backbone.pooled(images.to(self.device))
-
     def trained_weights(self) -> dict[str, Tensor]:
         """Copies on the CPU of the parameters of the backbone that are fine-tuned, by name."""
         parameters = self.model.backbone.named_parameters()
@@ -286,12 +213,6 @@ class EstimatingModule(L.LightningModule):
 
     def on_train_batch_end(self, *args: Any) -> None:
         self.stale = True
-
-    def on_validation_start(self) -> None:
-        self.prepare_scores()
-        choosing = self.model.segmenter is not None and self.trainer.state.fn == TrainerFn.VALIDATING
-        # not in the validations of training, which would add to it
-        self.collector = MapValidationCollector(self.model) if choosing else None
 
     def snapshot(self, everything: bool = False) -> dict[str, Tensor]:
         """Copy the weights and the pooled Gaussians to the CPU; with ``everything``, the densities of patches, too."""

@@ -25,13 +25,14 @@ from gaussad_pl.model.detection import Detection
 from gaussad_pl.model.model import GaussianModel, level_distances
 from gaussad_pl.model.patches import behind_map
 from gaussad_pl.training.checkpoints import damage
-from gaussad_pl.training.estimation import Batch, EstimatingModule
+from gaussad_pl.training.choices import ChoosingModule
+from gaussad_pl.training.estimation import Batch
 from gaussad_pl.training.levels import all_levels
 from gaussad_pl.training.objectives import mahalanobis
 from gaussad_pl.training.ranking import Ranking, ranked_levels
 
 
-class GaussianAD(EstimatingModule):
+class GaussianAD(ChoosingModule):
     """Gaussian anomaly detection with a representation that can be fine-tuned.
 
     Fine-tuning minimises the Mahalanobis distances of good images to the Gaussians that the model itself induces.
@@ -75,7 +76,9 @@ class GaussianAD(EstimatingModule):
         train_on: Literal["pooled", "patches"] = "pooled",
     ) -> None:
         model = GaussianModel(backbone, shrinkage, covariance, segmentation)
-        super().__init__(model, running, refit, level_rule, train_on, damage_weight)
+        super().__init__(
+            level_rule, model=model, running=running, refit=refit, train_on=train_on, damage_weight=damage_weight
+        )
         self.save_hyperparameters(ignore=["optimizer", "level_rule", "objective"])
         self.objective = objective
         self.optimizer = optimizer
