@@ -16,6 +16,7 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,10 +88,14 @@ def calibrated(module: Any, data: Any, folds: Sequence[int], tuned: bool, outcom
     """Verdicts of a state for each number of parts in the cross-conformal calibration."""
     found = {"auroc": outcome.final.metrics()["image_auroc"]}
     for count in folds:
-        cross_conformal.FOLDS = count
+        cross_conformal.folds_for = partial(_constant, count)
         calibration = cross_conformal.calibrate(module.model, data, True, tuned, every_image=True)
         found[str(count)] = verdicts(calibration, outcome.final)
     return found
+
+
+def _constant(count: int, images: int) -> int:
+    return count
 
 
 def table(records: list[dict[str, Any]], folds: Sequence[int]) -> Table:
@@ -121,7 +126,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders in the layout of MVTec AD")
     parser.add_argument("--sizes", type=int, nargs="+", default=[20, 40, 80, 160], help="good images in a subset")
     parser.add_argument("--draws", type=int, default=20, help="subsets of each size")
-    parser.add_argument("--folds", type=int, nargs="+", default=[cross_conformal.FOLDS], help="parts to compare")
+    parser.add_argument("--folds", type=int, nargs="+", default=[4, 10], help="parts to compare")
     parser.add_argument("--out", type=Path, default=Path("runs/verdicts"), help="folder for results")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides for every job")
     arguments = parser.parse_args()

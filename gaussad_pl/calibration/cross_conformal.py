@@ -27,6 +27,8 @@ from gaussad_pl.model.detection import Detection
 from gaussad_pl.model.model import GaussianModel, level_distances
 
 FOLDS = 4
+FEW = 100  # images below which there are more folds: on three quarters of them, Gaussians are clearly worse than on all
+MORE_FOLDS = 10
 CACHE = 2 * 2**30  # bytes of patches to keep at most; if there are more, the backbone runs again for each fold
 
 
@@ -83,8 +85,8 @@ def cross_conformal(
     the held-out images alone are scored, which were used for model selection.
 
     All are slightly conservative: the final Gaussians are estimated from all training images, those of the calibration
-    from three quarters of them, so its distances are slightly larger. The p-values are too large, and false alarms
-    rarer than the target.
+    from three quarters of them (nine tenths of few), so its distances are slightly larger. The p-values are too large,
+    and false alarms rarer than the target.
 
     Raises:
         SingularCovarianceError: three quarters of the images are too few for a covariance without shrinkage.
@@ -99,7 +101,7 @@ def cross_conformal(
         groups = near_duplicates(whitened(middle(pooled), middle(model.gaussians)))
     if groups.max() == 0:  # all images look the same
         groups = np.arange(len(images))
-    count = min(FOLDS, int(groups.max()) + 1)
+    count = min(folds_for(len(images)), int(groups.max()) + 1)
     folds = partition(groups, count, data.seed)
     trained = folds if every_image else [[i for i in fold if i < len(used)] for fold in folds]
     held_out_alone = fine_tuned and not every_image
@@ -135,6 +137,11 @@ def cross_conformal(
         f"estimated without its fold, one of {count}; {caveat}"
     )
     return Calibration.of(detection.scores, detection.distances, scheme, different)
+
+
+def folds_for(images: int) -> int:
+    """Number of folds for a number of images."""
+    return MORE_FOLDS if images < FEW else FOLDS
 
 
 def _moments(model: GaussianModel, data: ImageDataModule, images: list[int], pooled: list[Tensor]) -> list[Moments]:
