@@ -111,14 +111,15 @@ def test_charts_are_tables_that_w_and_b_draws(finished: Path, logged: dict[str, 
     config: dict[str, Any] = {}
     for record in logged["config"]:
         config |= values(record.update)
-    drawn = json.dumps(config["_wandb"] if "_wandb" in config else {k: v for k, v in config.items() if "_wandb" in k})
+    charts = json.dumps(config["_wandb"] if "_wandb" in config else {k: v for k, v in config.items() if "_wandb" in k})
     for chart in ("test/roc", "test/histogram", "forgetting/curve"):
-        assert chart in drawn
+        assert chart in charts
     points = table(finished, "test/roc")
     assert points[0]["lineVal"] == points[0]["step"] == 0
     assert sum(point["lineVal"] for point in table(finished, "test/histogram")) == 12
-    signal = [row["lineVal"] for row in table(finished, "forgetting/curve") if row["lineKey"] == "paired/elastic"]
-    assert signal == [record["paired/elastic"] for record in metrics(finished)["forgetting"]["history"]]
+    forgetting = metrics(finished)["forgetting"]
+    drawn = [row["lineVal"] for row in table(finished, "forgetting/curve") if row["lineKey"] == forgetting["signal"]]
+    assert drawn == [record[forgetting["signal"]] for record in forgetting["history"]]
 
 
 def test_the_table_shows_images_maps_and_scores_and_syncs_from_the_run_folder(
