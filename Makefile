@@ -30,8 +30,9 @@ lint: $(READY) ## check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# not --quiet, which hides the warnings from --strict, too
 docs: $(READY) ## build the documentation into build/docs; a broken link is an error
-	$(BIN)/mkdocs build --quiet --strict --config-file docs/mkdocs.yml
+	$(BIN)/mkdocs build --strict --config-file docs/mkdocs.yml
 
 format: $(READY) ## fix style issues and format the code
 	$(BIN)/ruff check --fix .
