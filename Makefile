@@ -4,16 +4,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help train test test-fast lint format clean
+.PHONY: help train test test-fast lint docs format clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
-# constraints.txt pins the versions that the figures in README.md were measured with
+# constraints.txt pins the versions that the figures in docs/ were measured with
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,tensorboard,ray,submitit,optuna,export]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,docs,tensorboard,ray,submitit,optuna,export]'
 	@touch $@
 
 train: $(READY) ## train on the demo data and print the results; ARGS="+category=tile seed=1" adds settings
@@ -29,6 +29,10 @@ lint: $(READY) ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# not --quiet, which hides the warnings from --strict, too
+docs: $(READY) ## build the documentation into build/docs; a broken link is an error
+	$(BIN)/mkdocs build --strict --config-file docs/mkdocs.yml
 
 format: $(READY) ## fix style issues and format the code
 	$(BIN)/ruff check --fix .

@@ -1,1 +1,1 @@
-"""Benchmarks behind the figures in README.md."""
+"""Benchmarks behind the figures in docs/."""

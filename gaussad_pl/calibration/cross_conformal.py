@@ -81,7 +81,7 @@ def cross_conformal(
     estimated from every image, the held-out ones are scored like the others, although they took part in those choices.
     With a fine-tuned backbone, the training images have shaped the features. If the final Gaussians were estimated from
     every image, they are scored all the same: distillation and short training leave their scores comparable with those
-    of new images (README, "Calibration"), and the few held-out images of a small set would decide nothing. Otherwise
+    of new images (docs/pages/decisions.md), and the few held-out images of a small set would decide nothing. Otherwise
     the held-out images alone are scored, which were used for model selection.
 
     All are slightly conservative: the final Gaussians are estimated from all training images, those of the calibration
