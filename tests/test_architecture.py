@@ -14,7 +14,7 @@ import gaussad_pl
 
 PACKAGE = Path(gaussad_pl.__file__).parent
 # what predicting is made of, and what it must never load
-INFERENCE = ("gaussad_pl.predict", "gaussad_pl.export", "gaussad_pl.demo", "gaussad_pl.inference.detector")
+INFERENCE = ("gaussad_pl.predict", "gaussad_pl.recalibrate", "gaussad_pl.export", "gaussad_pl.demo", "gaussad_pl.inference.detector")
 TRAINING = ("training", "results", "reporting", "sweeps", "augment")
 
 
