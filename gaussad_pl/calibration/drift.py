@@ -57,7 +57,7 @@ class Drift:
         if not self.moved:
             return ""
         worst = min(self.p_values[name] for name in self.moved)
-        unchanged = "" if "score" in self.moved else "; the scores themselves have not changed noticeably"
+        unchanged = "" if "score" in self.moved else "; the scores alone show no drift that bad parts could not explain"
         return (
             f"the images do not look like the calibration images (different light, camera or pose, or mostly bad "
             f"parts): {', '.join(self.moved)} moved away (p = {worst:.1g}, false alarms of this test: {LEVEL:g})"
