@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-COMMANDS = ("train", "evaluate", "predict", "export", "report", "demo")
+COMMANDS = ("train", "evaluate", "predict", "recalibrate", "export", "report", "demo")
 
 
 def summary(command: str) -> str:
@@ -19,7 +19,7 @@ def main() -> None:
     """Print one line for each command."""
     print("usage: python -m gaussad_pl.<command> [settings], or --help\n")
     for command in COMMANDS:
-        print(f"  {command:8}  {summary(command)}")
+        print(f"  {command:11}  {summary(command)}")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ if the images are undecided, and 0 if each is good or bad.
 from __future__ import annotations
 
 import math
+import shlex
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -45,7 +46,7 @@ from gaussad_pl.data.loading import decoded
 from gaussad_pl.errors import UserError
 from gaussad_pl.files import UNWRITABLE, UnwritableError, replacing
 from gaussad_pl.fingerprints import file_sha256
-from gaussad_pl.inference.exported import load_detector
+from gaussad_pl.inference.exported import SUFFIX, load_detector
 from gaussad_pl.inference.overlay import SIDE, overlay
 from gaussad_pl.inference.prediction import BATCH, BaseDetector, Prediction
 from gaussad_pl.inference.records import TABLE, Records, open_out, stored_rate
@@ -118,7 +119,7 @@ def predict(options: Options) -> int:
             records.append(content)
             tally[outcome(content)] += 1
     print(f"detector: {ckpt}")
-    print(summary(tally, threshold, detector, monitor, out))
+    print(summary(tally, threshold, detector, monitor, ckpt, out))
     return UNREADABLE if tally["errors"] else UNDECIDED if threshold.rule == "none" else 0
 
 
@@ -195,7 +196,9 @@ def outcome(content: Mapping[str, Any]) -> str:
     return "errors" if content["error"] else content["verdict"]
 
 
-def summary(tally: Counter[str], threshold: Threshold, detector: BaseDetector, monitor: DriftMonitor, out: Path) -> str:
+def summary(
+    tally: Counter[str], threshold: Threshold, detector: BaseDetector, monitor: DriftMonitor, ckpt: Path, out: Path
+) -> str:
     """Return the text that is printed at the end."""
     counts = f"{tally['good']} good, {tally['bad']} bad, {tally['undecided']} undecided, {tally['errors']} unreadable"
     prefix = {"conformal": "", "gamma": "WARNING: ", "none": "UNDECIDED: "}[threshold.rule]
@@ -204,8 +207,16 @@ def summary(tally: Counter[str], threshold: Threshold, detector: BaseDetector, m
         f"calibration: {detector.calibration.scheme}",
         prefix + threshold.line,
     ]
-    drift = monitor.drift().line
-    return "\n".join([*lines, *([f"WARNING: {drift}"] if drift else [])])
+    if drift := monitor.drift().line:
+        lines.append(f"WARNING: {drift}; if they are good, {mend(ckpt)}")
+    return "\n".join(lines)
+
+
+def mend(ckpt: Path) -> str:
+    """Return what to do about drift, with the command to type."""
+    given = "<the detector.safetensors it was exported from>" if ckpt.suffix == SUFFIX else shlex.quote(str(ckpt))
+    again = ", and export the new detector" if ckpt.suffix == SUFFIX else ""
+    return f"recalibrate: python -m gaussad_pl.recalibrate ckpt={given} good=<folder of good images like these>{again}"
 
 
 def _device(name: str) -> torch.device:

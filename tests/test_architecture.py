@@ -14,7 +14,13 @@ import gaussad_pl
 
 PACKAGE = Path(gaussad_pl.__file__).parent
 # what predicting is made of, and what it must never load
-INFERENCE = ("gaussad_pl.predict", "gaussad_pl.export", "gaussad_pl.demo", "gaussad_pl.inference.detector")
+INFERENCE = (
+    "gaussad_pl.predict",
+    "gaussad_pl.recalibrate",
+    "gaussad_pl.export",
+    "gaussad_pl.demo",
+    "gaussad_pl.inference.detector",
+)
 TRAINING = ("training", "results", "reporting", "sweeps", "augment")
 
 
@@ -77,13 +83,14 @@ def test_inference_imports_nothing_from_training(start: str) -> None:
     assert not [name for name in seen if folder(name) in TRAINING]
 
 
-def test_evaluating_needs_no_package_of_training() -> None:
-    files = [modules()[name] for name in reached("gaussad_pl.evaluate")]
+@pytest.mark.parametrize(("command", "needed"), [("evaluate", "matplotlib"), ("recalibrate", "scipy")])
+def test_commands_for_detectors_need_no_package_of_training(command: str, needed: str) -> None:
+    files = [modules()[name] for name in reached(f"gaussad_pl.{command}")]
     nodes = [node for path in files for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
     packages = {name.partition(".")[0] for name in names}
-    assert {"torch", "matplotlib"} <= packages
+    assert {"torch", needed} <= packages
     assert not packages & {"lightning", "hydra", "omegaconf", "wandb", "albumentations", "torchmetrics"}
 
 

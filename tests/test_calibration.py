@@ -218,10 +218,32 @@ def test_the_monitor_streams() -> None:
     assert found[0] == found[1] == found[2] and found[0].images == 333
 
 
-def test_a_handful_of_images_says_nothing() -> None:
-    assert drift_of(normal(19) + 9, normal(100)) == []
-    assert drift_of(normal(50) + 9, normal(5)) == []
+def test_a_handful_of_images_outside_the_calibration_is_drift() -> None:
+    assert drift_of(normal(5) + 9, normal(60)) == ["score", "level 3"]
+    assert drift_of(torch.cat([normal(3) + 9, normal(2)]), normal(60)) == []  # bad parts, and good ones
+    assert drift_of(normal(10) + 9, normal(15)) == ["score", "level 3"]  # few calibration images, too
+    assert drift_of(normal(4) + 9, normal(60)) == []
+    assert drift_of(normal(50) + 9, normal(4)) == []
     assert drift_of(torch.zeros(0), normal(100)) == []
+
+
+def test_a_level_without_weight_in_the_score_moves_by_itself() -> None:
+    known, new = normal(60), normal(8, seed=1)
+    monitor = DriftMonitor(Calibration.of(known, torch.stack([known, known], dim=1), ""), [3, 4])
+    monitor.observe(new, torch.stack([new, new + 9], dim=1))
+    found = monitor.drift()
+    assert found.moved == ["level 4"] and "the scores alone show no drift" in found.line
+
+
+@pytest.mark.parametrize("images", [5, 9, 20])
+@pytest.mark.parametrize("bad", [0.0, 0.4])
+def test_few_images_raise_no_false_alarm(images: int, bad: float) -> None:
+    alarms = 0
+    for seed in range(50):
+        known, new = normal(40, seed=2 * seed), normal(images, seed=2 * seed + 1)
+        new[: int(bad * images)] += 9
+        alarms += bool(drift_of(new, known, batch=images))
+    assert alarms <= 2  # LEVEL is 0.01: more than two of 50 have a probability of 1.4 %
 
 
 def test_few_below_equals_scipy() -> None:

@@ -1,16 +1,20 @@
 """Drift detection: test whether new images still look like the calibration images, even if up to half show bad parts.
 
 Bad parts have large distances, so they hardly ever appear in the *near half*: the images nearer to the Gaussian than
-the median calibration image. Two tests compare the near half, for the score and for the distance of each level:
+the median calibration image. Two kinds of tests compare new and calibration images, for the score and for the distance
+of each level, whether it has a weight in the score or not:
 
 - Distribution: within the near half, good images are distributed like the calibration images, whatever the number of
   bad parts. If they crowd towards the median instead, all images have moved away. This is a one-sided two-sample
   Kolmogorov-Smirnov test.
 - Size: half of the good parts are in the near half. If light or camera have changed so much that hardly any image is
   near, the first test has no data. This one tests whether fewer images are near than expected if half of all images are
-  good. It is exact, see `few_below`.
+  good. It is exact, see `few_below`. It is repeated with the nearest nine tenths of the calibration images, and with
+  all of them: where the new images lie outside the calibration, five are enough to see it.
 
-Both tests are one-sided: images nearer than the calibration images, such as the training images, raise no alarm.
+All tests are one-sided: images nearer than the calibration images, such as the training images, raise no alarm. If at
+least half of the images are good and exchangeable with the calibration images, the probability of a false alarm is at
+most `LEVEL`, whatever the number of tests (Bonferroni).
 
 The beta-binomial probabilities of `few_below` are not taken from `scipy.stats.betabinom`: drift is also monitored in
 environments for prediction, which have no scipy. tests/test_properties.py compares the two.
@@ -27,7 +31,8 @@ from torch import Tensor
 
 from gaussad_pl.calibration.conformal import Calibration
 
-FEWEST = 20  # images needed for the tests
+FEWEST = 5  # images needed for the tests: half of fewer is one image
+NEAR = (0.5, 0.9, 1.0)  # shares of the calibration images, from the nearest, below which new images are counted
 LEVEL = 0.01  # significance level of all tests together
 SIZE = 0.15  # smallest effect that is reported, however significant it is
 
@@ -52,11 +57,11 @@ class Drift:
         if not self.moved:
             return ""
         worst = min(self.p_values[name] for name in self.moved)
-        unchanged = "" if "score" in self.moved else "; the scores themselves have not changed noticeably"
+        unchanged = "" if "score" in self.moved else "; the scores alone show no drift that bad parts could not explain"
         return (
             f"the images do not look like the calibration images (different light, camera or pose, or mostly bad "
-            f"parts): {', '.join(self.moved)} moved away (p = {worst:.1g}){unchanged}; the false-alarm "
-            "rate may differ from its target: train on images like these"
+            f"parts): {', '.join(self.moved)} moved away (p = {worst:.1g}, false alarms of this test: {LEVEL:g})"
+            f"{unchanged}; the false-alarm rate may differ from its target"
         )
 
 
@@ -83,7 +88,7 @@ class DriftMonitor:
     def drift(self) -> Drift:
         """Test all images observed so far."""
         images = int(self.counts[0].sum())
-        if images < FEWEST or self.counts.shape[1] <= FEWEST:
+        if images < FEWEST or self.counts.shape[1] <= FEWEST:  # the latter has a column more than calibration images
             return Drift(images, {}, [])
         tests = {name: moved_away(counts) for name, counts in zip(self.names, self.counts, strict=True)}
         p_values = {name: min(1.0, p * len(tests)) for name, (p, _) in tests.items()}
@@ -98,20 +103,25 @@ def moved_away(counts: Tensor) -> tuple[float, float]:
         counts: number of new images with 0, 1, ... n calibration values below their own, ``(n + 1,)``.
 
     Returns:
-        The p-value of both tests (twice the smaller one), and the larger of their effect sizes: the difference of the
-        distribution functions within the near half, and the shortfall of the share of near images from a quarter.
+        The p-value of all tests (the smallest, times their number), and the largest of their effect sizes: the
+        difference of the distribution functions within the near half, and the shortfall of the share of near images
+        from half of what is expected.
     """
     n, images = len(counts) - 1, int(counts.sum())
     half = n // 2
     near = counts[:half]
     inside = int(near.sum())
-    too_few = few_below(inside, (images + 1) // 2, half, n)
     crowded, difference = 1.0, 0.0
     if inside:
         expected = torch.arange(1, half + 1, dtype=torch.float64) / half
         difference = max(0.0, float((expected - near.cumsum(0) / inside).max()))
         crowded = math.exp(-2 * difference**2 * inside * half / (inside + half))
-    return min(1.0, 2 * min(too_few, crowded)), max(difference, 0.25 - inside / images)
+    p_values, effects = [crowded], [difference]
+    for rank in (int(share * n) for share in NEAR):
+        below = int(counts[:rank].sum())
+        p_values.append(few_below(below, (images + 1) // 2, rank, n))
+        effects.append(rank / n / 2 - below / images)
+    return min(1.0, len(p_values) * min(p_values)), max(effects)
 
 
 def few_below(count: int, images: int, rank: int, n: int) -> float:

@@ -131,6 +131,15 @@ class ClusterGaussians(CellGaussians):
         each = torch.empty_like(distances).index_copy(0, order, distances)
         return each.unflatten(0, (-1, self.partitions)).amin(1).reshape(patches.shape[:2])
 
+    def deviations(self, patches: Tensor) -> Tensor:
+        x = patches.flatten(0, 1)
+        each = [x - self.mean[members] for members in self.cells(x).unbind(1)]
+        return (sum(each[1:], each[0]) / self.partitions).view_as(patches).mean(1)
+
+    def shift(self, by: Tensor) -> None:
+        super().shift(by)
+        self.centre += by @ self.directions
+
     def for_onnx(self) -> nn.Module:
         if len(self.mean) == 1:
             return GaussianInOnnx(self.mean[0], self.whitener[0])

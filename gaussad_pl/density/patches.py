@@ -59,6 +59,14 @@ class PatchDensity(nn.Module, ABC):
     def forward(self, patches: Tensor) -> Tensor:
         """Distances ``(N, P)`` of patches ``(N, P, D)`` to the density."""
 
+    @abstractmethod
+    def deviations(self, patches: Tensor) -> Tensor:
+        """Mean deviation ``(N, D)`` of the patches ``(N, P, D)`` of each image from the means of their Gaussians."""
+
+    @abstractmethod
+    def shift(self, by: Tensor) -> None:
+        """Move all means by one vector ``(D,)``."""
+
     def for_onnx(self) -> nn.Module:
         """A module with the same `forward`, made of operations that ONNX has; by default the density itself."""
         return self
@@ -77,6 +85,9 @@ class CellGaussians(PatchDensity):
         super().__init__()
         self.register_buffer("mean", torch.zeros(cells, features))
         self.register_buffer("whitener", torch.eye(features).repeat(cells, 1, 1))
+
+    def shift(self, by: Tensor) -> None:
+        self.mean += by
 
     def _fit(self, mean: Tensor, scatter: Tensor, counts: Tensor, cells: slice = slice(None)) -> None:
         """Fit the Gaussians of the cells of one partition, by default all of them."""

@@ -69,6 +69,9 @@ class PositionGaussians(CellGaussians):
         """Mahalanobis distance of each patch ``(N, P, D)`` to the Gaussian of its position: ``(N, P)``."""
         return mahalanobis(patches.transpose(0, 1), self.mean, self.whitener).T
 
+    def deviations(self, patches: Tensor) -> Tensor:
+        return (patches - self.mean).mean(1)
+
     def for_onnx(self) -> nn.Module:
         return _PositionsInOnnx(self)
 

@@ -50,6 +50,13 @@ class UnionGaussians(PatchDensity):
     def forward(self, patches: Tensor) -> Tensor:
         return soft_minimum(self.position(patches), self.cluster(patches))
 
+    def deviations(self, patches: Tensor) -> Tensor:
+        return self.position.deviations(patches)  # a shift may change the cluster of a patch, but not its position
+
+    def shift(self, by: Tensor) -> None:
+        self.position.shift(by)
+        self.cluster.shift(by)
+
     def for_onnx(self) -> nn.Module:
         return _UnionInOnnx(self.position.for_onnx(), self.cluster.for_onnx())
 

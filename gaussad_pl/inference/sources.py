@@ -16,13 +16,17 @@ from gaussad_pl.errors import UserError
 LIST_SUFFIX = ".txt"
 
 
-def image_paths(source: str) -> Iterator[Path]:
+def image_paths(source: str, setting: str = "source") -> Iterator[Path]:
     """Yield the images of a source in a fixed order.
 
     - a folder: all images in it and its subfolders, except hidden ones;
     - a pattern with ``*``, ``?`` or ``[``, and ``**`` for any number of folders: all images that match;
     - a ``.txt`` file: one path per line, relative to the working directory, whether the files exist or not;
     - any other file: the file itself.
+
+    Args:
+        source: the image, folder, pattern or list.
+        setting: its name on the command line, for error messages.
 
     Raises:
         UserError: the file or folder does not exist, or a folder cannot be read.
@@ -40,19 +44,19 @@ def image_paths(source: str) -> Iterator[Path]:
         yield from (match for match in matches if _is_image(match))
     else:
         raise UserError(
-            f"source={source} does not exist: give an image, a folder, a pattern or a list (.txt) of images"
+            f"{setting}={source} does not exist: give an image, a folder, a pattern or a list (.txt) of images"
         )
 
 
-def count_images(source: str) -> int:
+def count_images(source: str, setting: str = "source") -> int:
     """Count the images of a source.
 
     Raises:
         UserError: the source does not exist, cannot be read, or has no images.
     """
-    count = sum(1 for _ in image_paths(source))
+    count = sum(1 for _ in image_paths(source, setting))
     if not count:
-        raise UserError(f"source={source} has no images: expected {', '.join(sorted(IMAGE_SUFFIXES))} files")
+        raise UserError(f"{setting}={source} has no images: expected {', '.join(sorted(IMAGE_SUFFIXES))} files")
     return count
 
 

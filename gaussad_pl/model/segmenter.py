@@ -110,6 +110,18 @@ class Segmenter(nn.Module):
         """Scores ``(N,)`` of images, float64, from pooled scores ``(N,)`` and maps ``(N, 256, 256)``."""
         return combine(pooled.double(), map_score(maps).double(), self.centre, self.spread, self.weights)
 
+    def set_units(self, pooled: Tensor, mapped: Tensor) -> None:
+        """Set the units of the score by pooled scores ``(N,)`` and scores of the maps ``(N,)`` of good images."""
+        good = torch.stack([pooled.double(), mapped.double()], dim=1)
+        self.centre.copy_(good.mean(0))
+        self.spread.copy_(good.std(0).clamp(min=1e-6) if len(good) > 1 else torch.ones(2))
+
+    def set_contour(self, maps: Tensor) -> None:
+        """Set median and contour by the maps ``(N, 256, 256)`` of good images."""
+        pixels = maps.flatten()
+        self.median.copy_(pixels.median())
+        self.threshold.copy_(pixels.topk(max(1, round(RARE * len(pixels)))).values[-1])
+
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
         """Load a state; those of older versions lack the median, so that their colour scale begins at 0."""
         state_dict.setdefault(f"{prefix}median", torch.tensor(0.0))

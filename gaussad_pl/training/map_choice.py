@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gaussad_pl.model.anomaly_maps import map_score
 from gaussad_pl.model.combination import COMBINATIONS, combine
-from gaussad_pl.model.segmenter import RARE, Segmenter
+from gaussad_pl.model.segmenter import Segmenter
 from gaussad_pl.training.map_validation import MapValidation
 
 MARGIN = 0.02  # in AUROC and AUPRO, by which less must beat more: the noise of some 60 held-out images
@@ -33,9 +33,7 @@ def choose_map(segmenter: Segmenter, validation: MapValidation) -> dict[str, Any
     best = max(signals, key=lambda name: selection_score(signals[name], complexity_penalty(segmenter, name)))
     segmenter.keep(best)
     maps = validation.maps[best]
-    pixels = maps[validation.groups == 0].flatten()
-    segmenter.median.copy_(pixels.median())
-    segmenter.threshold.copy_(pixels.topk(max(1, round(RARE * len(pixels)))).values[-1])
+    segmenter.set_contour(maps[validation.groups == 0])
     pooled, mapped = validation.pooled.double(), map_score(maps).double()
     set_units(segmenter, validation, maps)
     centre, spread = segmenter.centre.cpu(), segmenter.spread.cpu()
@@ -65,9 +63,8 @@ def rescore(segmenter: Segmenter, validation: MapValidation) -> float:
 
 def set_units(segmenter: Segmenter, validation: MapValidation, maps: Tensor) -> None:
     """Set the units of pooled and map score by their means and deviations on held-out good images."""
-    good = torch.stack([validation.pooled.double(), map_score(maps).double()], dim=1)[validation.groups == 0]
-    segmenter.centre.copy_(good.mean(0))
-    segmenter.spread.copy_(good.std(0).clamp(min=1e-6) if len(good) > 1 else torch.ones(2))
+    good = validation.groups == 0
+    segmenter.set_units(validation.pooled[good], map_score(maps[good]))
 
 
 def selection_score(signals: Mapping[str, float], penalty: float) -> float:
