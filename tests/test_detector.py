@@ -264,6 +264,12 @@ def test_a_file_without_the_median_of_the_maps_loads_and_its_scale_begins_at_zer
     assert Detector.load(tmp_path / "again.safetensors").median == 0
 
 
+def test_restoring_the_pooled_part_of_a_state_leaves_the_median_of_the_maps_alone(module: GaussianAD) -> None:
+    module.segmenter.median.fill_(4.0)
+    module.restore(module.snapshot())
+    assert float(module.segmenter.median) == 4
+
+
 def test_a_checkpoint_without_the_median_of_the_maps_still_loads() -> None:
     state = trained().state_dict()
     del state["model.segmenter.median"]

@@ -153,6 +153,7 @@ def test_a_run_leaves_a_calibrated_detector_that_scores_as_it_did(finished: Path
             above = [float(row["score"]) > threshold.value for row in rows if row["label"] == label]
             assert (point[count], point[total]) == (sum(above), 6)
     assert found["contour"]["threshold"] == detector.limit and found["contour"]["target"] == 0.001
+    assert 0 < detector.median < detector.limit
     assert detector.provenance["seed"] == 0 and detector.provenance["config"]["data"]["name"] == "screw"
 
 

@@ -124,7 +124,8 @@ class Segmenter(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
         """Load a state; those of older versions lack the median, so that their colour scale begins at 0."""
-        state_dict.setdefault(f"{prefix}median", torch.tensor(0.0))
+        if f"{prefix}threshold" in state_dict:  # a part of a state leaves the median as it is
+            state_dict.setdefault(f"{prefix}median", torch.tensor(0.0))
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def keep(self, name: str) -> None:
