@@ -11,6 +11,7 @@ from scipy import stats
 from torch import Tensor
 
 from gaussad_pl.calibration.conformal import Calibration, conformal_threshold, p_values, rate_range
+from gaussad_pl.calibration.cross_conformal import folds_for
 from gaussad_pl.calibration.drift import DriftMonitor, few_below, moved_away
 from gaussad_pl.calibration.gamma import Gamma, fit_gamma, misfit
 from gaussad_pl.errors import UserError
@@ -256,3 +257,7 @@ def test_few_below_equals_scipy() -> None:
 def test_the_same_distribution_has_not_moved() -> None:
     p, size = moved_away(torch.ones(101, dtype=torch.int64))
     assert p > 0.5 and size < 0.03
+
+
+def test_few_images_are_calibrated_with_more_folds() -> None:
+    assert [folds_for(n) for n in (20, 99, 100, 500)] == [10, 10, 4, 4]

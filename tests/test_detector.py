@@ -454,7 +454,7 @@ def test_scores_are_those_of_models_trained_without_the_part(
         if scored:
             with torch.no_grad():
                 expected.append(fitted(data, rest, segmentation)(data.good_images[scored]).scores)
-    assert len(parts) == 4 and len(used) == 18 and sum(map(len, parts)) == len(images)
+    assert len(parts) == 10 and len(used) == 18 and sum(map(len, parts)) == len(images)
     assert len(found) == len(held_out_images if fine_tuned else used)
     torch.testing.assert_close(found.scores, torch.cat(expected).sort().values.double(), rtol=1e-4, atol=1e-4)
     assert f"cross-conformal: {len(found)} {'held-out' if fine_tuned else 'training'} images" in found.scheme

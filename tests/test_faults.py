@@ -126,14 +126,20 @@ ROUGH = [
     "model.optimizer.lr=0.05",
     "callbacks.averaging.decay=0",
 ]
-GAP = ["model.segmentation=null", "callbacks.forgetting.signal=distance", "seed=4", "model.optimizer.lr=0.02"]
-RANKING = ["objective=ranking", "data.group=null", "model.segmentation.form=shared"]
+GAP = ["model.segmentation=null", "callbacks.forgetting.signal=distance", "seed=1", "model.optimizer.lr=0.02"]
+RANKING = ["objective=ranking", "data.group=null", "model.segmentation.form=shared", "model.optimizer.lr=1e-2"]
 # fine-tuning that is used, its best epoch before the last, run out or stopped; and fine-tuning that is not used
 SETTINGS = {
     "used": [*ROUGH, *GAP],
     "ranking": [*RANKING],
     "stopped": [*ROUGH, *GAP, "callbacks.forgetting.patience=1"],
-    "not used": ["+note=refuse", *ROUGH, "callbacks.forgetting.signal=paired", "model.segmentation.clusters=4"],
+    "not used": [
+        "+note=refuse",
+        *ROUGH,
+        "callbacks.forgetting.signal=paired",
+        "model.segmentation.clusters=4",
+        "model.optimizer.lr=0.2",
+    ],
 }
 LAST = {"used": 3, "ranking": 3, "stopped": 2, "not used": 3}  # epochs
 

@@ -213,6 +213,7 @@ def test_the_calibration_keeps_the_same_groups(group: str | None, shots: Path, m
     module.estimate(data.reference_dataloader())
     parts: list[list[int]] = []
     split = cross_conformal.partition
+    monkeypatch.setattr(cross_conformal, "FEW", 0)
     monkeypatch.setattr(cross_conformal, "partition", lambda *args: parts.extend(split(*args)) or parts)
     monkeypatch.setattr(
         cross_conformal, "near_duplicates",

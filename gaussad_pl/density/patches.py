@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from gaussad_pl.density.damage import Damage, damage_whitening
 from gaussad_pl.density.shrinkage import shrink
 from gaussad_pl.density.whitening import whitening
-from gaussad_pl.errors import NumericalError
+from gaussad_pl.errors import NumericalError, UserError
 
 RIDGE = 0.1  # shrinkage of the covariance of all cells towards the identity: it, too, comes from a sample
 
@@ -59,13 +59,17 @@ class PatchDensity(nn.Module, ABC):
     def forward(self, patches: Tensor) -> Tensor:
         """Distances ``(N, P)`` of patches ``(N, P, D)`` to the density."""
 
-    @abstractmethod
     def deviations(self, patches: Tensor) -> Tensor:
-        """Mean deviation ``(N, D)`` of the patches ``(N, P, D)`` of each image from the means of their Gaussians."""
+        """Mean deviation ``(N, D)`` of the patches ``(N, P, D)`` of each image from the means of their Gaussians.
 
-    @abstractmethod
+        Raises:
+            UserError: the density has no means that recalibration could move.
+        """
+        raise UserError(f"gaussians=true: {type(self).__name__} has no means to move: give gaussians=false")
+
     def shift(self, by: Tensor) -> None:
-        """Move all means by one vector ``(D,)``."""
+        """Move all means by one vector ``(D,)``; see `deviations`."""
+        raise UserError(f"gaussians=true: {type(self).__name__} has no means to move: give gaussians=false")
 
     def for_onnx(self) -> nn.Module:
         """A module with the same `forward`, made of operations that ONNX has; by default the density itself."""

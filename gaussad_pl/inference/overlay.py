@@ -60,7 +60,7 @@ def _title(picture: Image.Image, prediction: Prediction, name: str) -> None:
     threshold = "no threshold" if prediction.reason else f"threshold {prediction.threshold:.2f}"
     facts = f"p = {prediction.p_value:.3g}    score {prediction.score:.2f} ({threshold})"
     draw.text((6 + draw.textlength(prediction.verdict, large) + 12, 7), facts, INK, small)
-    name = name.encode("ascii", "replace").decode()  # the default font of Pillow lacks other letters
+    name = " ".join(name.encode("ascii", "replace").decode().split())  # the default font of Pillow lacks other letters
     while len(name) > 4 and draw.textlength(name, small) > picture.width - 12:
         name = f"{name.rstrip('.')[:-1]}..."
     draw.text((6, 25), name, MUTED, small)
