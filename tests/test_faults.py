@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 STAGES = {
     "decoding": ("gaussad_pl.data.image_sets.load_images", 1),
     "estimation": ("gaussad_pl.training.module.GaussianAD.estimate", 1),
-    "choice of the map": ("gaussad_pl.training.estimation.choose_map", 1),
+    "choice of the map": ("gaussad_pl.training.choices.choose_map", 1),
     "frozen test": ("gaussad_pl.training.experiment.test", 1),
     "first step": ("gaussad_pl.training.module.GaussianAD.training_step", 1),
     "first epoch": ("gaussad_pl.training.checkpoints.AtomicCheckpointIO.save_checkpoint", 1),
@@ -47,9 +47,9 @@ STAGES = {
 
 def child(folder: Path, line: list[str], stage: str | None, fault: str) -> None:
     """The command, with a fault where a stage begins; its last note says whether fine-tuning is accepted."""
-    from gaussad_pl.training import experiment
+    from gaussad_pl.training import acceptance
 
-    experiment.CONFIDENCE = 2.0 if "+note=refuse" in line else 0.0
+    acceptance.DOUBT = 2.0 if "+note=refuse" in line else 0.0
     if stage is not None:
         place, number = STAGES[stage]
         _break(place, number, fault)
