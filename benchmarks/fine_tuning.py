@@ -26,9 +26,8 @@ from hydra.utils import instantiate
 from rich.console import Console
 from torch import Tensor
 
-from benchmarks.analysis import report
+from benchmarks.analysis import PATIENCE, report
 from benchmarks.jobs import build, compose_job, quiet_trainer
-from gaussad_pl.backbones.backbone import pool
 from gaussad_pl.cli.hydra_command import keep_freed_memory
 from gaussad_pl.data.base import ImageDataModule
 from gaussad_pl.files import write_json
@@ -97,18 +96,9 @@ class TestEachEpoch(L.Callback):
 @torch.no_grad()
 def test_distances(module: GaussianAD, data: ImageDataModule) -> Tensor:
     """Distances of the pooled features of the test images, ``(N, levels)``; frozen stages are remembered."""
-    found = []
-    for number, batch in enumerate(data.test_dataloader()):
-        key = ("test", number)
-        if module.frozen is None or key not in module.frozen:
-            maps = module.model.backbone(batch["image"])
-            features = pool(maps)
-            if module.frozen is not None:
-                module.frozen.remember(key, batch["image"], maps)
-        else:
-            features = module.frozen.features(key)
-        found.append(module.model.distances(features))
-    return torch.cat(found)
+    batches = enumerate(data.test_dataloader())
+    features = (module.pooled_features(("test", number), batch["image"]) for number, batch in batches)
+    return torch.cat([module.model.distances(levels) for levels in features])
 
 
 def frozen_map(folder: Path, seed: int, overrides: list[str]) -> dict[str, Any]:
@@ -140,7 +130,7 @@ def run_job(folder: Path, seed: int, overrides: list[str], maps: dict[str, Any])
     """Fine-tune once, and return the forgetting record and the test metrics of every epoch and of what was chosen."""
     config = compose_job(folder, seed, ["model.segmentation=null", *overrides])
     data, module = build(config)
-    forgetting = ForgettingStop(config.callbacks.forgetting.signal, patience=10**6)  # never stops
+    forgetting = ForgettingStop(config.callbacks.forgetting.signal, patience=PATIENCE)  # never stops
     tests = TestEachEpoch()
     trainer = quiet_trainer(config, [instantiate(config.callbacks.averaging), forgetting, tests])
     labels = torch.tensor([sample.label for sample in data.test_samples])

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from hydra.utils import instantiate
 from rich.console import Console
 from rich.table import Table
@@ -29,7 +28,8 @@ from rich.table import Table
 from benchmarks.analysis import mean_sem
 from benchmarks.jobs import build, compose_job, quiet_trainer
 from gaussad_pl.calibration import cross_conformal
-from gaussad_pl.calibration.conformal import Calibration, conformal_threshold
+from gaussad_pl.calibration.conformal import Calibration
+from gaussad_pl.calibration.operating_points import operating_points
 from gaussad_pl.cli.hydra_command import keep_freed_memory
 from gaussad_pl.files import write_json
 from gaussad_pl.results.evaluation import Evaluation
@@ -54,14 +54,13 @@ def subset(source: Path, size: int, draw: int, place: Path) -> Path:
 
 def verdicts(calibration: Calibration, evaluation: Evaluation) -> dict[str, Any]:
     """Shares of good test parts lost and of bad ones found at each target, None where no threshold is possible."""
-    scores, labels = torch.as_tensor(evaluation.scores), torch.as_tensor(evaluation.labels) > 0
+    good, bad = (evaluation.scores[evaluation.labels == label] for label in (0, 1))
     found: dict[str, Any] = {"calibration": len(calibration)}
-    for rate in RATES:
-        value = conformal_threshold(calibration.scores, rate)
-        decided = np.isfinite(value)
+    for rate, point in operating_points(calibration, good, bad, RATES).items():
+        counts = {"lost": (point.good_lost, point.good), "found": (point.bad_found, point.bad)}
         found[str(rate)] = {
-            "lost": float((scores[~labels] > value).double().mean()) if decided else None,
-            "found": float((scores[labels] > value).double().mean()) if decided else None,
+            name: None if count is None or point.rule != "conformal" else count / total
+            for name, (count, total) in counts.items()
         }
     return found
 

@@ -40,7 +40,7 @@ from gaussad_pl.fingerprints import file_sha256, tensors_sha256
 from gaussad_pl.inference.artefact import NAME
 from gaussad_pl.inference.detector import Detector
 from gaussad_pl.inference.exported import SUFFIX
-from gaussad_pl.inference.runs import find_detector
+from gaussad_pl.inference.runs import find_detector, next_command
 from gaussad_pl.inference.sources import count_images, image_paths
 from gaussad_pl.version import __version__
 
@@ -98,8 +98,7 @@ def run(options: Options) -> int:
     print(f"new detector: {out} (changed: {', '.join(changed)})")
     print(f"calibration: {calibration.scheme}")
     print(new.threshold().line)
-    ckpt_of_new = out.parent if out.name == NAME else out
-    print(f"next: python -m gaussad_pl.predict ckpt={shlex.quote(str(ckpt_of_new))} source=<folder of new parts>")
+    print(f"next: {next_command(out.parent if out.name == NAME else out)}")
     return UNREADABLE if left_out else 0
 
 

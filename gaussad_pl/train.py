@@ -34,9 +34,10 @@ from gaussad_pl.files import write_json
 from gaussad_pl.inference import artefact
 from gaussad_pl.inference.detector import Detector
 from gaussad_pl.inference.heat import HeatScale
+from gaussad_pl.inference.runs import next_command
 from gaussad_pl.model.precision import forbid_tf32
 from gaussad_pl.results import dashboard, figures, pictures, run_folder
-from gaussad_pl.results.decisions import decisions, next_command
+from gaussad_pl.results.decisions import decisions
 from gaussad_pl.results.decisions import show as show_decisions
 from gaussad_pl.results.evaluation import table
 from gaussad_pl.results.gallery import picture_threshold

@@ -13,7 +13,8 @@ from rich.console import Console
 
 from gaussad_pl.calibration.conformal import Calibration
 from gaussad_pl.data.samples import Sample
-from gaussad_pl.results.decisions import contour, decisions, next_command, notes, show
+from gaussad_pl.inference.runs import next_command
+from gaussad_pl.results.decisions import contour, decisions, notes, show
 from gaussad_pl.results.evaluation import Evaluation
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import shlex
 from pathlib import Path
 
 from gaussad_pl.errors import UserError
@@ -45,6 +46,11 @@ def find_detector(given: str | Path) -> Path:
             "or train one"
         )
     return newest.parent / NAME
+
+
+def next_command(ckpt: Path) -> str:
+    """Return the command that scores new images with a detector, given its file or its folder."""
+    return f"python -m gaussad_pl.predict ckpt={shlex.quote(str(ckpt))} source=<folder of new parts>"
 
 
 def _finish_time(metrics: Path) -> tuple[float, Path]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -134,11 +132,6 @@ def notes(results: Mapping[str, Any]) -> list[str]:
     if not one["bad"]:
         lines.append("not known: how many bad parts are found, as there are no bad test images")
     return lines
-
-
-def next_command(folder: Path) -> str:
-    """Return the command that scores new images with the detector in a run folder."""
-    return f"python -m gaussad_pl.predict ckpt={shlex.quote(str(folder))} source=<folder of new parts>"
 
 
 def _rates(rates: Iterable[str]) -> str:

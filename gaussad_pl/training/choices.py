@@ -84,18 +84,12 @@ class ChoosingModule(EstimatingModule):
         assert self.validation is not None
         collector = MapValidationCollector(self.model)
         for number, batch in enumerate(data.val_dataloader()):
-            collector.add(batch, None, self.model.distances(self._validation_features(number, batch["image"])))
+            features = self.pooled_features(("validation", number), batch["image"])
+            collector.add(batch, None, self.model.distances(features))
         self.validation = collector.validation(self.validation.maps)
         if self.model.segmenter is None:
             return None
         return rescore(self.segmenter, self.validation) + self.aupro
-
-    def _validation_features(self, number: int, images: Tensor) -> list[Tensor]:
-        """Pooled features of a batch of the augmented validation, from the cache of frozen stages if it is there."""
-        key = ("validation", number)
-        if self.frozen is not None and key in self.frozen:
-            return self.frozen.features(key)
-        return self.model.backbone.pooled(images.to(self.device))
 
     def on_validation_start(self) -> None:
         self.prepare_scores()

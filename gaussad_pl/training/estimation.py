@@ -133,6 +133,23 @@ class EstimatingModule(L.LightningModule):
                 self.segmenter.observe([level[plain] for level in maps])
             yield pool(maps)
 
+    def pooled_features(self, key: tuple[str, int], images: Tensor) -> list[Tensor]:
+        """Pooled features of a recurring batch for the current weights, behind the frozen stages if they remember it.
+
+        Args:
+            key: name of the batches and number of this one.
+            images: ``(N, 3, H, W)`` uint8.
+
+        Returns:
+            ``(N, C)`` for each level.
+        """
+        if self.frozen is not None and key in self.frozen:
+            return self.frozen.features(key)
+        maps = self.model.backbone(images.to(self.device))
+        if self.frozen is not None:
+            self.frozen.remember(key, images, maps)
+        return pool(maps)
+
     @torch.no_grad()
     def estimate_damage(self, pairs: Iterable[Batch]) -> None:
         """Estimate the damage that the next estimate of patches weighs their distances by, from batches of pairs.
