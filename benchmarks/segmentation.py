@@ -4,10 +4,10 @@
         --peers-python build/peers/bin/python
 
 Fits the frozen detector with each form of patch density on its own (image score from the map only) and with the
-default, which chooses form, levels and image score on the augmented validation. With `--peers-python`, the interpreter
-of the environment of benchmarks.peers, PaDiM and PatchCore are fitted to the same images in the same run. All times are
-CPU seconds, which depend least on the load of the machine. Each job writes one JSON file; jobs whose file exists are
-skipped.
+default, which makes its choices on the augmented validation. Every detector ends with all good training images. With
+`--peers-python`, the interpreter of the environment of benchmarks.peers, PaDiM and PatchCore are fitted to the same
+images in the same run. All times are CPU seconds, which depend least on the load of the machine. Each job writes one
+JSON file; jobs whose file exists are skipped.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ def run_job(folder: Path, method: str, seed: int, overrides: list[str]) -> dict[
     start = clocks()
     trainer.validate(module, datamodule=data, verbose=False)
     chosen = module.choose_maps()
+    every = [image for part in data.split for image in part]
+    module.estimate_everything(data, every)
     fit_times, start = since(start, "fit"), clocks()
     with torch.no_grad():
         detection = Detection.join([module(batch["image"]) for batch in data.test_dataloader()])
@@ -60,7 +62,7 @@ def run_job(folder: Path, method: str, seed: int, overrides: list[str]) -> dict[
     return {
         "method": method, "dataset": folder.name, "seed": seed,
         **image_metrics(detection.scores, labels), **pixel_metrics(detection.maps, masks, labels),
-        "chosen": chosen, "train_images": len(data.split[0]), "threads": torch.get_num_threads(),
+        "chosen": chosen, "train_images": len(every), "threads": torch.get_num_threads(),
         **fit_times, **score_times, "state_bytes": file.tell(),
     }  # fmt: skip
 
@@ -68,7 +70,7 @@ def run_job(folder: Path, method: str, seed: int, overrides: list[str]) -> dict[
 def run_peers(python: Path, folder: Path, seed: int, out: Path, methods: list[str], threads: int) -> None:
     """Run the peers on the same dataset and seed in their own environment."""
     command = [python, "-m", "benchmarks.peers", "--data", folder, "--seeds", seed, "--out", out, "--threads", threads]
-    subprocess.run([*map(str, command), "--methods", *methods, "--coreset", "fast"], check=True)
+    subprocess.run([*map(str, command), "--methods", *methods, "--coreset", "fast", "--train", "all"], check=True)
 
 
 def table(records: list[dict[str, Any]]) -> Table:
@@ -83,7 +85,10 @@ def table(records: list[dict[str, Any]]) -> Table:
             if not rows:
                 result.add_row(dataset, method, *["not finished"] * 3, *[""] * 4)
                 continue
-            quality = [mean_sem([100 * r[key] for r in rows]) for key in ("image_auroc", "pixel_auroc", "aupro")]
+            quality = [
+                "-" if rows[0][key] is None else mean_sem([100 * row[key] for row in rows])  # None without masks
+                for key in ("image_auroc", "pixel_auroc", "aupro")
+            ]
             fit, score, size = (
                 sorted(r[key] for r in rows)[len(rows) // 2]
                 for key in ("fit_cpu_seconds", "score_cpu_seconds", "state_bytes")

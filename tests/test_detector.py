@@ -29,6 +29,7 @@ from gaussad_pl.density.whitening import SingularCovarianceError
 from gaussad_pl.errors import UserError
 from gaussad_pl.inference import artefact
 from gaussad_pl.inference.detector import Detector
+from gaussad_pl.model.border import border_weights
 from gaussad_pl.model.detection import Detection
 from gaussad_pl.training.module import GaussianAD
 
@@ -264,6 +265,16 @@ def test_a_file_without_the_median_of_the_maps_loads_and_its_scale_begins_at_zer
     assert Detector.load(tmp_path / "again.safetensors").median == 0
 
 
+def test_a_state_without_weights_at_the_border_counts_all_patches_the_same() -> None:
+    state = trained().state_dict()
+    border = next(key for key in state if key.endswith(".border"))
+    del state[border]
+    module = trained()
+    module.segmenter.head.border.fill_(0.5)
+    module.load_state_dict(state)
+    assert module.segmenter.head.border.unique().tolist() == [1]
+
+
 def test_restoring_the_pooled_part_of_a_state_leaves_the_median_of_the_maps_alone(module: GaussianAD) -> None:
     module.segmenter.median.fill_(4.0)
     module.restore(module.snapshot())
@@ -428,6 +439,8 @@ def fitted(data: Folder, images: list[int], segmentation: bool) -> GaussianAD:
     settings = {"form": "position", "map_levels": [1, 2], "combine": "both"} if segmentation else None
     module = GaussianAD(TINY, segmentation=settings).eval()
     module.estimate(data.reference_dataloader(images), segmentation)
+    if segmentation:
+        module.segmenter.head.border.copy_(border_weights(module.segmenter.head.side))
     return module
 
 

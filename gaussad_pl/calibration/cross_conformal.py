@@ -178,7 +178,7 @@ def _with_maps(model: GaussianModel, pooled: Tensor, estimate: Iterable[Tensor],
     gaussians.estimate()
     scores, first = [], 0
     for batch in score:
-        maps = smooth(gaussians(batch).unflatten(1, (head.side, head.side)))
+        maps = smooth(head.place(gaussians(batch)))
         scores.append(model.segmenter.score(pooled[first : first + len(batch)], maps))
         first += len(batch)
     return torch.cat(scores)

@@ -32,6 +32,7 @@ class MapHead(nn.Module):
     """
 
     projection: Tensor | None
+    border: Tensor  # weight of each patch in the map, (side, side)
 
     def __init__(self, levels: Sequence[Level], places: Sequence[int], form: str, clusters: int, seed: int) -> None:
         super().__init__()
@@ -46,6 +47,7 @@ class MapHead(nn.Module):
         if width > FEATURES:
             random = torch.Generator().manual_seed(seed)
             self.projection = torch.linalg.qr(torch.randn(width, features, generator=random)).Q
+        self.register_buffer("border", torch.ones(self.side, self.side))
         self.gaussians = DENSITIES[form].build(self.side, features, clusters, seed)
 
     def patches(self, maps: Sequence[Tensor]) -> Tensor:
@@ -54,8 +56,12 @@ class MapHead(nn.Module):
         return patches if self.projection is None else patches @ self.projection
 
     def grid(self, maps: Sequence[Tensor]) -> Tensor:
-        """Mahalanobis distances of the patches where they lie, ``(N, side, side)``."""
-        return self.gaussians(self.patches(maps)).unflatten(1, (self.side, self.side))
+        """Mahalanobis distances of the patches where they lie, weighted near the border: ``(N, side, side)``."""
+        return self.place(self.gaussians(self.patches(maps)))
+
+    def place(self, distances: Tensor) -> Tensor:
+        """Distances of patches ``(N, P)`` on the grid ``(N, side, side)``, weighted near the border."""
+        return distances.unflatten(1, (self.side, self.side)) * self.border
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Anomaly maps ``(N, 256, 256)`` of the backbone's feature maps."""

@@ -16,6 +16,7 @@ from gaussad_pl.backbones.backbone import Level
 from gaussad_pl.density.registry import DENSITIES
 from gaussad_pl.errors import UserError
 from gaussad_pl.model.anomaly_maps import MapHead, map_score
+from gaussad_pl.model.border import border_weights, is_plain
 from gaussad_pl.model.combination import COMBINATIONS, Combination, combine
 from gaussad_pl.model.patches import middle_levels
 
@@ -35,9 +36,11 @@ class Segmenter(nn.Module):
         combine: what the image score is made of; "auto" leaves it to `choose`.
         clusters: number of them in each partition of the form "clusters"; "auto" to try fine and broad ones.
         seed: of the clusters.
+        border: "auto" to weight patches near the border less where good images have a plain border (see
+            `gaussad_pl.model.border`), "full" for equal weights everywhere.
 
     Raises:
-        UserError: an unknown form or combination, or a level that the backbone does not give.
+        UserError: an unknown form, combination or border, or a level that the backbone does not give.
     """
 
     centre: Tensor  # mean of pooled and map score on held-out good images, (2,)
@@ -54,6 +57,7 @@ class Segmenter(nn.Module):
         combine: Combination = "auto",
         clusters: int | Literal["auto"] = "auto",
         seed: int = 0,
+        border: Literal["auto", "full"] = "auto",
     ) -> None:
         super().__init__()
         if form not in ("auto", *DENSITIES):
@@ -64,6 +68,8 @@ class Segmenter(nn.Module):
             raise UserError(f"model.segmentation.combine={combine}: expected auto, {', '.join(COMBINATIONS)}")
         if not (clusters == "auto" or (isinstance(clusters, int) and clusters > 0)):
             raise UserError(f"model.segmentation.clusters={clusters}: expected auto or a number of at least 1")
+        if border not in ("auto", "full"):
+            raise UserError(f"model.segmentation.border={border}: expected auto or full")
         sizes = CLUSTERS if clusters == "auto" else (clusters,)
         forms = tuple(DENSITIES) if form == "auto" else (form,)
         places = middle_levels(levels) if isinstance(map_levels, str) else _places(map_levels, levels)
@@ -76,6 +82,7 @@ class Segmenter(nn.Module):
                 of = f" of {size}" if has_clusters else ""
                 self.heads[f"{each}{of} {'+'.join(map(str, head.levels))}"] = head
         self.combine: Combination = combine
+        self.border = border
         self.register_buffer("centre", torch.zeros(2))
         self.register_buffer("spread", torch.ones(2))
         self.register_buffer("weights", torch.tensor(COMBINATIONS["both" if combine == "auto" else combine]))
@@ -100,6 +107,7 @@ class Segmenter(nn.Module):
             "map_levels": self.head.levels,
             "combine": self.combine,
             "clusters": self.head.clusters,
+            "border": self.border,
         }
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
@@ -122,10 +130,18 @@ class Segmenter(nn.Module):
         self.median.copy_(pixels.median())
         self.threshold.copy_(pixels.topk(max(1, round(RARE * len(pixels)))).values[-1])
 
+    def set_border(self, contrast: Tensor) -> None:
+        """Weight patches near the border by the `border_contrast` ``(N,)`` of good images."""
+        plain = self.border == "auto" and is_plain(contrast)
+        for head in self.candidates.values():
+            head.border.copy_(border_weights(head.side) if plain else torch.ones(()))
+
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-        """Load a state; those of older versions lack the median, so that their colour scale begins at 0."""
-        if f"{prefix}threshold" in state_dict:  # a part of a state leaves the median as it is
+        """Load a state; those of older versions lack the median and the border, as if they were 0 and 1."""
+        if f"{prefix}threshold" in state_dict:  # a part of a state leaves both as they are
             state_dict.setdefault(f"{prefix}median", torch.tensor(0.0))
+            for name, head in self.candidates.items():
+                state_dict.setdefault(f"{prefix}heads.{name}.border", torch.ones_like(head.border))
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def keep(self, name: str) -> None:
