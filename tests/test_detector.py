@@ -29,7 +29,6 @@ from gaussad_pl.density.whitening import SingularCovarianceError
 from gaussad_pl.errors import UserError
 from gaussad_pl.inference import artefact
 from gaussad_pl.inference.detector import Detector
-from gaussad_pl.model.border import border_weights
 from gaussad_pl.model.detection import Detection
 from gaussad_pl.training.module import GaussianAD
 
@@ -440,7 +439,7 @@ def fitted(data: Folder, images: list[int], segmentation: bool) -> GaussianAD:
     module = GaussianAD(TINY, segmentation=settings).eval()
     module.estimate(data.reference_dataloader(images), segmentation)
     if segmentation:
-        module.segmenter.head.border.copy_(border_weights(module.segmenter.head.side))
+        module.segmenter.head.border.copy_(torch.linspace(0.1, 1, module.segmenter.head.side))
     return module
 
 
