@@ -208,7 +208,8 @@ def show(folder: Path, results: dict[str, Any]) -> None:
     if forgetting and "collapse" in forgetting:
         console.print(f"fine-tuning collapsed: {forgetting['collapse']}", highlight=False, soft_wrap=True)
     if forgetting and not forgetting["fine_tuning_used"]:
-        console.print("fine-tuning not used: the augmented validation saw no gain over the frozen network")
+        reason = forgetting.get("skipped", "the augmented validation saw no gain over the frozen network")
+        console.print(f"fine-tuning not used: {reason}", highlight=False, soft_wrap=True)
     elif forgetting:
         console.print(f"epoch {forgetting['epoch_chosen']} of {forgetting['history'][-1]['epoch']} chosen")
     if results["frozen"]["image_auroc"] is None:

@@ -389,6 +389,19 @@ def test_names_in_brackets_are_shown_as_they_are(tmp_path: Path, capsys: pytest.
     assert said.startswith("[b]") and f"results: {tmp_path / '[a]'}" in said
 
 
+@pytest.mark.parametrize("reason", ["no level of the pooled score is trained", None])
+def test_the_summary_says_why_fine_tuning_is_not_used(
+    reason: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = Evaluation([Sample(Path("a.png"))], torch.zeros(1, 1), torch.zeros(1), [0], None, torch.zeros(1, 4, 4) > 0)
+    state = {"image_auroc": None}
+    forgetting = {"fine_tuning_used": False, "history": [], **({"skipped": reason} if reason else {})}
+    decided = decisions(Calibration.of(torch.zeros(9), torch.zeros(9, 1), "none"), one, np.inf)
+    train.show(tmp_path, {"dataset": "x", "frozen": state, "finetuned": state, "forgetting": forgetting, **decided})
+    expected = reason or "the augmented validation saw no gain over the frozen network"
+    assert f"fine-tuning not used: {expected}" in capsys.readouterr().out
+
+
 def test_mixed_precision_is_for_training_and_leaves_gaussians_and_scores_alone(
     finished: Path, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

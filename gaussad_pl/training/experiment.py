@@ -238,6 +238,7 @@ def fine_tuning_results(forgetting: ForgettingStop, outcome: Outcome, reason: st
             "signal": forgetting.signal,
             "epoch_chosen": epoch,
             "fine_tuning_used": used,
+            **({"skipped": reason} if reason else {}),
             **({"collapse": forgetting.collapse} if forgetting.collapse else {}),
             "history": forgetting.history,
         },
