@@ -3,9 +3,9 @@
     python -m benchmarks.verdicts --data /data/mvtec_ad/screw /data/cookie/cookie --sizes 20 40 80 --draws 5
 
 Draws random subsets of the good training images of each dataset (a folder in the layout of MVTec AD), runs the default
-on each, and calibrates the frozen and the fine-tuned state. The test set, which takes no part in any choice, then shows
-how many good parts are lost and how many bad ones are found at each target. Each job writes one JSON file; jobs whose
-file exists are skipped.
+on each, and calibrates the frozen and the fine-tuned state. The test set (at most 100 good and 100 bad images, drawn
+anew each time), which takes no part in any choice, then shows how many good parts are lost and how many bad ones are
+found at each target. Each job writes one JSON file; jobs whose file exists are skipped.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +25,8 @@ from rich.table import Table
 
 from benchmarks.analysis import mean_sem
 from benchmarks.jobs import build, compose_job, quiet_trainer
-from gaussad_pl.calibration import cross_conformal
 from gaussad_pl.calibration.conformal import Calibration
+from gaussad_pl.calibration.cross_conformal import calibrate
 from gaussad_pl.calibration.operating_points import operating_points
 from gaussad_pl.cli.hydra_command import keep_freed_memory
 from gaussad_pl.files import write_json
@@ -36,19 +34,25 @@ from gaussad_pl.results.evaluation import Evaluation
 from gaussad_pl.training.experiment import Outcome, frozen_state, tuned_state
 
 RATES = (0.05, 0.1, 0.2)
+TESTED = 100
 
 
 def subset(source: Path, size: int, draw: int, place: Path) -> Path:
-    """Link a dataset with ``size`` random good training images into ``place``; the test set stays whole."""
-    files = sorted((source / "train" / "good").iterdir())
-    chosen = np.random.default_rng([draw, size]).permutation(len(files))[:size]
-    good = place / source.name / "train" / "good"
-    good.mkdir(parents=True)
-    for index in chosen.tolist():
-        (good / files[index].name).symlink_to(files[index])
-    for name in ("test", "ground_truth"):
-        if (source / name).is_dir():
-            (place / source.name / name).symlink_to(source / name)
+    """Link ``size`` random good training images and at most `TESTED` good and bad test images each into ``place``.
+
+    Masks are left out: no verdict needs them.
+    """
+    rng = np.random.default_rng([draw, size])
+    test = sorted((source / "test").glob("*/*"))
+    for files, count in (
+        (sorted((source / "train" / "good").iterdir()), size),
+        ([file for file in test if file.parent.name == "good"], TESTED),
+        ([file for file in test if file.parent.name != "good"], TESTED),
+    ):
+        for index in rng.permutation(len(files))[:count].tolist():
+            link = place / files[index].relative_to(source.parent)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(files[index])
     return place / source.name
 
 
@@ -65,7 +69,7 @@ def verdicts(calibration: Calibration, evaluation: Evaluation) -> dict[str, Any]
     return found
 
 
-def run_job(source: Path, size: int, draw: int, folds: Sequence[int], overrides: list[str]) -> dict[str, Any]:
+def run_job(source: Path, size: int, draw: int, overrides: list[str]) -> dict[str, Any]:
     """Train on one subset, and judge the test set by the frozen and the fine-tuned state."""
     with tempfile.TemporaryDirectory() as place:
         config = compose_job(subset(source, size, draw, Path(place)), draw, overrides)
@@ -76,46 +80,35 @@ def run_job(source: Path, size: int, draw: int, folds: Sequence[int], overrides:
         outcome = Outcome()
         states: dict[str, Any] = {}
         frozen_state(trainer, module, data, forgetting, every, outcome)
-        states["frozen"] = calibrated(module, data, folds, False, outcome)
+        states["frozen"] = calibrated(module, data, False, outcome)
         tuned_state(trainer, module, data, forgetting, every, Path(place), outcome)
         if outcome.fine_tuned:
-            states["fine-tuned"] = calibrated(module, data, folds, True, outcome)
+            states["fine-tuned"] = calibrated(module, data, True, outcome)
     return {"dataset": source.name, "size": size, "draw": draw, "used": outcome.fine_tuned, "states": states}
 
 
-def calibrated(module: Any, data: Any, folds: Sequence[int], tuned: bool, outcome: Outcome) -> dict[str, Any]:
-    """Verdicts of a state for each number of parts in the cross-conformal calibration."""
-    found = {"auroc": outcome.final.metrics()["image_auroc"]}
-    for count in folds:
-        cross_conformal.folds_for = partial(_constant, count)
-        calibration = cross_conformal.calibrate(module.model, data, True, tuned, every_image=True)
-        found[str(count)] = verdicts(calibration, outcome.final)
-    return found
+def calibrated(module: Any, data: Any, tuned: bool, outcome: Outcome) -> dict[str, Any]:
+    """Image AUROC and verdicts of a state."""
+    calibration = calibrate(module.model, data, True, tuned, every_image=True)
+    return {"auroc": outcome.final.metrics()["image_auroc"], **verdicts(calibration, outcome.final)}
 
 
-def _constant(count: int, images: int) -> int:
-    return count
-
-
-def table(records: list[dict[str, Any]], folds: Sequence[int]) -> Table:
-    """Return one row per dataset, size, state and number of parts: shares in percent, mean ± SEM over draws."""
+def table(records: list[dict[str, Any]]) -> Table:
+    """Return one row per dataset, size and state: shares in percent, mean ± SEM over draws."""
     result = Table(title="Good parts lost / bad parts found, percent, at each target", title_justify="left")
-    for column in ("dataset", "good images", "state", "parts", "AUROC", *(f"{rate:.0%}" for rate in RATES), "draws"):
+    for column in ("dataset", "good images", "state", "AUROC", *(f"{rate:.0%}" for rate in RATES), "draws"):
         result.add_column(column, justify="left" if column in ("dataset", "state") else "right")
     keys = dict.fromkeys((r["dataset"], r["size"], state) for r in records for state in r["states"])
     for dataset, size, state in sorted(keys):
-        rows = [r["states"][state] for r in records if (r["dataset"], r["size"]) == (dataset, size)
-                and state in r["states"]]  # fmt: skip
-        for count in folds:
-            cells = []
-            for rate in RATES:
-                decided = [
-                    row[str(count)][str(rate)] for row in rows if row[str(count)][str(rate)]["found"] is not None
-                ]
-                lost, found = ([100 * each[key] for each in decided] for key in ("lost", "found"))
-                cells.append(f"{mean_sem(lost)} / {mean_sem(found)}" if decided else "undecided")
-            auroc = mean_sem([100 * row["auroc"] for row in rows])
-            result.add_row(dataset, str(size), state, str(count), auroc, *cells, str(len(rows)))
+        of = [r["states"] for r in records if (r["dataset"], r["size"]) == (dataset, size)]
+        rows = [states[state] for states in of if state in states]
+        cells = []
+        for rate in RATES:
+            decided = [row[str(rate)] for row in rows if row[str(rate)]["found"] is not None]
+            lost, found = ([100 * each[key] for each in decided] for key in ("lost", "found"))
+            cells.append(f"{mean_sem(lost)} / {mean_sem(found)}" if decided else "undecided")
+        auroc = mean_sem([100 * row["auroc"] for row in rows])
+        result.add_row(dataset, str(size), state, auroc, *cells, str(len(rows)))
     return result
 
 
@@ -125,7 +118,6 @@ def main() -> None:
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders in the layout of MVTec AD")
     parser.add_argument("--sizes", type=int, nargs="+", default=[20, 40, 80, 160], help="good images in a subset")
     parser.add_argument("--draws", type=int, default=20, help="subsets of each size")
-    parser.add_argument("--folds", type=int, nargs="+", default=[4, 10], help="parts to compare")
     parser.add_argument("--out", type=Path, default=Path("runs/verdicts"), help="folder for results")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides for every job")
     arguments = parser.parse_args()
@@ -143,9 +135,9 @@ def main() -> None:
                 path = arguments.out / f"{source.name}-{size}-draw{draw}.json"
                 if not path.is_file():
                     console.print(f"{source.name}, {size} good images, draw {draw}", highlight=False)
-                    write_json(path, run_job(source, size, draw, arguments.folds, arguments.set))
+                    write_json(path, run_job(source, size, draw, arguments.set))
                 records.append(json.loads(path.read_text()))
-    console.print(table(records, arguments.folds))
+    console.print(table(records))
 
 
 if __name__ == "__main__":

@@ -16,8 +16,11 @@ import torch
 from conftest import TINY
 from rich.console import Console
 
-from benchmarks import analysis, fine_tuning, segmentation
+from benchmarks import analysis, fine_tuning, segmentation, verdicts
 from benchmarks.speed import growth, start
+from gaussad_pl.calibration.conformal import Calibration
+from gaussad_pl.data.samples import Sample
+from gaussad_pl.results.evaluation import Evaluation
 from gaussad_pl.training.signals import DISTANCE, SIGNALS, judge
 
 
@@ -32,6 +35,31 @@ def job(signal: list[float], test: list[float], seed: int = 0) -> dict[str, Any]
         "setting": "default", "dataset": "parts", "seed": seed, "seconds": 1.0, "history": history, "test_auroc": test,
         "frozen": 0.8, "tuned": 0.85, "chosen": 0.84, "used": True, "aupro": None,
     }  # fmt: skip
+
+
+def test_a_subset_has_the_images_that_were_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verdicts, "TESTED", 3)
+    for folder, count in (("train/good", 9), ("test/good", 5), ("test/scratch", 2), ("test/dent", 4)):
+        (tmp_path / "parts" / folder).mkdir(parents=True)
+        for number in range(count):
+            (tmp_path / "parts" / folder / f"{number}.png").touch()
+    drawn = [verdicts.subset(tmp_path / "parts", 4, draw, tmp_path / str(draw)) for draw in (0, 1)]
+    for found in drawn:
+        names = [file.parent.relative_to(found).as_posix() for file in found.rglob("*.png")]
+        assert names.count("train/good") == 4 and names.count("test/good") == 3 and len(names) == 10
+    chosen = [{file.name for file in (found / "train" / "good").iterdir()} for found in drawn]
+    assert chosen[0] != chosen[1]
+
+
+def test_verdicts_count_good_parts_lost_and_bad_parts_found_where_a_threshold_is_possible() -> None:
+    calibration = Calibration.of(torch.arange(19.0), torch.zeros(19, 1), "none")  # thresholds at 18 (5 %) and 17 (10 %)
+    samples = [Sample(Path(f"{kind}{i}.png"), kind) for kind in ("good", "bad") for i in range(2)]
+    scores = torch.tensor([0.0, 17.5, 17.5, 30.0], dtype=torch.float64)
+    found = verdicts.verdicts(calibration, Evaluation(samples, torch.zeros(4, 1), scores, [0], None, torch.zeros(0)))
+    assert (found["0.05"], found["0.1"]) == ({"lost": 0, "found": 0.5}, {"lost": 0.5, "found": 1})
+    few = Calibration.of(torch.arange(18.0), torch.zeros(18, 1), "none")
+    found = verdicts.verdicts(few, Evaluation(samples, torch.zeros(4, 1), scores, [0], None, torch.zeros(0)))
+    assert found["0.05"] == {"lost": None, "found": None} and found["0.1"]["found"] == 1
 
 
 @pytest.mark.parametrize(
