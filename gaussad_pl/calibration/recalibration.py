@@ -18,6 +18,7 @@ from torch import Tensor
 
 from gaussad_pl.backbones.backbone import pool
 from gaussad_pl.calibration.conformal import Calibration
+from gaussad_pl.calibration.cross_conformal import folds_for
 from gaussad_pl.data.near_duplicates import near_duplicates
 from gaussad_pl.data.part_features import middle, whitened
 from gaussad_pl.data.splitting import partition
@@ -25,7 +26,6 @@ from gaussad_pl.model.anomaly_maps import map_score
 from gaussad_pl.model.detection import Detection
 from gaussad_pl.model.model import GaussianModel
 
-FOLDS = 4
 BATCH = 32  # images scored at once
 
 
@@ -52,7 +52,7 @@ def recalibrate(model: GaussianModel, images: Tensor, move_means: bool) -> tuple
     """Calibrate a copy of a model on good images.
 
     The calibration is slightly approximate: the units of the score come from the same images, and the final means are
-    moved by all of them, those of the calibration by three quarters.
+    moved by all of them, those of the calibration by most of them.
 
     Args:
         model: the model; it is not changed.
@@ -70,7 +70,7 @@ def recalibrate(model: GaussianModel, images: Tensor, move_means: bool) -> tuple
     if move_means:
         if different == 1:  # all images look the same
             groups = np.arange(len(images))
-        folds = partition(groups, min(FOLDS, int(groups.max()) + 1), seed=0)
+        folds = partition(groups, min(folds_for(len(images)), int(groups.max()) + 1), seed=0)
         rest = [[i for other in folds if other is not fold for i in other] for fold in folds]
         parts = [score(moved(model, seen.of(kept)), images[fold]) for kept, fold in zip(rest, folds, strict=True)]
         order = torch.tensor([i for fold in folds for i in fold]).argsort()
