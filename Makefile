@@ -13,7 +13,7 @@ help: ## list the targets
 # constraints.txt pins the versions that the figures in docs/ were measured with
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,docs,tensorboard,ray,submitit,optuna,export]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,dev,docs,tensorboard,ray,submitit,optuna,export]'
 	@touch $@
 
 train: $(READY) ## train on the demo data and print the results; ARGS="+category=tile seed=1" adds settings
