@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help train test test-fast lint docs format clean
+.PHONY: help train test test-fast wheel lowest lint docs format clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -13,7 +13,7 @@ help: ## list the targets
 # constraints.txt pins the versions that the figures in docs/ were measured with
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,docs,tensorboard,ray,submitit,optuna,export]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,dev,docs,tensorboard,ray,submitit,optuna,export]'
 	@touch $@
 
 train: $(READY) ## train on the demo data and print the results; ARGS="+category=tile seed=1" adds settings
@@ -24,6 +24,12 @@ test: $(READY) ## run the tests
 
 test-fast: $(READY) ## run the fast tests, in under a minute
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+wheel: $(READY) ## build the wheel and predict with it in a new environment
+	VENV=$(VENV) .ci/wheel
+
+lowest: ## run the fast tests with the lowest versions of all packages
+	PYTHON=$(PYTHON) .ci/lowest
 
 lint: $(READY) ## check style and types
 	$(BIN)/ruff check .

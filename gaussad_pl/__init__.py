@@ -22,7 +22,12 @@ _HOMES = {"Detector": "gaussad_pl.inference.detector", "GaussianAD": "gaussad_pl
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    try:
+        return getattr(import_module(_HOMES[name]), name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith(__name__):
+            raise
+        raise ImportError(f'{name} needs {error.name}: pip install "gaussad_pl[train]"') from error
 
 
 def __dir__() -> list[str]:

@@ -14,6 +14,11 @@ The server is Python's own. The page loads nothing from other sites, and images 
 
 from __future__ import annotations
 
+from gaussad_pl.cli.start import start
+
+if __name__ == "__main__":
+    start(__doc__)  # before the imports below, which take seconds
+
 import base64
 import contextlib
 import ctypes

@@ -1,4 +1,4 @@
-"""Evaluate a detector on a folder of labelled images: metrics, operating points and pictures, as at the end of a run.
+"""Evaluate a detector on a folder of labelled images: metrics, operating points, pictures.
 
 python -m gaussad_pl.evaluate ckpt=<folder of runs, or a file of a detector> data=<folder>
 
@@ -15,6 +15,11 @@ than it is.
 """
 
 from __future__ import annotations
+
+from gaussad_pl.cli.start import start
+
+if __name__ == "__main__":
+    start(__doc__, "matplotlib", "sklearn")  # before the imports below, which take seconds
 
 import platform
 import shlex

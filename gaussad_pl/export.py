@@ -22,6 +22,11 @@ OpenVINO. On processors with bfloat16, set INFERENCE_PRECISION_HINT=f32 in OpenV
 
 from __future__ import annotations
 
+from gaussad_pl.cli.start import start
+
+if __name__ == "__main__":
+    start(__doc__)  # before the imports below, which take seconds
+
 import json
 import logging
 import warnings

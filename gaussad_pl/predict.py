@@ -22,6 +22,11 @@ if the images are undecided, and 0 if each is good or bad.
 
 from __future__ import annotations
 
+from gaussad_pl.cli.start import start
+
+if __name__ == "__main__":
+    start(__doc__)  # before the imports below, which take seconds
+
 import math
 import shlex
 import warnings

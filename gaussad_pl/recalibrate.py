@@ -20,6 +20,11 @@ Images that cannot be read are named and left out; the exit code is then 1.
 
 from __future__ import annotations
 
+from gaussad_pl.cli.start import start
+
+if __name__ == "__main__":
+    start(__doc__)  # before the imports below, which take seconds
+
 import shlex
 import sys
 from dataclasses import dataclass

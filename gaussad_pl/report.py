@@ -1,9 +1,17 @@
 """Report on any set of runs: tables, tests, curves, galleries, and warnings about doubtful results.
 
-python -m gaussad_pl.report dir=multirun/2026-01-31_18-00-00
+python -m gaussad_pl.report dir=<folder>
+
+  dir  folder with the runs to report, in subfolders of any depth, such as runs or multirun/2026-01-31_18-00-00
+  out  folder for report.html, report.md and results.csv                     (dir)
 """
 
 from __future__ import annotations
+
+from gaussad_pl.cli.start import start
+
+if __name__ == "__main__":
+    start(__doc__, "hydra", "jinja2", "lightning", "matplotlib", "sklearn")  # before the imports below: seconds
 
 import logging
 from pathlib import Path

@@ -1,9 +1,45 @@
-"""The main job: frozen baseline, fine-tuning that stops when forgetting begins, one test, one run folder.
+"""Train a detector on good images, test it, and write a folder of results: metrics, figures, the detector.
 
-python -m gaussad_pl.train +category=screw
+python -m gaussad_pl.train data=<choice> [setting=value ...]
+
+The pretrained network is fitted as it is and tested; then it is fine-tuned, until it begins to forget. Fine-tuning is
+used unless a gain over the frozen network is doubtful. Last come the thresholds of the detector and the results.
+
+Examples:
+
+  python -m gaussad_pl.train data=demo                                   drawn parts; minutes without a GPU
+  python -m gaussad_pl.train data=folder data.root=/my/parts             a folder of images of good parts
+  python -m gaussad_pl.train +category=screw data.root=/data/mvtec_ad    a category of MVTec AD
+  python -m gaussad_pl.train data=demo backbone=efficientnet_lite1 fine_tune=false
+                                                                         another network, not fine-tuned
+  python -m gaussad_pl.train -m +category=screw,pill seed=0,1,2          a sweep: a job for each combination, here six
+
+Settings:
+
+  seed             of all that is random                                                             (0)
+  folds, fold      the training images are split into folds; this one is held out for the choices    (5, 0)
+  fine_tune        false: the frozen network only                                                    (true)
+  cross_conformal  false: thresholds from the held-out images only, which is faster                  (true)
+  resume           true: continue the last run or sweep of the same command                          (false)
+
+and one choice from each group of conf/, as in data=folder. The default is named first; groups with a plus have none:
+
+{groups}
+
+Each choice is a file of settings, which can be changed one by one, as in backbone.image_size=320 or
+trainer.max_epochs=5. The command prints all of them and stops with --cfg job; the rest of the command stays as it is:
+
+  python -m gaussad_pl.train data=demo backbone=efficientnet_lite1 --cfg job
+  python -m gaussad_pl.train data=demo --cfg job --package trainer       one group only
 """
 
 from __future__ import annotations
+
+from gaussad_pl.cli.groups import listing
+from gaussad_pl.cli.start import start
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    start((__doc__ or "").format(groups=listing()), "albumentations", "hydra", "lightning", "matplotlib", "sklearn")
 
 import logging
 from functools import partial
@@ -11,7 +47,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import wandb
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.accelerators.mps import MPSAccelerator
@@ -36,7 +71,7 @@ from gaussad_pl.inference.detector import Detector
 from gaussad_pl.inference.heat import HeatScale
 from gaussad_pl.inference.runs import next_command
 from gaussad_pl.model.precision import forbid_tf32
-from gaussad_pl.results import dashboard, figures, pictures, run_folder
+from gaussad_pl.results import figures, pictures, run_folder
 from gaussad_pl.results.decisions import decisions
 from gaussad_pl.results.decisions import show as show_decisions
 from gaussad_pl.results.evaluation import table
@@ -79,7 +114,9 @@ def run(config: DictConfig) -> float | None:
             completed = True
         finally:
             if any(isinstance(logger, WandbLogger) for logger in loggers):
-                wandb.finish(exit_code=0 if completed else 1)  # or the next job of a sweep would write into this run
+                from gaussad_pl.results import dashboard
+
+                dashboard.finish(completed)
     if trainer.is_global_zero:
         show(folder, results)
     best: float | None = results["validation_signal"]
@@ -93,13 +130,12 @@ def begin(loggers: list[Logger], settings: dict[str, Any]) -> None:
         UserError: W&B has no key, cannot be reached, or has a setting that it does not know.
     """
     for logger in loggers:
-        try:
+        if isinstance(logger, WandbLogger):
+            from gaussad_pl.results import dashboard  # imports W&B, which takes long: only where it is used
+
+            dashboard.begin(logger, settings)
+        else:
             logger.log_hyperparams(settings)
-        except (wandb.Error, ValueError) as error:
-            if not isinstance(logger, WandbLogger):
-                raise
-            reason = " ".join(str(error).split())[:300]
-            raise UserError(f"logger=wandb: {reason}: log in with wandb login, or set WANDB_MODE=offline") from error
 
 
 def make_trainer(config: DictConfig, callbacks: list[Callback], loggers: list[Logger]) -> L.Trainer:
@@ -193,6 +229,8 @@ def report(
     for logger in loggers:
         logger.log_metrics(numbers)
         if isinstance(logger, WandbLogger):
+            from gaussad_pl.results import dashboard
+
             examples = dashboard.examples(outcome.final, data.test, scale, picture_threshold(calibration))
             dashboard.show(logger.experiment, numbers, results, outcome.evaluations, examples, paths)
 

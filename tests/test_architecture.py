@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
+from collections.abc import Iterable
 from graphlib import TopologicalSorter
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -83,15 +87,54 @@ def test_inference_imports_nothing_from_training(start: str) -> None:
     assert not [name for name in seen if folder(name) in TRAINING]
 
 
-@pytest.mark.parametrize(("command", "needed"), [("evaluate", "matplotlib"), ("recalibrate", "scipy")])
-def test_commands_for_detectors_need_no_package_of_training(command: str, needed: str) -> None:
-    files = [modules()[name] for name in reached(f"gaussad_pl.{command}")]
-    nodes = [node for path in files for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
-    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    names |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
-    packages = {name.partition(".")[0] for name in names}
-    assert {"torch", needed} <= packages
-    assert not packages & {"lightning", "hydra", "omegaconf", "wandb", "albumentations", "torchmetrics"}
+def third_party(files: Iterable[Path], everywhere: bool = False) -> set[str]:
+    """Distributions of the packages that files import; ``everywhere``: also inside functions."""
+    installed = packages_distributions()
+    names: set[str] = set()
+    for path in files:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree) if everywhere else tree.body:
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                names.add(node.module or "")
+    tops = {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"gaussad_pl"}
+    return {re.sub(r"[-_.]+", "-", installed[top][0]).lower() for top in tops & installed.keys()}
+
+
+def declared(extra: str | None = None) -> set[str]:
+    """Distributions that pyproject.toml asks for: for predicting, or for an extra."""
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = project["dependencies"] if extra is None else project["optional-dependencies"][extra]
+    return {re.sub(r"[-_.]+", "-", re.split(r"[\[<>=!~; ]", line)[0]).lower() for line in lines}
+
+
+@pytest.mark.parametrize("start", INFERENCE)
+def test_what_predicting_imports_comes_with_the_plain_installation(start: str) -> None:
+    found = third_party(modules()[name] for name in reached(start))
+    assert {"torch", "numpy"} <= found <= declared()
+
+
+def test_everything_imported_is_declared() -> None:
+    found = third_party(PACKAGE.rglob("*.py"), everywhere=True)
+    extras = ("train", "tensorboard", "export", "optuna", "ray", "submitit")
+    known = declared().union(*(declared(extra) for extra in extras))
+    assert {"safetensors", "lightning", "wandb"} <= found and found <= known
+
+
+def test_evaluation_needs_no_lightning() -> None:
+    found = third_party(modules()[name] for name in reached("gaussad_pl.evaluate"))
+    assert "matplotlib" in found
+    assert not found & {"lightning", "hydra-core", "omegaconf", "wandb", "albumentations", "torchmetrics"}
+
+
+def test_wandb_is_imported_only_where_it_logs() -> None:
+    users = {name for name, path in modules().items() if "wandb" in third_party([path], everywhere=True)}
+    assert users == {"gaussad_pl.results.dashboard"}
+    for path in modules().values():  # it is imported in functions alone
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            assert not (isinstance(node, ast.ImportFrom) and "dashboard" in {alias.name for alias in node.names})
+            assert not (isinstance(node, ast.ImportFrom) and (node.module or "").endswith(".dashboard"))
 
 
 def test_the_public_names_are_loaded_when_they_are_used() -> None:
@@ -105,10 +148,25 @@ def test_the_public_names_are_loaded_when_they_are_used() -> None:
         _ = gaussad_pl.Detektor
 
 
+@pytest.mark.parametrize(
+    ("missing", "expected"),
+    [("lightning", 'GaussianAD needs lightning: pip install "gaussad_pl[train]"'), ("gaussad_pl.gone", "no module")],
+)
+def test_a_public_name_of_training_says_what_to_install(
+    missing: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without(name: str) -> None:
+        raise ModuleNotFoundError("no module", name=missing)
+
+    monkeypatch.setattr(gaussad_pl, "import_module", without)
+    with pytest.raises(ImportError, match=f"^{re.escape(expected)}$"):
+        _ = gaussad_pl.GaussianAD
+
+
 def test_the_package_lists_its_commands(capsys: pytest.CaptureFixture[str]) -> None:
     from gaussad_pl.__main__ import COMMANDS, main
 
     main()
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[2:]] == list(COMMANDS)
-    assert all(len(line.split()) > 3 for line in lines[2:])
+    assert all(len(line.split()) > 3 and len(line) <= 120 for line in lines[2:])

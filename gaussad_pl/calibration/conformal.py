@@ -2,8 +2,8 @@
 
 The distribution of the scores may be arbitrary; calibration images and new good images must be exchangeable.
 
-The Beta quantiles of `rate_range` are not taken from `scipy.stats.beta`: thresholds are also computed in environments
-for prediction, which have no scipy. tests/test_properties.py compares the two.
+The Beta quantiles of `rate_range` are not taken from `scipy.stats.beta`, whose import would slow down the start of
+every prediction. tests/test_properties.py compares the two.
 
 Sources: Vovk, Gammerman & Shafer, "Algorithmic Learning in a Random World", 2005; Laxhammar & Falkman, "Inductive
 conformal anomaly detection for sequential detection of anomalous sub-trajectories", 2015; Bates, Candès, Lei, Romano &

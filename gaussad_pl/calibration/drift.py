@@ -16,8 +16,8 @@ All tests are one-sided: images nearer than the calibration images, such as the 
 least half of the images are good and exchangeable with the calibration images, the probability of a false alarm is at
 most `LEVEL`, whatever the number of tests (Bonferroni).
 
-The beta-binomial probabilities of `few_below` are not taken from `scipy.stats.betabinom`: drift is also monitored in
-environments for prediction, which have no scipy. tests/test_properties.py compares the two.
+The beta-binomial probabilities of `few_below` are not taken from `scipy.stats.betabinom`, whose import would slow down
+the start of every prediction. tests/test_properties.py compares the two.
 """
 
 from __future__ import annotations

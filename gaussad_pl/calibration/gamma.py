@@ -4,8 +4,8 @@ Squared distances of Gaussian features are sums of squares, whose distribution i
 image is a standardised sum of distances and may be negative, hence the shift (Pearson type III). Scores need not follow
 this distribution; `misfit` tests whether they do.
 
-`Gamma.quantile` is not taken from `scipy.stats.gamma`: thresholds are also computed in environments for prediction,
-which have no scipy. tests/test_properties.py compares the two.
+`Gamma.quantile` is not taken from `scipy.stats.gamma`, whose import would slow down the start of every prediction.
+tests/test_properties.py compares the two.
 """
 
 from __future__ import annotations

@@ -22,22 +22,19 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from gaussad_pl.cli.groups import CONF
 from gaussad_pl.cli.interruption import Interrupted, raising_signals, resuming
 from gaussad_pl.errors import UserError
 from gaussad_pl.files import UNWRITABLE, UnwritableError, unwritable
 from gaussad_pl.renamed import migrated
 from gaussad_pl.sweeps import folders, share, sweep
 
-_PACKAGE = Path(__file__).parent.parent
-# an installed wheel has conf/ inside the package, a checkout next to it
-CONF = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir())
-
 _NO_NAME = "Config group override must be a string"  # Hydra's ValueError for backbone=50
 
 _VERBOSE = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 # Hydra discovers sweepers only in the namespace package hydra_plugins
-sys.path.append(str(_PACKAGE / "sweeps" / "plugins"))
+sys.path.append(str(Path(__file__).parent.parent / "sweeps" / "plugins"))
 
 # resolvers for conf/; with use_cache, the jobs of a sweep get the values of the process that launches them
 OmegaConf.register_new_resolver("basename", lambda path: Path(path).resolve().name, replace=True)

@@ -8,6 +8,7 @@ from dataclasses import MISSING, fields
 from typing import Any, TypeVar, get_type_hints
 
 from gaussad_pl.cli.interruption import Interrupted, raising_signals, resuming
+from gaussad_pl.cli.start import HELP
 from gaussad_pl.errors import UserError, no_such_setting
 from gaussad_pl.files import UNWRITABLE, UnwritableError
 
@@ -55,7 +56,7 @@ def command(task: Callable[[T], int | None], options: type[T], text: str | None)
         line = sys.orig_argv if arguments is None else arguments
         arguments = sys.argv[1:] if arguments is None else arguments
         hint = f": continue with {resuming(line)}" if resumes else ""
-        if not arguments or {"-h", "--help", "help"} & set(arguments):
+        if not arguments or HELP & set(arguments):
             print(text)
             return
         try:

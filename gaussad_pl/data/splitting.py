@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.model_selection import KFold
 
 from gaussad_pl.data.near_duplicates import in_order
 
@@ -27,6 +26,8 @@ def fold_of(groups: Groups, folds: int, fold: int, seed: int, most: int) -> tupl
     Raises:
         ValueError: there are fewer groups than folds.
     """
+    from sklearn.model_selection import KFold  # here: recalibration is to do without scikit-learn
+
     groups = in_order(groups)
     split = KFold(folds, shuffle=True, random_state=seed).split(np.arange(groups.max() + 1))
     held_out = list(split)[fold][1]

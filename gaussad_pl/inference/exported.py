@@ -14,7 +14,6 @@ from torch import Tensor
 from gaussad_pl.calibration.conformal import Calibration
 from gaussad_pl.errors import UserError
 from gaussad_pl.inference import seal
-from gaussad_pl.inference.detector import Detector
 from gaussad_pl.inference.prediction import BaseDetector
 from gaussad_pl.inference.seal import is_sealed
 from gaussad_pl.model.detection import Detection
@@ -27,7 +26,11 @@ INPUT = "images"
 
 def load_detector(path: str | Path, device: str | torch.device = "cpu") -> BaseDetector:
     """Load a detector from an exported .onnx file, or from anything that `Detector.load` takes."""
-    return (ExportedDetector if Path(path).suffix == SUFFIX else Detector).load(path, device)
+    if Path(path).suffix == SUFFIX:
+        return ExportedDetector.load(path, device)
+    from gaussad_pl.inference.detector import Detector  # here: an exported detector is to do without timm
+
+    return Detector.load(path, device)
 
 
 class ExportedDetector(BaseDetector):

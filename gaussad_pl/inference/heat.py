@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from gaussad_pl.model.segmenter import RARE
+from gaussad_pl.model.detection import RARE
 
 OPACITY = 0.6
 CONTOUR = (79, 227, 255)  # of the region above the threshold; like OUTLINE, a colour that no value of a map has

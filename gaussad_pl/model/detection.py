@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+RARE = 0.001  # target share of the pixels of good images beyond the contour of the maps
+
 
 @dataclass(frozen=True)
 class Detection:

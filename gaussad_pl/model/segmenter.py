@@ -18,9 +18,9 @@ from gaussad_pl.errors import UserError
 from gaussad_pl.model.anomaly_maps import MapHead, map_score
 from gaussad_pl.model.border import border_weights, is_plain
 from gaussad_pl.model.combination import COMBINATIONS, Combination, combine
+from gaussad_pl.model.detection import RARE
 from gaussad_pl.model.patches import middle_levels
 
-RARE = 0.001  # target share of the pixels of good images beyond the contour of the maps
 CLUSTERS = (512, 128)  # fine and broad ones: surfaces of much detail need the first, few or plain images the second
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from gaussad_pl.calibration.threshold import Threshold
+from gaussad_pl.errors import UserError
 from gaussad_pl.inference.heat import HeatScale, enlarged
 from gaussad_pl.metrics.image import auroc, roc
 from gaussad_pl.results.evaluation import Evaluation
@@ -41,6 +42,24 @@ class DashboardLogger(WandbLogger):
         super().__init__(**settings)
         os.environ["WANDB_DATA_DIR"] = _DATA_DIR or str(Path(settings["save_dir"], "wandb").absolute())
         self._wandb_init.pop("anonymous", None)  # deprecated in W&B, which warns about it
+
+
+def begin(logger: WandbLogger, settings: Mapping[str, Any]) -> None:
+    """Begin a run by logging its settings.
+
+    Raises:
+        UserError: W&B has no key, cannot be reached, or has a setting that it does not know.
+    """
+    try:
+        logger.log_hyperparams(dict(settings))
+    except (wandb.Error, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"logger=wandb: {reason}: log in with wandb login, or set WANDB_MODE=offline") from error
+
+
+def finish(completed: bool) -> None:
+    """End the run, or the next job of a sweep would write into it."""
+    wandb.finish(exit_code=0 if completed else 1)
 
 
 def show(

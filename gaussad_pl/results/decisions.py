@@ -15,7 +15,7 @@ from gaussad_pl.calibration.conformal import Calibration
 from gaussad_pl.calibration.drift import DriftMonitor
 from gaussad_pl.calibration.operating_points import FEWEST, RATES, operating_points
 from gaussad_pl.calibration.threshold import default_line, default_rate, images_needed
-from gaussad_pl.model.segmenter import RARE
+from gaussad_pl.model.detection import RARE
 from gaussad_pl.results.evaluation import Evaluation
 
 
