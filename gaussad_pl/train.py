@@ -17,9 +17,12 @@ from hydra.utils import instantiate
 from lightning.pytorch.accelerators.mps import MPSAccelerator
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 from rich.console import Console
+from torch import cuda
+from torch.backends import mps
 
 from gaussad_pl.calibration.conformal import Calibration
 from gaussad_pl.calibration.cross_conformal import calibrate
@@ -34,7 +37,7 @@ from gaussad_pl.files import write_json
 from gaussad_pl.inference import artefact
 from gaussad_pl.inference.detector import Detector
 from gaussad_pl.inference.heat import HeatScale
-from gaussad_pl.inference.runs import next_command
+from gaussad_pl.inference.runs import METRICS, next_command
 from gaussad_pl.model.precision import forbid_tf32
 from gaussad_pl.results import dashboard, figures, pictures, run_folder
 from gaussad_pl.results.decisions import decisions
@@ -52,15 +55,31 @@ log = logging.getLogger(__name__)
 
 
 def run(config: DictConfig) -> float | None:
-    """One run, from the configuration to a folder full of results; returns what a search maximises."""
+    """Train as the command does, print the results and return what a search maximises."""
     folder = Path(HydraConfig.get().runtime.output_dir)
+    earlier = (folder / METRICS).is_file()
+    results = train(config, folder)
+    if not (earlier or rank_zero_only.rank):  # type: ignore[attr-defined]
+        show(folder, results)
+    best: float | None = results["validation_signal"]
+    return best
+
+
+def train(config: DictConfig, folder: Path) -> dict[str, Any]:
+    """Train from a composed configuration into a folder, and return the content of its metrics.json.
+
+    A run that is finished is not repeated.
+
+    Raises:
+        UserError: a mistake in the settings or the data; nothing new is left in the folder.
+    """
     check_settings(config)
+    folder.mkdir(parents=True, exist_ok=True)
     with run_folder.locked(folder), run_folder.starting(folder):
         settings = run_folder.open_folder(folder, config)
         if (done := run_folder.finished(folder)) is not None:
             log.info("%s is finished: nothing to resume", folder)
-            signal: float | None = done["validation_signal"]
-            return signal
+            return done
         forbid_tf32()
         L.seed_everything(config.seed, workers=True, verbose=False)
         data: ImageDataModule = instantiate(config.data)
@@ -80,10 +99,7 @@ def run(config: DictConfig) -> float | None:
         finally:
             if any(isinstance(logger, WandbLogger) for logger in loggers):
                 wandb.finish(exit_code=0 if completed else 1)  # or the next job of a sweep would write into this run
-    if trainer.is_global_zero:
-        show(folder, results)
-    best: float | None = results["validation_signal"]
-    return best
+    return results
 
 
 def begin(loggers: list[Logger], settings: dict[str, Any]) -> None:
@@ -106,8 +122,10 @@ def make_trainer(config: DictConfig, callbacks: list[Callback], loggers: list[Lo
     """The trainer of the configuration, with checkpoints that a kill or a full disk cannot break.
 
     Raises:
-        UserError: an accelerator that the Gaussian cannot do with.
+        UserError: there is no such accelerator, or the Gaussian cannot do with it.
     """
+    if config.accelerator in ("gpu", "cuda") and not (cuda.is_available() or mps.is_available()):
+        raise UserError(f"trainer.accelerator={config.accelerator}: no GPU is available to PyTorch: set it to cpu")
     plugins = [*instantiate(config.get("plugins") or []), AtomicCheckpointIO()]
     trainer: L.Trainer = instantiate(config, callbacks=callbacks, logger=loggers, plugins=plugins)
     if isinstance(trainer.accelerator, MPSAccelerator):
@@ -144,7 +162,7 @@ def conduct(
     report(figures.save(drawn, folder), outcome, data, scale, calibration, loggers)
     detector.save(folder / artefact.NAME)
     results |= origin
-    write_json(folder / "metrics.json", results)  # marks completion
+    write_json(folder / METRICS, results)  # marks completion
     last_checkpoint(folder).unlink(missing_ok=True)  # was for resuming
     return results
 
