@@ -15,7 +15,7 @@ import wandb
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.accelerators.mps import MPSAccelerator
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from matplotlib.figure import Figure
@@ -126,6 +126,9 @@ def make_trainer(config: DictConfig, callbacks: list[Callback], loggers: list[Lo
     """
     if config.accelerator in ("gpu", "cuda") and not (cuda.is_available() or mps.is_available()):
         raise UserError(f"trainer.accelerator={config.accelerator}: no GPU is available to PyTorch: set it to cpu")
+    if not Console().is_terminal:  # log files and notebooks would get a line for each update
+        for bar in (each for each in callbacks if isinstance(each, ProgressBar)):
+            bar.disable()
     plugins = [*instantiate(config.get("plugins") or []), AtomicCheckpointIO()]
     trainer: L.Trainer = instantiate(config, callbacks=callbacks, logger=loggers, plugins=plugins)
     if isinstance(trainer.accelerator, MPSAccelerator):
