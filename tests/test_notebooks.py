@@ -11,7 +11,12 @@ import pytest
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "docs" / "notebooks").glob("*.ipynb"))
 PRINTED = {
-    "own_parts": [r"image AUROC, frozen: [\d.]+", r"good +good +p = 0\.\d+", r"scratch_head +(bad|good) +p = ", r"True"],
+    "own_parts": [
+        r"image AUROC, frozen: [\d.]+",
+        r"new +(good|bad) +p = 0\.\d+",
+        r"scratch_head +(bad|good) +p = ",
+        r"True",
+    ],
     "new_density": [r"variances +pixel AUROC 0\.\d+", r"union +pixel AUROC 0\.\d+"],
     "papers": [r"2020, frozen +image AUROC [\d.]+", r"2021, fine-tuned +image AUROC [\d.]+", r"chosen: epoch \d"],
 }

@@ -100,7 +100,7 @@ def test_every_command_runs(tmp_path: Path, placeholders: dict[str, str]) -> Non
     file = tmp_path / "code.py"
     file.write_text(PYTHON.format(quick=QUICK, images=images) + with_paths(code, placeholders))
     commands = [with_paths(block, placeholders) for block in blocks("bash") if not block.startswith(PEERS)]
-    output = run("\n".join([SESSION, *commands, f"python {file}"]), tmp_path)
+    output = run("\n".join([SESSION, *commands, f"python - < {file}"]), tmp_path)
     assert {"demo-screw", "parts", "screw"} <= {line.strip() for line in output.splitlines()}  # the tables of results
     assert "decisions (intervals: 95 %)" in output and "next: python -m gaussad_pl.predict ckpt=runs/" in output
     assert "1 passed" in output or re.search(r"^\. +\[100%\]", output, re.MULTILINE)
