@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help train test test-fast wheel lowest lint docs format clean
+.PHONY: help train test test-fast wheel lowest lint docs notebooks format clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -39,6 +39,9 @@ lint: $(READY) ## check style and types
 # not --quiet, which hides the warnings from --strict, too
 docs: $(READY) ## build the documentation into build/docs; a broken link is an error
 	$(BIN)/mkdocs build --strict --config-file docs/mkdocs.yml
+
+notebooks: $(READY) ## run the notebooks of the documentation, and print what they print
+	$(BIN)/python -m pytest tests/test_notebooks.py -s $(ARGS)
 
 format: $(READY) ## fix style issues and format the code
 	$(BIN)/ruff check --fix .

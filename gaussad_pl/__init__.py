@@ -11,12 +11,19 @@ from typing import TYPE_CHECKING, Any
 from gaussad_pl.version import __version__
 
 if TYPE_CHECKING:
+    from gaussad_pl.errors import UserError
+    from gaussad_pl.fitting import fit
     from gaussad_pl.inference.detector import Detector
     from gaussad_pl.training.module import GaussianAD
 
-__all__ = ["Detector", "GaussianAD", "__version__"]
+__all__ = ["Detector", "GaussianAD", "UserError", "__version__", "fit"]
 
-_HOMES = {"Detector": "gaussad_pl.inference.detector", "GaussianAD": "gaussad_pl.training.module"}
+_HOMES = {
+    "Detector": "gaussad_pl.inference.detector",
+    "GaussianAD": "gaussad_pl.training.module",
+    "UserError": "gaussad_pl.errors",
+    "fit": "gaussad_pl.fitting",
+}
 
 
 def __getattr__(name: str) -> Any:

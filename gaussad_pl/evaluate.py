@@ -24,7 +24,6 @@ if __name__ == "__main__":
 import platform
 import shlex
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -32,7 +31,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 from torch.utils.data import StackDataset
 
@@ -49,6 +47,7 @@ from gaussad_pl.inference.exported import SUFFIX, load_detector
 from gaussad_pl.inference.prediction import BATCH, BaseDetector
 from gaussad_pl.inference.runs import find_detector
 from gaussad_pl.model.detection import Detection
+from gaussad_pl.progress import tracked
 from gaussad_pl.results import decisions, figures, pictures
 from gaussad_pl.results.evaluation import Evaluation, table
 from gaussad_pl.version import __version__
@@ -134,11 +133,7 @@ def detect(detector: BaseDetector, images: Tensor) -> Detection:
     `Detector.detect` folds the batch normalisation, which changes the scores by rounding; without it, the test images
     of a run have the same scores as in the run.
     """
-    console = Console(stderr=True)
-    firsts: Iterable[int] = range(0, len(images), BATCH)
-    if console.is_terminal:  # without one, rich would leave an empty line
-        firsts = track(firsts, "Scoring", transient=True, console=console)
-    batches = (images[first : first + BATCH] for first in firsts)
+    batches = (images[first : first + BATCH] for first in tracked(range(0, len(images), BATCH), "Scoring"))
     if isinstance(detector, Detector):
         device = detector.model.level_weights.device
         return Detection.join([detector.model(batch.to(device)).cpu() for batch in batches])

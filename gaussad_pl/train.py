@@ -50,11 +50,14 @@ import lightning as L
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.accelerators.mps import MPSAccelerator
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 from rich.console import Console
+from torch import cuda
+from torch.backends import mps
 
 from gaussad_pl.calibration.conformal import Calibration
 from gaussad_pl.calibration.cross_conformal import calibrate
@@ -69,7 +72,7 @@ from gaussad_pl.files import write_json
 from gaussad_pl.inference import artefact
 from gaussad_pl.inference.detector import Detector
 from gaussad_pl.inference.heat import HeatScale
-from gaussad_pl.inference.runs import next_command
+from gaussad_pl.inference.runs import METRICS, next_command
 from gaussad_pl.model.precision import forbid_tf32
 from gaussad_pl.results import figures, pictures, run_folder
 from gaussad_pl.results.decisions import decisions
@@ -87,15 +90,31 @@ log = logging.getLogger(__name__)
 
 
 def run(config: DictConfig) -> float | None:
-    """One run, from the configuration to a folder full of results; returns what a search maximises."""
+    """Train as the command does, print the results and return what a search maximises."""
     folder = Path(HydraConfig.get().runtime.output_dir)
+    earlier = (folder / METRICS).is_file()
+    results = train(config, folder)
+    if not (earlier or rank_zero_only.rank):  # type: ignore[attr-defined]
+        show(folder, results)
+    best: float | None = results["validation_signal"]
+    return best
+
+
+def train(config: DictConfig, folder: Path) -> dict[str, Any]:
+    """Train from a composed configuration into a folder, and return the content of its metrics.json.
+
+    A run that is finished is not repeated.
+
+    Raises:
+        UserError: a mistake in the settings or the data; nothing new is left in the folder.
+    """
     check_settings(config)
+    folder.mkdir(parents=True, exist_ok=True)
     with run_folder.locked(folder), run_folder.starting(folder):
         settings = run_folder.open_folder(folder, config)
         if (done := run_folder.finished(folder)) is not None:
             log.info("%s is finished: nothing to resume", folder)
-            signal: float | None = done["validation_signal"]
-            return signal
+            return done
         forbid_tf32()
         L.seed_everything(config.seed, workers=True, verbose=False)
         data: ImageDataModule = instantiate(config.data)
@@ -117,10 +136,7 @@ def run(config: DictConfig) -> float | None:
                 from gaussad_pl.results import dashboard
 
                 dashboard.finish(completed)
-    if trainer.is_global_zero:
-        show(folder, results)
-    best: float | None = results["validation_signal"]
-    return best
+    return results
 
 
 def begin(loggers: list[Logger], settings: dict[str, Any]) -> None:
@@ -142,8 +158,13 @@ def make_trainer(config: DictConfig, callbacks: list[Callback], loggers: list[Lo
     """The trainer of the configuration, with checkpoints that a kill or a full disk cannot break.
 
     Raises:
-        UserError: an accelerator that the Gaussian cannot do with.
+        UserError: there is no such accelerator, or the Gaussian cannot do with it.
     """
+    if config.accelerator in ("gpu", "cuda") and not (cuda.is_available() or mps.is_available()):
+        raise UserError(f"trainer.accelerator={config.accelerator}: no GPU is available to PyTorch: set it to cpu")
+    if not Console().is_terminal:  # log files and notebooks would get a line for each update
+        for bar in (each for each in callbacks if isinstance(each, ProgressBar)):
+            bar.disable()
     plugins = [*instantiate(config.get("plugins") or []), AtomicCheckpointIO()]
     trainer: L.Trainer = instantiate(config, callbacks=callbacks, logger=loggers, plugins=plugins)
     if isinstance(trainer.accelerator, MPSAccelerator):
@@ -180,7 +201,7 @@ def conduct(
     report(figures.save(drawn, folder), outcome, data, scale, calibration, loggers)
     detector.save(folder / artefact.NAME)
     results |= origin
-    write_json(folder / "metrics.json", results)  # marks completion
+    write_json(folder / METRICS, results)  # marks completion
     last_checkpoint(folder).unlink(missing_ok=True)  # was for resuming
     return results
 

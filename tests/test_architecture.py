@@ -140,7 +140,7 @@ def test_wandb_is_imported_only_where_it_logs() -> None:
 def test_the_public_names_are_loaded_when_they_are_used() -> None:
     code = "import sys, gaussad_pl; assert 'torch' not in sys.modules; print(dir(gaussad_pl))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "['Detector', 'GaussianAD', '__version__']"
+    assert done.stdout.strip() == "['Detector', 'GaussianAD', 'UserError', '__version__', 'fit']"
     from gaussad_pl.inference.detector import Detector
 
     assert gaussad_pl.Detector is Detector

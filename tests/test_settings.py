@@ -273,6 +273,8 @@ def test_two_training_images_are_one_line_and_leave_no_folder(
         ([], ["config.yaml", "images.json", "train.log"], False),
         ([], ["config.yaml", "scores.csv"], True),
         (["config.yaml", "images.json"], ["train.log"], True),
+        (["csv"], ["config.yaml"], True),
+        (["notes.log"], ["config.yaml"], True),
     ],
 )
 def test_the_folder_of_a_failed_start_goes_unless_it_holds_results_or_an_earlier_run(

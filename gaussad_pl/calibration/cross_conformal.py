@@ -11,7 +11,6 @@ from functools import reduce
 
 import numpy as np
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from gaussad_pl.backbones.backbone import pool
@@ -25,6 +24,7 @@ from gaussad_pl.density.moments import Moments, merge, moments, update_moments
 from gaussad_pl.model.anomaly_maps import smooth
 from gaussad_pl.model.detection import Detection
 from gaussad_pl.model.model import GaussianModel, level_distances
+from gaussad_pl.progress import tracked
 
 FOLDS = 4
 FEW = 100  # images below which there are more folds: on three quarters of them, Gaussians are clearly worse than on all
@@ -110,7 +110,7 @@ def cross_conformal(
         _moments(model, data, [images[i] for i in fold], [level[fold] for level in pooled]) for fold in trained
     ]
     detections = []
-    for k, fold in track(list(enumerate(scored)), "Calibrating: scores", transient=True):
+    for k, fold in tracked(list(enumerate(scored)), "Calibrating: scores"):
         if not fold:
             continue
         others = [j for j in range(len(folds)) if j != k]

@@ -61,7 +61,7 @@ def entry_point(task: Callable[[DictConfig], float | None], resumes: bool = Fals
     def job(config: DictConfig) -> float | sweep.Failure | None:  # may run in another process
         config = migrated(config)
         sys.orig_argv = command  # metrics.json records what the user typed
-        _quiet()
+        quiet()
         keep_freed_memory()
         first = getattr(rank_zero_only, "rank", 0) == 0
         if not first:  # of the processes that share a run, only rank 0 reports
@@ -73,19 +73,19 @@ def entry_point(task: Callable[[DictConfig], float | None], resumes: bool = Fals
         except (UserError, InstantiationException, OSError) as error:
             if not first:
                 sys.exit(1)
-            if _VERBOSE or not _is_users(error):
+            if _VERBOSE or not is_users(error):
                 raise
             sys.exit(f"error: {one_line(error)}{continued(resumes and isinstance(error, OSError | UnwritableError))}")
 
     def main() -> None:
-        _quiet()
+        quiet()
         keep_freed_memory()
         try:
             with raising_signals(), _hydra_raises():
                 _check_place()
                 hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)()
         except (UserError, HydraException, OmegaConfBaseException, OSError, ValueError) as error:
-            if _VERBOSE or not _is_users(error):
+            if _VERBOSE or not is_users(error):
                 raise
             sys.exit(f"error: {one_line(error)}")
         except Interrupted as stop:
@@ -113,7 +113,7 @@ def _hydra_raises() -> Iterator[None]:
             os.environ["HYDRA_FULL_ERROR"] = before
 
 
-def _is_users(error: BaseException) -> bool:
+def is_users(error: BaseException) -> bool:
     """Return True for errors that the user can fix; of OSErrors, only full disks and missing permissions."""
     if isinstance(error, OSError) and not isinstance(error, HydraException):
         return error.errno in UNWRITABLE
@@ -174,7 +174,7 @@ def keep_freed_memory() -> None:
         allocator.mallopt(m_trim_threshold, 2**31 - 1)
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Silence harmless third-party warnings."""
     logging.raiseExceptions = False  # a full disk would print a traceback for each line of a log file
     # hydra/launcher=ray and so on deliberately override the configs of the plugins

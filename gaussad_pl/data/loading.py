@@ -16,13 +16,11 @@ from uuid import uuid4
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from gaussad_pl.data.images import read_image
-from gaussad_pl.distributed import rank
 from gaussad_pl.errors import UserError
+from gaussad_pl.progress import tracked
 
 CACHE_VERSION = 3  # increment it whenever the pixels returned by `read_image` or the file format change
 CHECKSUM = 4  # bytes after the array in a cache file: the CRC-32 of everything before them
@@ -90,15 +88,7 @@ def load_images(paths: Sequence[Path], size: int, cache: Path | None, descriptio
 
 def _all(paths: Sequence[Path], size: int, description: str) -> Iterator[Tensor]:
     """Yield all images with a progress bar; unreadable ones are counted and raised at the end."""
-    console = Console(stderr=True)
-    images = track(
-        decoded(paths, size, ahead=4 * torch.get_num_threads()),
-        description,
-        total=len(paths),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal or rank() > 0,  # without a terminal, rich would leave an empty line
-    )
+    images = tracked(decoded(paths, size, ahead=4 * torch.get_num_threads()), description, total=len(paths))
     errors = []
     for _, image in images:
         if isinstance(image, UserError):

@@ -11,7 +11,6 @@ from typing import TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.progress import track
 from torch import Tensor
 
 from gaussad_pl.backbones.backbone import Backbone
@@ -19,6 +18,7 @@ from gaussad_pl.data.near_duplicates import near_duplicates
 from gaussad_pl.density.gaussian import Gaussian
 from gaussad_pl.density.moments import moments
 from gaussad_pl.density.whitening import SingularCovarianceError
+from gaussad_pl.progress import tracked
 
 T = TypeVar("T")
 Features = Callable[[Tensor], Sequence[Tensor]]  # uint8 images (N, 3, H, W) -> (N, C) for each middle level
@@ -62,6 +62,6 @@ def pooled_middle(backbone: Backbone, device: torch.device, images: Tensor) -> l
 
 def alike(images: Tensor, features: Features, batch_size: int) -> NDArray[np.int64]:
     """Group near-duplicates among uint8 images ``(N, 3, H, W)`` in one pass; returns the group of each, ``(N,)``."""
-    batches = track(images.split(batch_size), "Looking for near-duplicates", transient=True)
+    batches = tracked(images.split(batch_size), "Looking for near-duplicates")
     levels = [torch.cat(level) for level in zip(*map(features, batches), strict=True)]
     return near_duplicates(whitened(levels, estimated(levels)))

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gaussad_pl.data.images import read_image, shallow, square
+from gaussad_pl.data.images import read_image, shallow, square, upright
+from gaussad_pl.data.samples import IMAGE_SUFFIXES
 from gaussad_pl.errors import UserError
 
 # one image: a path, a PIL image, an array (H, W) or (H, W, C), a tensor (C, H, W); or several: a batch or an iterable
@@ -36,6 +37,32 @@ def each_pixels(images: Images, size: int) -> Iterator[Tensor]:
         yield torch.from_numpy(_pixels(image, size)).permute(2, 0, 1)
 
 
+def write_images(images: Images, folder: Path) -> None:
+    """Write images to a new folder in their order, without loss; files given by their paths are copied.
+
+    Raises:
+        UserError: a file cannot be read, or an object is not an image.
+    """
+    folder.mkdir(parents=True)
+    for number, image in enumerate(_each(images)):
+        try:
+            if isinstance(image, (str, os.PathLike)):
+                _copy(Path(image), folder, number)
+            else:
+                upright(_image(image)).save(folder / f"{number:06}.png", compress_level=1)
+        except ValueError as error:
+            raise UserError(f"image {number} is not an image: {error}") from error
+
+
+def _copy(path: Path, folder: Path, number: int) -> None:
+    name = path.name if path.suffix.lower() in IMAGE_SUFFIXES else f"{path.name}.png"  # decoders go by the content
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror}): give existing image files") from error
+    (folder / f"{number:06}_{name}").write_bytes(content)
+
+
 def _each(images: Images) -> Iterable[Any]:
     if isinstance(images, (str, os.PathLike, Image.Image)):
         return [images]
@@ -50,16 +77,21 @@ def _pixels(image: Any, size: int) -> np.ndarray:
     if isinstance(image, (str, os.PathLike)):
         return read_image(Path(image), size).copy()  # PyTorch does not support read-only arrays
     try:
-        if isinstance(image, Tensor):
-            values = image.detach().cpu().numpy()
-            image = values.transpose(1, 2, 0) if values.ndim == 3 else values
-        if isinstance(image, np.ndarray):
-            image = _picture(image)
-        if isinstance(image, Image.Image):
-            return square(image.copy(), size).copy()  # the caller's image must not change
+        return square(_image(image), size).copy()
     except (ValueError, OSError) as error:
         raise UserError(f"not an image: {error}") from error
-    raise UserError(f"not an image: {type(image).__name__}; give a path, a PIL image, an array or a tensor")
+
+
+def _image(image: Any) -> Image.Image:
+    """Convert a PIL image, an array or a tensor to a new PIL image, as the caller's must not change."""
+    if isinstance(image, Tensor):
+        values = image.detach().cpu().numpy()
+        image = values.transpose(1, 2, 0) if values.ndim == 3 else values
+    if isinstance(image, np.ndarray):
+        return _picture(image)
+    if isinstance(image, Image.Image):
+        return image.copy()
+    raise ValueError(f"{type(image).__name__}; give a path, a PIL image, an array or a tensor")
 
 
 def _picture(values: np.ndarray) -> Image.Image:

@@ -19,21 +19,22 @@ from gaussad_pl.errors import UserError
 from gaussad_pl.files import write_json, write_text
 from gaussad_pl.renamed import migrated
 
-STARTED = {".hydra", ".lock", "config.yaml", "images.json"}  # written before the first result
+OPENED = {".hydra", ".lock", "train.log"}  # made by Hydra and the lock
+STARTED = OPENED | {"config.yaml", "images.json", "csv", "wandb", "tensorboard"}  # written before the first result
 
 
 @contextmanager
 def starting(folder: Path) -> Iterator[None]:
     """Remove the run folder, and empty parents, if a user's mistake ends the run before its first result.
 
-    Enter it with the folder `locked`, so that the folder of another process is never removed.
+    A folder that had other files before stays. Enter it with the folder `locked`, so that the folder of another process
+    is never removed.
     """
-    resumed = (folder / "config.yaml").exists()
+    before = _names(folder) - OPENED
     try:
         yield
     except (UserError, InstantiationException):
-        left = {path.name for path in folder.iterdir() if path.suffix != ".log"}
-        if not (resumed or rank_zero_only.rank) and left <= STARTED:  # type: ignore[attr-defined]
+        if not (before or rank_zero_only.rank) and _names(folder) <= STARTED:  # type: ignore[attr-defined]
             shutil.rmtree(folder, ignore_errors=True)
             for parent in folder.absolute().parents:
                 if parent == Path.cwd() or Path.cwd() not in parent.parents or any(parent.iterdir()):
@@ -124,6 +125,10 @@ def same_images(folder: Path, images: dict[str, int]) -> None:
         raise UserError(
             f"{folder} holds a run on other images: {changed}; restore them or choose another folder for a new run"
         )
+
+
+def _names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
 
 
 def _load(path: Path) -> Any:

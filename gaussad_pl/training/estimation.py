@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
-from rich.progress import track
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -19,12 +18,13 @@ from gaussad_pl.density.damage import Damage, DamageMoment, covered
 from gaussad_pl.density.gaussian import RunningGaussian
 from gaussad_pl.density.moments import all_reduce_moments, moments, update_moments
 from gaussad_pl.density.patches import PatchDensity
-from gaussad_pl.distributed import gather, rank
+from gaussad_pl.distributed import gather
 from gaussad_pl.errors import UserError
 from gaussad_pl.model.border import border_contrast
 from gaussad_pl.model.detection import Detection
 from gaussad_pl.model.model import GaussianModel
 from gaussad_pl.model.segmenter import Segmenter
+from gaussad_pl.progress import tracked
 
 Batch = dict[str, Tensor]
 
@@ -130,7 +130,7 @@ class EstimatingModule(L.LightningModule):
         if self.frozen is not None and all(key in self.frozen for key in keys):
             yield from map(self.frozen.features, keys)
             return
-        shown = track(batches, description="Estimating the Gaussian", transient=True, disable=rank() > 0)
+        shown = tracked(batches, "Estimating the Gaussian")
         for key, batch in zip(keys, shown, strict=True):
             images = batch["image"].to(self.device)
             maps = self.model.backbone(images)
