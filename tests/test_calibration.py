@@ -11,8 +11,8 @@ from scipy import stats
 from torch import Tensor
 
 from gaussad_pl.calibration.conformal import Calibration, conformal_threshold, p_values, rate_range
-from gaussad_pl.calibration.cross_conformal import folds_for
 from gaussad_pl.calibration.drift import DriftMonitor, few_below, moved_away
+from gaussad_pl.calibration.folds import folds_for
 from gaussad_pl.calibration.gamma import Gamma, fit_gamma, misfit
 from gaussad_pl.errors import UserError
 

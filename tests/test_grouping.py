@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from gaussad_pl.backbones.backbone import Backbone
-from gaussad_pl.calibration import cross_conformal
+from gaussad_pl.calibration import cross_conformal, folds
 from gaussad_pl.calibration.cross_conformal import calibrate
 from gaussad_pl.data import grouping, image_sets
 from gaussad_pl.data.folder import Folder
@@ -213,7 +213,7 @@ def test_the_calibration_keeps_the_same_groups(group: str | None, shots: Path, m
     module.estimate(data.reference_dataloader())
     parts: list[list[int]] = []
     split = cross_conformal.partition
-    monkeypatch.setattr(cross_conformal, "FEW", 0)
+    monkeypatch.setattr(folds, "FEW", 0)
     monkeypatch.setattr(cross_conformal, "partition", lambda *args: parts.extend(split(*args)) or parts)
     monkeypatch.setattr(
         cross_conformal, "near_duplicates",

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gaussad_pl.backbones.backbone import pool
 from gaussad_pl.calibration.conformal import Calibration
+from gaussad_pl.calibration.folds import folds_for
 from gaussad_pl.data.base import ImageDataModule
 from gaussad_pl.data.near_duplicates import in_order, near_duplicates
 from gaussad_pl.data.part_features import middle, whitened
@@ -26,9 +27,6 @@ from gaussad_pl.model.detection import Detection
 from gaussad_pl.model.model import GaussianModel, level_distances
 from gaussad_pl.progress import tracked
 
-FOLDS = 4
-FEW = 100  # images below which there are more folds: on three quarters of them, Gaussians are clearly worse than on all
-MORE_FOLDS = 10
 CACHE = 2 * 2**30  # bytes of patches to keep at most; if there are more, the backbone runs again for each fold
 
 
@@ -137,11 +135,6 @@ def cross_conformal(
         f"estimated without its fold, one of {count}; {caveat}"
     )
     return Calibration.of(detection.scores, detection.distances, scheme, different)
-
-
-def folds_for(images: int) -> int:
-    """Number of folds for a number of images."""
-    return MORE_FOLDS if images < FEW else FOLDS
 
 
 def _moments(model: GaussianModel, data: ImageDataModule, images: list[int], pooled: list[Tensor]) -> list[Moments]:

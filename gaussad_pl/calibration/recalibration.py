@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gaussad_pl.backbones.backbone import pool
 from gaussad_pl.calibration.conformal import Calibration
-from gaussad_pl.calibration.cross_conformal import folds_for
+from gaussad_pl.calibration.folds import folds_for
 from gaussad_pl.data.near_duplicates import near_duplicates
 from gaussad_pl.data.part_features import middle, whitened
 from gaussad_pl.data.splitting import partition
