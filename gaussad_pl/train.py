@@ -274,8 +274,9 @@ def show(folder: Path, results: dict[str, Any]) -> None:
     if results["frozen"]["image_auroc"] is None:
         console.print("no metrics: the test needs good and bad images, and there are only images of one of the two")
     show_decisions(console, results)
-    console.print(f"results: {folder}", soft_wrap=True)
-    console.print(f"next: {next_command(folder)}", highlight=False, soft_wrap=True)
+    here = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    console.print(f"results: {here}", soft_wrap=True)
+    console.print(f"next: {next_command(here)}", highlight=False, soft_wrap=True)
 
 
 main = entry_point(run, resumes=True)
