@@ -14,24 +14,30 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from gaussad_pl.density.rounding import codes, decoded, is_rounded
 from gaussad_pl.errors import UserError
 from gaussad_pl.files import finite, replacing
 
-# increase it if older versions cannot read the files; 2 had no checksum of the header, 3 other names, 4 no median
-FORMAT = 5
+# increase it if older versions cannot read the files; 2 had no checksum of the header, 3 other names, 4 no median, 5 no
+# integers
+FORMAT = 6
 OLDEST = 2
 NAME = "detector.safetensors"
 _KEY = "gaussad_pl"  # metadata entry with the header; other safetensors files do not have it
 _SEAL = "sha256"  # metadata entry with the checksum of the header, which itself holds that of the tensors
 _TRIANGLE = ".triangle"  # suffix of triangular matrices that are stored without their zeros
+_CODES = ".codes"  # suffix of rounded matrices that are stored as integers
+_EXPONENTS = ".exponents"  # suffix of the powers of two that the integers are multiplied with
 
 
 def write_artefact(path: Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Write header and tensors atomically: a killed run leaves the old file or none.
 
-    Lower triangular matrices, which make up most of a detector, are stored without their zeros.
+    Whiteners, which make up most of a detector, are stored as integers where they are rounded, and without the zeros
+    of lower triangular matrices.
     """
-    stored = dict(_packed(name, tensor.detach().cpu()) for name, tensor in tensors.items())
+    whole = dict(part for name, tensor in tensors.items() for part in _encoded(name, tensor.detach().cpu()))
+    stored = dict(_packed(name, tensor) for name, tensor in whole.items())
     clean, _ = finite({**header, "format": FORMAT, "checksum": _checksum(stored)})
     text = json.dumps(clean, allow_nan=False)
     with replacing(path) as partial:  # save_file would make it readable by its owner only
@@ -61,7 +67,7 @@ def read_artefact(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise UserError(f"{path} is damaged (checksum mismatch): copy it again")
     if (broken := next((name for name, tensor in stored.items() if tensor.isnan().any()), None)) is not None:
         raise UserError(f"{path} cannot be used ({broken} contains NaN): train it again")
-    return header, dict(_unpacked(name, tensor) for name, tensor in stored.items())
+    return header, _decoded(dict(_unpacked(name, tensor) for name, tensor in stored.items()))
 
 
 def _check_version(path: Path, header: Mapping[str, Any]) -> None:
@@ -81,9 +87,26 @@ def _sealed(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def _encoded(name: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
+    if tensor.ndim != 3 or not name.endswith("whitener") or not is_rounded(tensor):
+        return [(name, tensor)]
+    return list(zip((name + _CODES, name + _EXPONENTS), codes(tensor), strict=True))
+
+
+def _decoded(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    for name in [name.removesuffix(_CODES) for name in tensors if name.endswith(_CODES)]:
+        tensors[name] = decoded(tensors.pop(name + _CODES), tensors.pop(name + _EXPONENTS))
+    return tensors
+
+
 def _packed(name: str, tensor: Tensor) -> tuple[str, Tensor]:
     side = tensor.shape[-1] if tensor.ndim >= 2 else 0
-    if side < 2 or tensor.shape[-2] != side or not name.endswith("whitener") or not torch.equal(tensor, tensor.tril()):
+    if (
+        side < 2
+        or tensor.shape[-2] != side
+        or not name.removesuffix(_CODES).endswith("whitener")
+        or not torch.equal(tensor, tensor.tril())
+    ):
         return name, tensor.contiguous().clone()
     rows, columns = torch.tril_indices(side, side)
     return name + _TRIANGLE, tensor[..., rows, columns].contiguous()
