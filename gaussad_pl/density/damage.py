@@ -72,7 +72,7 @@ def damage_whitening(covariance: Tensor, factor: Tensor, weight: float) -> Tenso
         weight: k.
 
     Returns:
-        W ``(..., R, D)`` with d(x) = |W (x - m)|.
+        W ``(..., R, D)`` with d(x) = |W (x - m)|, of which the last R columns are lower triangular.
 
     Raises:
         SingularCovarianceError: the covariance is singular to working precision, or not finite.
@@ -81,7 +81,15 @@ def damage_whitening(covariance: Tensor, factor: Tensor, weight: float) -> Tenso
     seen = whitener @ factor  # in whitened coordinates
     gram = seen.mT @ seen
     gram.diagonal(dim1=-2, dim2=-1).add_(1 / weight)
-    return torch.linalg.solve_triangular(torch.linalg.cholesky(gram), seen.mT @ whitener, upper=False)
+    rows = torch.linalg.solve_triangular(torch.linalg.cholesky(gram), seen.mT @ whitener, upper=False)
+    return trapezoidal(rows)
+
+
+def trapezoidal(rows: Tensor) -> Tensor:
+    """Rotate rows ``(..., R, D)`` to a lower triangular last R columns: distances stay, and a quarter may be zeros."""
+    count, features = rows.shape[-2:]
+    rotation = torch.linalg.qr(rows[..., -count:].flip(-1)).Q  # of the columns from the last to the first
+    return (rotation.mT.flip(-2) @ rows).tril(features - count)
 
 
 class DamageMoment:

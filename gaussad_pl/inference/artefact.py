@@ -90,30 +90,37 @@ def _sealed(text: str) -> str:
 def _encoded(name: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
     if tensor.ndim != 3 or not name.endswith("whitener") or not is_rounded(tensor):
         return [(name, tensor)]
-    return list(zip((name + _CODES, name + _EXPONENTS), codes(tensor), strict=True))
+    integers, exponents = codes(tensor)
+    rows, features = integers.shape[-2:]
+    if torch.equal(integers, integers.tril(features - rows)):
+        i, j = torch.tril_indices(rows, features, features - rows)
+        return [(name + _CODES + _TRIANGLE, integers[..., i, j]), (name + _EXPONENTS, exponents)]
+    return [(name + _CODES, integers), (name + _EXPONENTS, exponents)]
 
 
 def _decoded(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    for name in [name.removesuffix(_CODES) for name in tensors if name.endswith(_CODES)]:
-        tensors[name] = decoded(tensors.pop(name + _CODES), tensors.pop(name + _EXPONENTS))
+    for name in [name.removesuffix(_EXPONENTS) for name in tensors if name.endswith(_EXPONENTS)]:
+        exponents = tensors.pop(name + _EXPONENTS)
+        if (integers := tensors.pop(name + _CODES, None)) is None:
+            packed, rows = tensors.pop(name + _CODES + _TRIANGLE), exponents.shape[-1]
+            features = packed.shape[-1] // rows + rows // 2  # they hold rows * (features - (rows - 1) / 2) numbers
+            integers = packed.new_zeros(*exponents.shape, features)
+            i, j = torch.tril_indices(rows, features, features - rows)
+            integers[..., i, j] = packed
+        tensors[name] = decoded(integers, exponents)
     return tensors
 
 
 def _packed(name: str, tensor: Tensor) -> tuple[str, Tensor]:
     side = tensor.shape[-1] if tensor.ndim >= 2 else 0
-    if (
-        side < 2
-        or tensor.shape[-2] != side
-        or not name.removesuffix(_CODES).endswith("whitener")
-        or not torch.equal(tensor, tensor.tril())
-    ):
+    if side < 2 or tensor.shape[-2] != side or not name.endswith("whitener") or not torch.equal(tensor, tensor.tril()):
         return name, tensor.contiguous().clone()
     rows, columns = torch.tril_indices(side, side)
     return name + _TRIANGLE, tensor[..., rows, columns].contiguous()
 
 
 def _unpacked(name: str, tensor: Tensor) -> tuple[str, Tensor]:
-    if not name.endswith(_TRIANGLE):
+    if not name.endswith(_TRIANGLE) or name.endswith(_CODES + _TRIANGLE):
         return name, tensor
     side = round((2 * tensor.shape[-1] + 0.25) ** 0.5 - 0.5)
     full = tensor.new_zeros(*tensor.shape[:-1], side, side)
