@@ -22,7 +22,9 @@ FEATURES = 12
 RANDOM = torch.Generator().manual_seed(0)
 WHITENERS = torch.randn(7, 4, FEATURES, generator=RANDOM) * 10.0 ** torch.arange(-3, 4)[:, None, None]
 WHITENERS = WHITENERS.tril(FEATURES - 4)
-Y = torch.randn(7, 5, FEATURES, generator=RANDOM)
+SPREAD = 2.0 ** torch.arange(-6, 6)
+WHITENERS = WHITENERS / SPREAD
+Y = SPREAD * torch.randn(7, 5, FEATURES, generator=RANDOM)
 
 
 def union() -> UnionGaussians:
@@ -35,31 +37,32 @@ def union() -> UnionGaussians:
 
 def test_rounding_keeps_distances_within_one_percent_and_rounds_once() -> None:
     whitener = torch.randn(3, 64, 152, generator=RANDOM)
-    found = rounded(whitener)
-    assert is_rounded(found) and not is_rounded(whitener)
-    y = torch.randn(3, 500, 152, generator=RANDOM)
+    whitener, spread = whitener / 2.0 ** torch.arange(-76, 76).div(4), 2.0 ** torch.arange(-76, 76).div(4).round()
+    found = rounded(whitener, spread)
+    assert is_rounded(found, spread) and not is_rounded(whitener, spread)
+    y = spread * torch.randn(3, 500, 152, generator=RANDOM)
     near, exact = (torch.linalg.vector_norm(y @ w.mT, dim=-1) for w in (found, whitener))
     torch.testing.assert_close(near, exact, rtol=0.01, atol=0)
 
 
 def test_integers_and_exponents_are_all_there_is_to_know() -> None:
-    integers, exponents = codes(rounded(WHITENERS))
+    integers, exponents = codes(rounded(WHITENERS, SPREAD), SPREAD)
     assert integers.dtype == exponents.dtype == torch.int8 and integers.abs().max() <= 63
-    assert torch.equal(decoded(integers, exponents), rounded(WHITENERS))
-    assert torch.equal(decoded(*codes(torch.zeros(2, 3, 4))), torch.zeros(2, 3, 4))
+    assert torch.equal(decoded(integers, exponents, SPREAD), rounded(WHITENERS, SPREAD))
+    assert torch.equal(decoded(*codes(torch.zeros(2, 3, 12), SPREAD), SPREAD), torch.zeros(2, 3, 12))
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
 def test_products_of_integers_give_the_distances_of_floats(scale: float) -> None:
-    whitener = rounded(WHITENERS)
+    whitener = rounded(WHITENERS, SPREAD)
     expected = torch.linalg.vector_norm(scale * Y @ whitener.mT, dim=-1)
-    torch.testing.assert_close(CodedWhiteners(whitener)(scale * Y), expected, rtol=1e-4, atol=0)
-    assert torch.equal(CodedWhiteners(whitener)(0 * Y), torch.zeros(7, 5))
+    torch.testing.assert_close(CodedWhiteners(whitener, SPREAD)(scale * Y), expected, rtol=1e-4, atol=0)
+    assert torch.equal(CodedWhiteners(whitener, SPREAD)(0 * Y), torch.zeros(7, 5))
 
 
 def test_whiteners_that_are_not_rounded_cannot_be_exported() -> None:
     with pytest.raises(UserError, match="older gaussad_pl.*train it again"):
-        CodedWhiteners(WHITENERS)
+        CodedWhiteners(WHITENERS, SPREAD)
 
 
 def test_a_file_takes_a_byte_for_each_number_below_the_diagonal_and_gives_back_the_same(
@@ -99,4 +102,4 @@ def test_a_density_that_follows_another_one_takes_its_number_of_rows(monkeypatch
             form.damage = damage
             form.observe(torch.randn(20, 9, FEATURES, generator=RANDOM))
             form.estimate()
-            assert form.whitener.shape[1:] == (rows, FEATURES) and is_rounded(form.whitener)
+            assert form.whitener.shape[1:] == (rows, FEATURES) and is_rounded(form.whitener, form.spread)

@@ -169,7 +169,7 @@ class _TiledClusters(nn.Module):
         super().__init__()
         self.partitions = gaussians.partitions
         self.register_buffer("first", gaussians.clusters * torch.arange(gaussians.partitions))
-        self.whitened = CodedWhiteners(gaussians.whitener)
+        self.whitened = CodedWhiteners(gaussians.whitener, gaussians.spread)
         self.register_buffer("mean", gaussians.mean)
         self.register_buffer("directions", gaussians.directions)
         self.register_buffer("centre", gaussians.centre.T.contiguous())

@@ -33,21 +33,23 @@ class GaussianInOnnx(nn.Module):
 
 
 class CodedWhiteners(nn.Module):
-    """Rounded whiteners ``(K, R, D)`` as integers, which multiply 16-bit features as two bytes each.
+    """`rounded` whiteners ``(K, R, D)`` as integers, which multiply 16-bit features as two bytes each.
 
-    The last R columns are lower triangular.
+    Of each whitener, the last R columns are lower triangular.
 
     Runtimes multiply bytes several times as fast as floats, and load a quarter of the memory. The scale of a patch is
-    its largest feature, so that the error is a rounding error of 16 bits.
+    its largest feature in these units, so that the error is a rounding error of 16 bits.
     """
 
+    inverse: Tensor  # of the units
     near: Tensor  # the first rows, transposed, (K, D - R / 2, R / 2): they need the first features alone
     far: Tensor  # the other rows, transposed, (K, D, R / 2)
     unit: Tensor  # (K, 1, R)
 
-    def __init__(self, whitener: Tensor) -> None:
+    def __init__(self, whitener: Tensor, spread: Tensor) -> None:
         super().__init__()
-        integers, exponents = codes(whitener)
+        integers, exponents = codes(whitener, spread)
+        self.register_buffer("inverse", 1 / spread)
         rows, features = integers.shape[1:]
         first = rows - rows // 2
         self.register_buffer("near", integers[:, :first, : features - rows // 2].mT.contiguous())
@@ -57,13 +59,15 @@ class CodedWhiteners(nn.Module):
     def forward(self, y: Tensor, chosen: Tensor | None = None) -> Tensor:
         """Lengths ``(B, T)`` of whitened ``y`` ``(B, T, D)``, by the whiteners ``chosen`` ``(B,)`` or all K = B."""
         near, far, unit = (w if chosen is None else w.index_select(0, chosen) for w in (self.near, self.far, self.unit))
+        y = y * self.inverse
         step = y.abs().amax(-1, keepdim=True).clamp(min=1e-30) / LARGEST
         whole = (y / step).round()
         high = ((whole + 128) / 256).floor()
         both = (torch.cat([high, whole - 256 * high], dim=1) + 128).to(torch.uint8)  # bytes, whose zero is 128
         products = [integer_product(both[..., : near.shape[1]], near), integer_product(both, far)]
-        high, low = torch.cat(products, dim=-1).float().chunk(2, dim=1)
-        return torch.linalg.vector_norm((256 * high + low) * unit, dim=-1) * step.squeeze(-1)
+        whitened = torch.cat(products, dim=-1).float()
+        whitened = (256 * whitened[:, : y.shape[1]] + whitened[:, y.shape[1] :]) * unit
+        return torch.linalg.vector_norm(whitened, dim=-1) * step.squeeze(-1)
 
 
 def integer_product(x: Tensor, integers: Tensor) -> Tensor:

@@ -81,16 +81,19 @@ class PatchDensity(nn.Module, ABC):
 class CellGaussians(PatchDensity):
     """One Gaussian for each of K cells of a partition of patches.
 
-    Buffers: mean ``(K, D)`` and `rounded` whitener ``(K, R, D)``, with as many rows as damage has directions, or R = D.
+    Buffers: mean ``(K, D)``; whitener ``(K, R, D)`` with as many rows as damage has directions, or R = D, `rounded` for
+    features in units of spread ``(D,)``: powers of two near their standard deviations.
     """
 
     mean: Tensor
     whitener: Tensor
+    spread: Tensor
 
     def __init__(self, cells: int, features: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(cells, features))
         self.register_buffer("whitener", torch.eye(features).repeat(cells, 1, 1))
+        self.register_buffer("spread", torch.ones(features))
 
     def shift(self, by: Tensor) -> None:
         self.mean += by
@@ -98,6 +101,7 @@ class CellGaussians(PatchDensity):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         if (stored := state_dict.get(f"{prefix}whitener")) is not None:
             self._set_rows(stored.shape[-2])
+            state_dict.setdefault(f"{prefix}spread", torch.ones_like(self.spread))  # older versions have none
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def _set_rows(self, count: int) -> None:
@@ -112,16 +116,19 @@ class CellGaussians(PatchDensity):
         pooled = scatter.sum(0) / degrees
         if not pooled.diagonal().mean() > 0:
             raise NumericalError("the patches of the training images are all the same: give different images")
+        common = shrink(pooled.double(), torch.tensor(RIDGE, dtype=torch.float64))
+        if not cells.start:  # one for all partitions
+            self.spread.copy_(common.diagonal().sqrt().log2().round().exp2())
         rows, whiten = len(pooled), whitening
         if self.damage is not None:
-            factor = damage_factor(self.damage, shrink(pooled.double(), torch.tensor(RIDGE, dtype=torch.float64)))
+            factor = damage_factor(self.damage, common)
             rows, whiten = factor.shape[1], partial(damage_whitening, factor=factor, weight=self.damage.weight)
         self._set_rows(rows)
         self.mean[cells] = mean.to(self.mean)
         parts = zip(self.whitener[cells].split(64), scatter.split(64), counts.split(64), strict=True)
         for whitener, part, count in parts:  # all at once would need several times the memory
             covariance = blend(part.double(), count, pooled)
-            whitener.copy_(rounded(whiten(covariance).to(whitener)))
+            whitener.copy_(rounded(whiten(covariance).to(whitener), self.spread))
 
 
 def blend(scatter: Tensor, counts: Tensor, pooled: Tensor) -> Tensor:

@@ -84,7 +84,7 @@ class _PositionsInOnnx(nn.Module):
     def __init__(self, gaussians: PositionGaussians) -> None:
         super().__init__()
         self.register_buffer("mean", gaussians.mean[:, None])
-        self.whitened = CodedWhiteners(gaussians.whitener)
+        self.whitened = CodedWhiteners(gaussians.whitener, gaussians.spread)
 
     def forward(self, patches: Tensor) -> Tensor:
         distances: Tensor = self.whitened(patches.transpose(0, 1) - self.mean)

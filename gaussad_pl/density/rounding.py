@@ -1,4 +1,4 @@
-"""Whiteners of few bits: each row is a row of small integers times a power of two.
+"""Whiteners of few bits: each row is a row of small integers times a power of two, for features in their own units.
 
 A whitener for every cell makes up most of a detector and of the time of a map. Rounded to 7 bits they move a distance
 by less than 1 % and no metric of maps by 0.1 points, but take a quarter of the file, and runtimes multiply integers
@@ -15,34 +15,38 @@ from gaussad_pl.errors import UserError
 BITS = 7  # with the sign: products of pairs with bytes then fit into 16 bits, in which some processors add them
 
 
-def rounded(whitener: Tensor) -> Tensor:
-    """Round each row of ``(..., R, D)`` to integers of `BITS` bits times a power of two; what is rounded stays."""
-    unit, most = _unit(whitener), 2 ** (BITS - 1) - 1
-    return (whitener / unit).round().clamp(-most, most) * unit
+def rounded(whitener: Tensor, spread: Tensor) -> Tensor:
+    """Round each row of ``(..., R, D)`` to integers of `BITS` bits times a power of two; what is rounded stays.
+
+    Args:
+        whitener: to round.
+        spread: units of the features, in which the whitener is rounded, powers of two ``(D,)``.
+    """
+    standard = whitener * spread
+    unit, most = _unit(standard), 2 ** (BITS - 1) - 1
+    return (standard / unit).round().clamp(-most, most) * unit / spread
 
 
-def is_rounded(whitener: Tensor) -> bool:
+def is_rounded(whitener: Tensor, spread: Tensor) -> bool:
     """Whether rounding would leave it as it is."""
-    return torch.equal(whitener, rounded(whitener))
+    return torch.equal(whitener, rounded(whitener, spread))
 
 
-def codes(whitener: Tensor) -> tuple[Tensor, Tensor]:
+def codes(whitener: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
     """Integers ``(..., R, D)`` and exponents of two ``(..., R)``, both int8, of a `rounded` whitener.
 
     Raises:
         UserError: it is not rounded.
     """
-    if not is_rounded(whitener):
-        raise UserError(
-            "the detector was written by an older gaussad_pl, whose maps cannot be exported: train it again"
-        )
-    unit = _unit(whitener)
-    return (whitener / unit).to(torch.int8), unit.log2().squeeze(-1).to(torch.int8)
+    if not is_rounded(whitener, spread):
+        raise UserError("the detector is of an older gaussad_pl, and its maps cannot be exported: train it again")
+    unit = _unit(whitener * spread)
+    return (whitener * spread / unit).to(torch.int8), unit.log2().squeeze(-1).to(torch.int8)
 
 
-def decoded(integers: Tensor, exponents: Tensor) -> Tensor:
+def decoded(integers: Tensor, exponents: Tensor, spread: Tensor) -> Tensor:
     """The rounded whitener ``(..., R, D)``, float32, of its `codes`."""
-    return integers.float() * exponents.float().exp2().unsqueeze(-1)
+    return integers.float() * exponents.float().exp2().unsqueeze(-1) / spread
 
 
 def _unit(whitener: Tensor) -> Tensor:

@@ -36,7 +36,8 @@ def write_artefact(path: Path, header: Mapping[str, Any], tensors: Mapping[str, 
     Whiteners, which make up most of a detector, are stored as integers where they are rounded, and without the zeros
     of lower triangular matrices.
     """
-    whole = dict(part for name, tensor in tensors.items() for part in _encoded(name, tensor.detach().cpu()))
+    own = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+    whole = dict(part for name, tensor in own.items() for part in _encoded(name, tensor, own.get(_spread(name))))
     stored = dict(_packed(name, tensor) for name, tensor in whole.items())
     clean, _ = finite({**header, "format": FORMAT, "checksum": _checksum(stored)})
     text = json.dumps(clean, allow_nan=False)
@@ -87,15 +88,20 @@ def _sealed(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _encoded(name: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
-    if tensor.ndim != 3 or not name.endswith("whitener") or not is_rounded(tensor):
+def _encoded(name: str, tensor: Tensor, spread: Tensor | None) -> list[tuple[str, Tensor]]:
+    if spread is None or not is_rounded(tensor, spread):
         return [(name, tensor)]
-    integers, exponents = codes(tensor)
+    integers, exponents = codes(tensor, spread)
     rows, features = integers.shape[-2:]
     if torch.equal(integers, integers.tril(features - rows)):
         i, j = torch.tril_indices(rows, features, features - rows)
         return [(name + _CODES + _TRIANGLE, integers[..., i, j]), (name + _EXPONENTS, exponents)]
     return [(name + _CODES, integers), (name + _EXPONENTS, exponents)]
+
+
+def _spread(name: str) -> str:
+    """Name of the units that a whitener is rounded for; of no tensor for other names."""
+    return name.removesuffix("whitener") + "spread" if name.endswith("whitener") else ""
 
 
 def _decoded(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -107,7 +113,7 @@ def _decoded(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             integers = packed.new_zeros(*exponents.shape, features)
             i, j = torch.tril_indices(rows, features, features - rows)
             integers[..., i, j] = packed
-        tensors[name] = decoded(integers, exponents)
+        tensors[name] = decoded(integers, exponents, tensors[_spread(name)])
     return tensors
 
 
