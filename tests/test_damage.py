@@ -11,7 +11,7 @@ from scipy.stats import multivariate_normal
 
 from gaussad_pl.density import damage as damage_module
 from gaussad_pl.density.cluster import ClusterGaussians
-from gaussad_pl.density.damage import Damage, DamageMoment, covered, damage_whitening
+from gaussad_pl.density.damage import Damage, DamageMoment, covered, damage_factor, damage_whitening
 from gaussad_pl.density.gaussian import mahalanobis
 from gaussad_pl.density.union import UnionGaussians, soft_minimum
 from gaussad_pl.density.whitening import whitening
@@ -24,13 +24,17 @@ CHANGE = torch.randn(80, D, generator=RANDOM, dtype=torch.float64) @ torch.randn
 MOMENT = CHANGE.T @ CHANGE / len(CHANGE)
 
 
+def whitened(covariance: torch.Tensor, damage: Damage, common: torch.Tensor = S) -> torch.Tensor:
+    return damage_whitening(covariance, damage_factor(damage, common), damage.weight)
+
+
 @pytest.mark.parametrize("k", [0.1, 1.0, 10.0])
 def test_the_distance_is_the_log_likelihood_ratio_of_good_and_damaged(
     k: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(damage_module, "FLOOR", 0.0)
     x = X - X.mean(0)
-    distances = mahalanobis(x, torch.zeros(D, dtype=torch.float64), damage_whitening(S, Damage(MOMENT, k)))
+    distances = mahalanobis(x, torch.zeros(D, dtype=torch.float64), whitened(S, Damage(MOMENT, k)))
     good = multivariate_normal(np.zeros(D), S.numpy()).logpdf(x.numpy())
     damaged = multivariate_normal(np.zeros(D), (S + k * MOMENT).numpy()).logpdf(x.numpy())
     constant = np.linalg.slogdet((S + k * MOMENT).numpy())[1] - np.linalg.slogdet(S.numpy())[1]
@@ -40,17 +44,42 @@ def test_the_distance_is_the_log_likelihood_ratio_of_good_and_damaged(
 def test_a_large_weight_gives_the_mahalanobis_distance() -> None:
     zero = torch.zeros(D, dtype=torch.float64)
     plain = mahalanobis(X, zero, whitening(S))
-    torch.testing.assert_close(mahalanobis(X, zero, damage_whitening(S, Damage(MOMENT, 1e9))), plain, rtol=1e-5, atol=0)
+    torch.testing.assert_close(mahalanobis(X, zero, whitened(S, Damage(MOMENT, 1e9))), plain, rtol=1e-5, atol=0)
 
 
-def test_the_whitener_is_lower_triangular_for_a_batch_and_for_damage_of_rank_one() -> None:
+def test_a_whitener_has_a_row_for_each_direction_of_damage_and_ignores_where_none_shows() -> None:
     one = torch.zeros(D, D, dtype=torch.float64)
     one[0, 0] = 1
-    whiteners = damage_whitening(torch.stack([torch.eye(D).double(), S]), Damage(one, 1.0))
-    assert torch.equal(whiteners, whiteners.tril()) and whiteners.isfinite().all()
+    whiteners = whitened(torch.stack([torch.eye(D).double(), S]), Damage(one, 1.0), torch.eye(D).double())
+    assert whiteners.isfinite().all()
     distances = torch.linalg.vector_norm(whiteners[0], dim=0)  # of a unit step along each feature
     assert float(distances[0]) == pytest.approx(0.5**0.5, rel=1e-3)  # k l / (1 + k l) = 1 / 2
     assert distances[1:].max() < 0.05  # no damage shows there
+
+
+def test_damage_of_fewer_directions_than_features_needs_no_more_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(damage_module, "FLOOR", 0.0)
+    low = CHANGE[:, :3] @ torch.randn(3, D, generator=RANDOM).double()
+    damage, zero = Damage(low.T @ low / len(low), 2.0), torch.zeros(D, dtype=torch.float64)
+    dense = mahalanobis(X, zero, whitened(S, damage))
+    monkeypatch.setattr(damage_module, "RANK", 3)
+    rows = whitened(S, damage, 2 * S + torch.eye(D).double())  # whatever covariance is common
+    assert rows.shape == (3, D)
+    torch.testing.assert_close(mahalanobis(X, zero, rows), dense, rtol=1e-6, atol=1e-6)
+
+
+def test_the_largest_directions_of_damage_nearly_make_up_its_distance(monkeypatch: pytest.MonkeyPatch) -> None:
+    scales = torch.diag(0.3 ** torch.arange(D).double()) @ torch.linalg.qr(MOMENT).Q
+    x, zero = X - X.mean(0), torch.zeros(D, dtype=torch.float64)
+    damage = Damage(torch.linalg.cholesky(S) @ scales @ scales.T @ torch.linalg.cholesky(S).T, 1.0)
+    dense = mahalanobis(x, zero, whitened(S, damage))
+    errors = []
+    for rank in (2, 4, D):
+        monkeypatch.setattr(damage_module, "RANK", rank)
+        found = mahalanobis(x, zero, whitened(S, damage))
+        assert (found <= dense * (1 + 1e-9)).all()  # no direction is counted twice
+        errors.append(float((dense - found).mean() / dense.mean()))
+    assert errors[0] > errors[1] > errors[2] and errors[1] < 0.1 and errors[2] < 1e-9
 
 
 def test_the_moment_of_damage_is_that_of_all_batches_together() -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from gaussad_pl.backbones.backbone import Level
 from gaussad_pl.density import cluster as clusters
+from gaussad_pl.density import rounding
 from gaussad_pl.density.cluster import ClusterGaussians
 from gaussad_pl.density.patches import CellGaussians, blend
 from gaussad_pl.density.position import PositionGaussians
@@ -25,6 +26,12 @@ from gaussad_pl.errors import UserError
 from gaussad_pl.model.patches import embed, middle_levels
 
 Array = NDArray[Any]
+
+
+@pytest.fixture
+def exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whiteners as they are before they are rounded."""
+    monkeypatch.setattr(rounding, "BITS", 50)
 
 
 def sample(n: int, p: int, d: int, seed: int = 0) -> Tensor:
@@ -74,6 +81,7 @@ def nearest(x: Array, centres: Array, directions: Array) -> list[int]:
     return [int(np.argmin([np.linalg.norm(row @ directions - centre) for centre in centres])) for row in x]
 
 
+@pytest.mark.usefixtures("exact")
 @pytest.mark.parametrize("n", [2, 4, 30])
 def test_gaussians_of_positions_equal_the_textbook_with_fewer_and_more_images_than_features(n: int) -> None:
     x, other = sample(n, 6, 5), sample(3, 6, 5, seed=1)
@@ -101,6 +109,7 @@ def test_float32_patches_give_nearly_the_distances_of_float64() -> None:
         torch.testing.assert_close(actual.double(), fitted(double, x)(other), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.usefixtures("exact")
 def test_many_positions_are_each_whitened() -> None:
     x = sample(5, 150, 3)  # more than the part that is whitened at once
     actual = fitted(PositionGaussians(150, 3), x)(x[:1])[0]
@@ -118,6 +127,7 @@ def test_a_cell_without_observations_has_the_prior_and_one_with_many_its_own_cov
     np.testing.assert_allclose(full, own, rtol=1e-7)
 
 
+@pytest.mark.usefixtures("exact")
 def test_one_cluster_is_the_plain_gaussian_of_all_patches() -> None:
     x, other = sample(10, 6, 5), sample(3, 6, 5, seed=1)
     actual = fitted(ClusterGaussians(1, 5, seed=0), x)(other)
@@ -153,6 +163,7 @@ def test_clusters_find_the_groups_there_are() -> None:
     assert adjusted_rand_score(group.flatten(), gaussians.cells(x.flatten(0, 1))[:, 0]) == 1
 
 
+@pytest.mark.usefixtures("exact")
 @pytest.mark.parametrize("clusters", [3, 8])
 def test_gaussians_of_clusters_equal_the_textbook(clusters: int) -> None:
     x, other = blobs(10, 30, 5)[0], blobs(3, 30, 5, seed=0)[0] + 0.1

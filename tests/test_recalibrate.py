@@ -162,7 +162,9 @@ def test_the_new_file_says_where_it_comes_from_and_the_old_one_stays(old: Path, 
     assert "already exists: give another out=" in message(f"ckpt={old}", f"good={today}", f"out={old}")
     images = pixels(dark(2, 5))
     exported = Graph(detector).eval()(images.permute(0, 2, 3, 1))[0]  # what gaussad_pl.export writes
-    assert torch.allclose(exported.double(), detector.detect(images).scores, atol=1e-3)
+    assert torch.allclose(
+        exported.double(), detector.detect(images).scores, atol=5e-3
+    )  # their spread is 0.5 % of a distance
 
 
 def test_mistakes_are_one_line_and_leave_nothing(old: Path, today: Path, tmp_path: Path) -> None:

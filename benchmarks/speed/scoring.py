@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from benchmarks.speed.timing import Row, Setting, interleaved
 from gaussad_pl.backbones.backbone import Backbone, pool
 from gaussad_pl.backbones.folding import folded
+from gaussad_pl.density.damage import Damage, DamageMoment
 from gaussad_pl.density.moments import moments, update_moments
 from gaussad_pl.density.registry import DENSITIES
 from gaussad_pl.model.model import GaussianModel
@@ -35,10 +36,19 @@ def models(device: str) -> Iterator[tuple[str, GaussianModel]]:
         model = model.eval().to(device)
         assert model.segmenter is not None
         with torch.no_grad():
+            head = model.segmenter.head
+            head.gaussians.damage = _damage(head.patches(model.backbone(images(32, 8).to(device))))
             for seed in range(6):
                 model.segmenter.observe(model.backbone(images(32, seed).to(device)))
             model.segmenter.estimate()
         yield f"with the map of {form}", model
+
+
+def _damage(patches: Tensor) -> Damage:
+    """Damage of the default weight that turns patches ``(N, P, D)`` into those of other images."""
+    moment = DamageMoment(patches.shape[-1])
+    moment.update((patches[1:] - patches[:-1]).flatten(0, 1))
+    return Damage(moment.moment(), 0.3)
 
 
 class Prepared(nn.Module):

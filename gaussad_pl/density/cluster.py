@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gaussad_pl.density.gaussian import mahalanobis
-from gaussad_pl.density.onnx import TILE, GaussianInOnnx, HalvedWhiteners, tiles
+from gaussad_pl.density.onnx import TILE, CodedWhiteners, GaussianInOnnx, tiles
 from gaussad_pl.density.patches import CellGaussians
 from gaussad_pl.distributed import gather, gather_rows, rank, world
 from gaussad_pl.errors import NumericalError
@@ -169,7 +169,7 @@ class _TiledClusters(nn.Module):
         super().__init__()
         self.partitions = gaussians.partitions
         self.register_buffer("first", gaussians.clusters * torch.arange(gaussians.partitions))
-        self.whitened = HalvedWhiteners(gaussians.whitener)
+        self.whitened = CodedWhiteners(gaussians.whitener, gaussians.spread)
         self.register_buffer("mean", gaussians.mean)
         self.register_buffer("directions", gaussians.directions)
         self.register_buffer("centre", gaussians.centre.T.contiguous())

@@ -7,8 +7,14 @@ the likelihood ratio is, up to a constant,
 
     d(x)^2 = (x - m)^T [S^-1 - (S + k D)^-1] (x - m) = sum_j  k l_j / (1 + k l_j)  (v_j^T W (x - m))^2
 
-with S^-1 = W^T W and W D W^T = V diag(l) V^T: a Mahalanobis distance with another whitener, at the same cost. Large k
-gives the plain distance back, small k the locally most powerful test.
+with S^-1 = W^T W and W D W^T = V diag(l) V^T: a Mahalanobis distance with another whitener. Large k gives the plain
+distance back, small k the locally most powerful test.
+
+Damage has fewer directions than features: D = F F^T with a few columns is enough. By the Woodbury identity,
+
+    S^-1 - (S + k D)^-1 = S^-1 F (I / k + F^T S^-1 F)^-1 F^T S^-1,
+
+so that the whitener has only as many rows as F has columns, and takes less time and memory than the plain one.
 
 Sources: the quadratic discriminant of two Gaussians with a common mean (Hastie, Tibshirani & Friedman, The Elements of
 Statistical Learning, 2009, section 4.3); the locally most powerful test (Cox & Hinkley, Theoretical Statistics, 1974,
@@ -25,6 +31,7 @@ from torch import Tensor
 from gaussad_pl.density.whitening import whitening
 from gaussad_pl.distributed import all_reduce_sum
 
+RANK = 96  # most directions of damage: all of 152 tell no better, 64 lose half a point of image AUROC on screw
 FLOOR = 1e-3  # of the mean of l, added to each l: D has a low rank where copies are few
 COVERED = 0.5  # share of a patch that must be damaged for its change to count as damage
 
@@ -42,27 +49,47 @@ class Damage:
     weight: float
 
 
-def damage_whitening(covariance: Tensor, damage: Damage) -> Tensor:
+def damage_factor(damage: Damage, common: Tensor) -> Tensor:
+    """F ``(D, R)`` with R at most `RANK` columns: the directions in which damage is largest by a common covariance.
+
+    Args:
+        damage: D and k.
+        common: covariance of good features, float64 ``(D, D)``.
+    """
+    whitener = whitening(common)
+    sizes, directions = torch.linalg.eigh(whitener @ damage.moment.to(whitener) @ whitener.mT)
+    sizes = sizes.clamp(min=0) + FLOOR * sizes.mean()
+    scaled = directions[:, -RANK:] * sizes[-RANK:].sqrt()
+    return torch.linalg.solve_triangular(whitener, scaled, upper=False)
+
+
+def damage_whitening(covariance: Tensor, factor: Tensor, weight: float) -> Tensor:
     """Whiteners of damage-weighted distances, see the top of this module.
 
     Args:
         covariance: S, float64 ``(..., D, D)``.
-        damage: D and k.
+        factor: F, ``(D, R)``.
+        weight: k.
 
     Returns:
-        Lower triangular R ``(..., D, D)`` with d(x) = |R (x - m)|.
+        W ``(..., R, D)`` with d(x) = |W (x - m)|, of which the last R columns are lower triangular.
 
     Raises:
         SingularCovarianceError: the covariance is singular to working precision, or not finite.
     """
     whitener = whitening(covariance)
-    spread = whitener @ damage.moment.to(whitener) @ whitener.mT  # of damage, in whitened coordinates
-    identity = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
-    floor = FLOOR * spread.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None] * identity
-    damaged = whitening(identity + damage.weight * (spread + floor))  # of N(m, S + k D), in the same coordinates
-    weights = identity - damaged.mT @ damaged
-    factor = torch.linalg.cholesky(weights.flip(-2, -1)).mT.flip(-2, -1)  # reversed, so that it is lower triangular
-    return factor @ whitener
+    seen = whitener @ factor  # in whitened coordinates
+    gram = seen.mT @ seen
+    gram.diagonal(dim1=-2, dim2=-1).add_(1 / weight)
+    rows = torch.linalg.solve_triangular(torch.linalg.cholesky(gram), seen.mT @ whitener, upper=False)
+    return trapezoidal(rows)
+
+
+def trapezoidal(rows: Tensor) -> Tensor:
+    """Rotate rows ``(..., R, D)`` to a lower triangular last R columns: distances stay, and a quarter may be zeros."""
+    count, features = rows.shape[-2:]
+    rotation = torch.linalg.qr(rows[..., -count:].flip(-1)).Q  # of the columns from the last to the first
+    return (rotation.mT.flip(-2) @ rows).tril(features - count)
 
 
 class DamageMoment:

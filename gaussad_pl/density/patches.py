@@ -8,12 +8,14 @@ as many observations as there are features. A density is one file: the class, it
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Self
+from functools import partial
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from gaussad_pl.density.damage import Damage, damage_whitening
+from gaussad_pl.density.damage import Damage, damage_factor, damage_whitening
+from gaussad_pl.density.rounding import rounded
 from gaussad_pl.density.shrinkage import shrink
 from gaussad_pl.density.whitening import whitening
 from gaussad_pl.errors import NumericalError, UserError
@@ -79,19 +81,34 @@ class PatchDensity(nn.Module, ABC):
 class CellGaussians(PatchDensity):
     """One Gaussian for each of K cells of a partition of patches.
 
-    Buffers: mean ``(K, D)`` and whitener ``(K, D, D)``.
+    Buffers: mean ``(K, D)``; whitener ``(K, R, D)`` with as many rows as damage has directions, or R = D, `rounded` for
+    features in units of spread ``(D,)``: powers of two near their standard deviations.
     """
 
     mean: Tensor
     whitener: Tensor
+    spread: Tensor
 
     def __init__(self, cells: int, features: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(cells, features))
         self.register_buffer("whitener", torch.eye(features).repeat(cells, 1, 1))
+        self.register_buffer("spread", torch.ones(features))
 
     def shift(self, by: Tensor) -> None:
         self.mean += by
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        if (stored := state_dict.get(f"{prefix}whitener")) is not None:
+            self._set_rows(stored.shape[-2])
+            state_dict.setdefault(f"{prefix}spread", torch.ones_like(self.spread))  # older versions have none
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def _set_rows(self, count: int) -> None:
+        """Make room for whiteners with another number of rows."""
+        cells, rows, features = self.whitener.shape
+        if rows != count:
+            self.whitener = self.whitener.new_zeros(cells, count, features)
 
     def _fit(self, mean: Tensor, scatter: Tensor, counts: Tensor, cells: slice = slice(None)) -> None:
         """Fit the Gaussians of the cells of one partition, by default all of them."""
@@ -99,12 +116,19 @@ class CellGaussians(PatchDensity):
         pooled = scatter.sum(0) / degrees
         if not pooled.diagonal().mean() > 0:
             raise NumericalError("the patches of the training images are all the same: give different images")
+        common = shrink(pooled.double(), torch.tensor(RIDGE, dtype=torch.float64))
+        if not cells.start:  # one for all partitions
+            self.spread.copy_(common.diagonal().sqrt().log2().round().exp2())
+        rows, whiten = len(pooled), whitening
+        if self.damage is not None:
+            factor = damage_factor(self.damage, common)
+            rows, whiten = factor.shape[1], partial(damage_whitening, factor=factor, weight=self.damage.weight)
+        self._set_rows(rows)
         self.mean[cells] = mean.to(self.mean)
         parts = zip(self.whitener[cells].split(64), scatter.split(64), counts.split(64), strict=True)
         for whitener, part, count in parts:  # all at once would need several times the memory
             covariance = blend(part.double(), count, pooled)
-            damage = self.damage
-            whitener.copy_(whitening(covariance) if damage is None else damage_whitening(covariance, damage))
+            whitener.copy_(rounded(whiten(covariance).to(whitener), self.spread))
 
 
 def blend(scatter: Tensor, counts: Tensor, pooled: Tensor) -> Tensor:

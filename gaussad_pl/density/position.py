@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gaussad_pl.density.gaussian import mahalanobis
-from gaussad_pl.density.onnx import HalvedWhiteners
+from gaussad_pl.density.onnx import CodedWhiteners
 from gaussad_pl.density.patches import CellGaussians
 from gaussad_pl.distributed import all_reduce_sum, world
 
@@ -55,7 +55,7 @@ class PositionGaussians(CellGaussians):
         """Put the sums of all processes, about their mean, in place of those of this one, which may have none."""
         if self._sums is None:
             none = self.mean.new_zeros(self.mean.shape, dtype=torch.float64)
-            self._sums = none, none.clone(), self.mean.new_zeros(self.whitener.shape, dtype=torch.float64)
+            self._sums = none, none.clone(), none.new_zeros(*none.shape, none.shape[-1])
         pivot, total, outer = self._sums
         count = int(all_reduce_sum(torch.tensor(self._count)))
         mean = all_reduce_sum(pivot * self._count + total) / count
@@ -84,7 +84,7 @@ class _PositionsInOnnx(nn.Module):
     def __init__(self, gaussians: PositionGaussians) -> None:
         super().__init__()
         self.register_buffer("mean", gaussians.mean[:, None])
-        self.whitened = HalvedWhiteners(gaussians.whitener)
+        self.whitened = CodedWhiteners(gaussians.whitener, gaussians.spread)
 
     def forward(self, patches: Tensor) -> Tensor:
         distances: Tensor = self.whitened(patches.transpose(0, 1) - self.mean)

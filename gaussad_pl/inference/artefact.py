@@ -14,25 +14,31 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from gaussad_pl.density.rounding import codes, decoded, is_rounded
 from gaussad_pl.errors import UserError
 from gaussad_pl.files import finite, replacing
 
 # increase it if older versions cannot read the files; 2 had no checksum of the header, 3 other names, 4 no median, 5 no
-# weights at the border
+# weights at the border and no integers
 FORMAT = 6
 OLDEST = 2
 NAME = "detector.safetensors"
 _KEY = "gaussad_pl"  # metadata entry with the header; other safetensors files do not have it
 _SEAL = "sha256"  # metadata entry with the checksum of the header, which itself holds that of the tensors
 _TRIANGLE = ".triangle"  # suffix of triangular matrices that are stored without their zeros
+_CODES = ".codes"  # suffix of rounded matrices that are stored as integers
+_EXPONENTS = ".exponents"  # suffix of the powers of two that the integers are multiplied with
 
 
 def write_artefact(path: Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Write header and tensors atomically: a killed run leaves the old file or none.
 
-    Lower triangular matrices, which make up most of a detector, are stored without their zeros.
+    Whiteners, which make up most of a detector, are stored as integers where they are rounded, and without the zeros
+    of lower triangular matrices.
     """
-    stored = dict(_packed(name, tensor.detach().cpu()) for name, tensor in tensors.items())
+    own = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+    whole = dict(part for name, tensor in own.items() for part in _encoded(name, tensor, own.get(_spread(name))))
+    stored = dict(_packed(name, tensor) for name, tensor in whole.items())
     clean, _ = finite({**header, "format": FORMAT, "checksum": _checksum(stored)})
     text = json.dumps(clean, allow_nan=False)
     with replacing(path) as partial:  # save_file would make it readable by its owner only
@@ -62,7 +68,7 @@ def read_artefact(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise UserError(f"{path} is damaged (checksum mismatch): copy it again")
     if (broken := next((name for name, tensor in stored.items() if tensor.isnan().any()), None)) is not None:
         raise UserError(f"{path} cannot be used ({broken} contains NaN): train it again")
-    return header, dict(_unpacked(name, tensor) for name, tensor in stored.items())
+    return header, _decoded(dict(_unpacked(name, tensor) for name, tensor in stored.items()))
 
 
 def _check_version(path: Path, header: Mapping[str, Any]) -> None:
@@ -82,6 +88,35 @@ def _sealed(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def _encoded(name: str, tensor: Tensor, spread: Tensor | None) -> list[tuple[str, Tensor]]:
+    if spread is None or not is_rounded(tensor, spread):
+        return [(name, tensor)]
+    integers, exponents = codes(tensor, spread)
+    rows, features = integers.shape[-2:]
+    if torch.equal(integers, integers.tril(features - rows)):
+        i, j = torch.tril_indices(rows, features, features - rows)
+        return [(name + _CODES + _TRIANGLE, integers[..., i, j]), (name + _EXPONENTS, exponents)]
+    return [(name + _CODES, integers), (name + _EXPONENTS, exponents)]
+
+
+def _spread(name: str) -> str:
+    """Name of the units that a whitener is rounded for; of no tensor for other names."""
+    return name.removesuffix("whitener") + "spread" if name.endswith("whitener") else ""
+
+
+def _decoded(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    for name in [name.removesuffix(_EXPONENTS) for name in tensors if name.endswith(_EXPONENTS)]:
+        exponents = tensors.pop(name + _EXPONENTS)
+        if (integers := tensors.pop(name + _CODES, None)) is None:
+            packed, rows = tensors.pop(name + _CODES + _TRIANGLE), exponents.shape[-1]
+            features = packed.shape[-1] // rows + rows // 2  # they hold rows * (features - (rows - 1) / 2) numbers
+            integers = packed.new_zeros(*exponents.shape, features)
+            i, j = torch.tril_indices(rows, features, features - rows)
+            integers[..., i, j] = packed
+        tensors[name] = decoded(integers, exponents, tensors[_spread(name)])
+    return tensors
+
+
 def _packed(name: str, tensor: Tensor) -> tuple[str, Tensor]:
     side = tensor.shape[-1] if tensor.ndim >= 2 else 0
     if side < 2 or tensor.shape[-2] != side or not name.endswith("whitener") or not torch.equal(tensor, tensor.tril()):
@@ -91,7 +126,7 @@ def _packed(name: str, tensor: Tensor) -> tuple[str, Tensor]:
 
 
 def _unpacked(name: str, tensor: Tensor) -> tuple[str, Tensor]:
-    if not name.endswith(_TRIANGLE):
+    if not name.endswith(_TRIANGLE) or name.endswith(_CODES + _TRIANGLE):
         return name, tensor
     side = round((2 * tensor.shape[-1] + 0.25) ** 0.5 - 0.5)
     full = tensor.new_zeros(*tensor.shape[:-1], side, side)
