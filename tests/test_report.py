@@ -24,6 +24,7 @@ from gaussad_pl.reporting.figures import histogram_figure, roc_figure
 from gaussad_pl.reporting.flags import find_flags
 from gaussad_pl.reporting.runs import gather
 from gaussad_pl.reporting.scores import Scores, read_scores
+from gaussad_pl.reporting.sheets import kinds_sheet, operating_sheet
 from gaussad_pl.reporting.study import Study, arrange
 from gaussad_pl.reporting.tables import compare, comparisons, estimate, mean_of, paired_test, result_tables
 
@@ -351,6 +352,74 @@ def test_masks_missing_and_single_runs(tmp_path: Path) -> None:
     (folder / "metrics.json").write_text(json.dumps(found))
     raised = flags(tmp_path)
     assert "4 bad images" in raised["Masks missing"][0] and raised["One run only"] == ["screw × default"]
+
+
+# --- operating points
+
+
+def points(lost: int = 1, found: int = 20, contradicted: bool = False, threshold: float = 1.0) -> dict[str, Any]:
+    """Operating points as a run stores them; nothing is decided at 1 %."""
+    none = {"threshold": None, "rule": "none", "good_lost": None, "bad_found": None, "p_value": None}
+    some = {"threshold": threshold, "rule": "conformal", "good_lost": lost, "bad_found": found, "p_value": 0.01}
+    of = {"good_from": "test", "good": 20, "bad": 30}
+    undecided, decided = {**of, **none, "contradicted": None}, {**of, **some, "contradicted": contradicted}
+    return {"0.01": undecided, "0.05": decided, "0.1": decided, "0.2": decided}
+
+
+def test_operating_points_are_means_over_runs_and_say_where_the_target_is_contradicted(tmp_path: Path) -> None:
+    for seed, (lost, found) in enumerate([(1, 20), (5, 26)]):
+        make_run(tmp_path / f"a{seed}", seed=seed, operating_points=points(lost, found, contradicted=lost == 5))
+    make_run(tmp_path / "b", "tile", operating_points=points(0, 30))
+    make_run(tmp_path / "old", "wood")  # of a version without operating points
+    sheet = operating_sheet(study(tmp_path))
+    rows = {row[0]: dict(zip(sheet.head, row, strict=True)) for row in sheet.rows}
+    assert list(rows) == ["screw", "tile", "mean"]
+    screw = rows["screw"]
+    assert (screw["found at 5 %"], screw["lost at 5 %"]) == ("76.7 ± 10.0", "15.0 ± 10.0")
+    assert (screw["found at 1 %"], screw["n"]) == ("–", "2")
+    assert screw["contradicted"] == "5 %: 1 of 2, 10 %: 1 of 2, 20 %: 1 of 2" and rows["tile"]["contradicted"] == "no"
+    assert rows["mean"]["found at 5 %"] == "88.3" and rows["mean"]["n"] == "3"
+    (item,) = flags(tmp_path)["Contradicted false-alarm rates"]
+    assert item.startswith("r02 (screw × default, seed 1") and "5 of 20 good images lost at 5 % (p = 0.01)" in item
+
+
+def test_calibration_images_do_not_count_as_lost(tmp_path: Path) -> None:
+    stored = {rate: {**point, "good_from": "calibration"} for rate, point in points(lost=3).items()}
+    make_run(tmp_path / "a", operating_points=stored)
+    sheet = operating_sheet(study(tmp_path))
+    assert dict(zip(sheet.head, sheet.rows[0], strict=True))["lost at 5 %"] == "–"
+
+
+def test_the_share_found_of_each_kind_comes_from_the_scores(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "a", operating_points=points(threshold=2.0))
+    lines = ["path,kind,label,score", "a,good,0,9", "b,cut,1,2.0", "c,cut,1,2.5", "d,cut,1,3", "e,hole,1,1"]
+    (folder / "scores.csv").write_text("\n".join(lines))
+    rows = [row[2:] for row in kinds_sheet(study(tmp_path)).rows]  # a score at the threshold is good
+    assert rows == [["cut", "3", "–", "66.7", "66.7", "66.7"], ["hole", "1", "–", "0.0", "0.0", "0.0"]]
+
+
+def test_operating_points_are_in_page_markdown_and_csv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_run(tmp_path / "a", operating_points=points(2, 24))
+    make_report(monkeypatch, f"dir={tmp_path}")
+    for name in ("report.html", "report.md"):
+        text = (tmp_path / name).read_text()
+        assert "80.0" in text and "found at 5 %" in text and "Bad found by kind of defect" in text
+    (row,) = csv.DictReader((tmp_path / "results.csv").open())
+    assert (row["bad_found@0.05"], row["bad@0.05"], row["good_lost@0.05"], row["threshold@0.05"]) == (
+        "24",
+        "30",
+        "2",
+        "1.0",
+    )
+    assert row["bad_found@0.01"] == ""
+
+
+@pytest.mark.parametrize("value", ["many", -1, 1.5, True])
+def test_damaged_counts_make_a_run_unfinished(value: Any, tmp_path: Path) -> None:
+    stored = points()
+    stored["0.05"]["bad_found"] = value
+    make_run(tmp_path / "a", operating_points=stored)
+    assert len(study(tmp_path).unfinished) == 1
 
 
 # --- scores and figures

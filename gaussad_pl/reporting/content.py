@@ -12,6 +12,7 @@ from pathlib import Path
 
 from gaussad_pl.reporting.flags import Flag, find_flags
 from gaussad_pl.reporting.runs import METRICS, Run, display_name
+from gaussad_pl.reporting.sheets import Sheet, kinds_sheet, operating_sheet
 from gaussad_pl.reporting.study import Study
 from gaussad_pl.reporting.tables import Comparison, Estimate, ResultTable, comparisons, result_tables
 
@@ -31,6 +32,7 @@ class Content:
             over all categories as ``("", setting)``.
         selections: part of the result, selection rule, runs.
         versions: runs and the versions they share.
+        decisions: tables of operating points.
     """
 
     title: str
@@ -44,6 +46,7 @@ class Content:
     selections: list[tuple[str, str, str]]
     versions: list[tuple[str, str]]
     headlines: list[str]
+    decisions: list[Sheet]
 
 
 def compose(top: Path, study: Study) -> Content:
@@ -65,6 +68,7 @@ def compose(top: Path, study: Study) -> Content:
         selections=_by_runs(study, rules),
         versions=_same_runs(_by_runs(study, versions)),
         headlines=headlines(study, tables, compared.get("image_auroc", {})),
+        decisions=[sheet for sheet in (operating_sheet(study), kinds_sheet(study)) if sheet.rows],
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from gaussad_pl.reporting.operating import rate_text
 from gaussad_pl.reporting.runs import Run
 from gaussad_pl.reporting.study import Study
 
@@ -24,8 +25,8 @@ class Flag:
 def find_flags(study: Study) -> list[Flag]:
     """Return the flags that apply to a study, the most serious first."""
     checks: list[Callable[[Study], Flag]] = [
-        unfinished, missing, below_frozen, never_moved, one_class, unequal_tests, missing_masks, uneven, repeated,
-        mixed_versions, mixed_weights, no_spread,
+        unfinished, missing, contradicted, below_frozen, never_moved, one_class, unequal_tests, missing_masks, uneven,
+        repeated, mixed_versions, mixed_weights, no_spread,
     ]  # fmt: skip
     return [flag for flag in (check(study) for check in checks) if flag.items]
 
@@ -44,6 +45,24 @@ def missing(study: Study) -> Flag:
     """Flag combinations of category and setting without a finished run."""
     items = [f"{category} × {setting}" for (category, setting), runs in study.cells.items() if not runs]
     return Flag("Missing combinations", "No finished run; mean rows exclude these categories.", items)
+
+
+def contradicted(study: Study) -> Flag:
+    """Flag runs with more false alarms on good test images than a target and chance explain."""
+    items = []
+    for run in study.runs:
+        broken = [
+            f"{point.lost} of {point.good} good images lost at {rate_text(rate)} (p = {point.p_value:.2g})"
+            for rate, point in run.points.items()
+            if point.contradicted
+        ]
+        if broken:
+            items.append(f"{_where(study, run)}: {', '.join(broken)}")
+    meaning = (
+        "The good test images differ from the calibration images, or several of them show the same part: the rates of "
+        "these runs do not hold."
+    )
+    return Flag("Contradicted false-alarm rates", meaning, items)
 
 
 def below_frozen(study: Study) -> Flag:

@@ -9,13 +9,20 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
 from gaussad_pl.reporting.content import Content, count_text, metric_title, result_text, test_text, used_text
+from gaussad_pl.reporting.operating import RATES
 from gaussad_pl.reporting.runs import METRICS, Run
+from gaussad_pl.reporting.sheets import NO_POINTS
 from gaussad_pl.reporting.tables import Estimate
 
 SPREAD = (
     "Final result of each run in percent, mean ± SEM over n runs. The runs of a category share the same images and "
     "differ in seed and fold: the SEM describes their spread, not the spread over other categories or new images."
 )
+# columns of results.csv for each rate
+POINT = {
+    "threshold": "threshold", "bad_found": "found", "bad": "bad", "good_lost": "lost", "good": "good",
+    "contradicted": "contradicted",
+}  # fmt: skip
 
 
 def markdown(content: Content) -> str:
@@ -34,6 +41,11 @@ def markdown(content: Content) -> str:
         rows = [[c, *(_cell(found.cells[c, s]) for s in study.settings)] for c in study.categories]
         rows += [[f"mean of {len(found.common)}", *(_cell(found.means[s]) for s in study.settings)]]
         parts += [f"### {found.title}", table(["", *study.settings], rows)]
+    parts += ["## Operating points"]
+    for sheet in content.decisions:
+        parts += [f"### {sheet.title}", sheet.note, table(sheet.head, sheet.rows)]
+    if not content.decisions:
+        parts += [NO_POINTS]
     parts += ["## Frozen vs. fine-tuned"]
     if not content.compared:
         parts += ["No run was fine-tuned."]
@@ -69,6 +81,7 @@ def results_csv(content: Content) -> str:
         "run", "status", "category", "setting", "seed", "fold", "backbone", "weights", "weights_sha256", "data_sha256",
         "finished", "test_good", "test_bad",
         *(f"{state}/{metric}" for state in ("frozen", "finetuned") for metric in METRICS),
+        *(f"{name}@{rate}" for rate in RATES for name in POINT),
         "fine_tuning_used", "epoch_chosen", *(f"selection/{part}" for part in ("frozen", "finetuned", "segmentation")),
         "versions", "command", "overrides", "folder",
     ]  # fmt: skip
@@ -87,6 +100,9 @@ def results_csv(content: Content) -> str:
         }  # fmt: skip
         for state, metrics in (("frozen", run.frozen), ("finetuned", run.finetuned or {})):
             row |= {f"{state}/{metric}": repr(metrics[metric]) for metric in METRICS if metric in metrics}
+        for rate in RATES:
+            stored = vars(run.points[rate]) if rate in run.points else {}
+            row |= {f"{name}@{rate}": value for name in POINT if (value := stored.get(POINT[name])) is not None}
         row |= {f"selection/{part}": rule for part, rule in run.selections.items() if f"selection/{part}" in columns}
         if run.forgetting is not None:
             row |= {"fine_tuning_used": run.forgetting.used, "epoch_chosen": run.forgetting.chosen}

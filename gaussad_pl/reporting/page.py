@@ -16,6 +16,7 @@ from gaussad_pl.reporting.figures import forgetting_figure, histogram_figure, ro
 from gaussad_pl.reporting.images import data_uri
 from gaussad_pl.reporting.runs import Run
 from gaussad_pl.reporting.scores import final_scores, frozen_scores
+from gaussad_pl.reporting.sheets import NO_POINTS
 from gaussad_pl.reporting.study import Study
 from gaussad_pl.version import __version__
 
@@ -74,6 +75,7 @@ def html(content: Content, out: Path) -> str:
         link=link,
         files=files,
         wording=wording,
+        no_points=NO_POINTS,
         version=__version__,
     )
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gaussad_pl.reporting.operating import Point, read_points
 from gaussad_pl.reporting.stored import (
     DAMAGE,
     flatten,
@@ -83,7 +84,7 @@ class Run(Job):
     """A finished run. Metrics are in [0, 1]; those that are absent or not finite numbers are left out.
 
     Attributes:
-        threshold: of the scores for a false-alarm rate of 5 %; NaN if there is none, or in runs of older versions.
+        points: operating points by rate: ``{"0.05": Point(...)}``.
         weights: source of the pretrained weights.
         weights_sha256: hash of the loaded weights; empty for random weights and for runs of older versions.
         data_sha256: hash of the names and sizes of all images; empty for runs of older versions.
@@ -93,7 +94,7 @@ class Run(Job):
     frozen: Mapping[str, float]
     finetuned: Mapping[str, float] | None
     forgetting: Forgetting | None
-    threshold: float
+    points: Mapping[str, Point]
     selections: Mapping[str, str]
     backbone: str
     weights: str
@@ -109,6 +110,11 @@ class Run(Job):
     def final(self) -> Mapping[str, float]:
         """Metrics of the final model: the fine-tuned one if there is one, else the frozen one."""
         return self.frozen if self.finetuned is None else self.finetuned
+
+    @property
+    def threshold(self) -> float:
+        """Threshold of the scores for a false-alarm rate of 5 %; NaN if there is none."""
+        return self.points["0.05"].threshold if "0.05" in self.points else math.nan
 
 
 def gather(top: Path) -> tuple[list[Run], list[Unfinished]]:
@@ -160,7 +166,7 @@ def read_run(folder: Path, top: Path) -> Run | None:
         frozen=shares(found["frozen"], METRICS),
         finetuned=None if finetuned is None else shares(finetuned, METRICS),
         forgetting=None if history is None else read_forgetting(history),
-        threshold=read_threshold(found),
+        points=read_points(found),
         selections={part: string(found[part]["selection"]) for part in parts if "selection" in (found.get(part) or {})},
         backbone=string(found["backbone"]["name"]),
         weights=string(found["backbone"]["weights"]),
@@ -172,18 +178,6 @@ def read_run(folder: Path, top: Path) -> Run | None:
         command=string(found["command"]),
         finished=moment(found.get("finished"), path),
     )
-
-
-def read_threshold(found: Mapping[str, Any]) -> float:
-    """Read the threshold of the scores for a false-alarm rate of 5 %; NaN if there is none.
-
-    Raises:
-        TypeError, AttributeError: the record is damaged.
-    """
-    if points := found.get("operating_points"):
-        return real((points.get("0.05") or {}).get("threshold"))
-    thresholds = (found.get("calibration") or {}).get("thresholds") or {}  # of an older version
-    return real((thresholds.get("0.05") or {}).get("value"))
 
 
 def read_forgetting(found: Mapping[str, Any]) -> Forgetting:
