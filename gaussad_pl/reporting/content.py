@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 import sys
@@ -11,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 from gaussad_pl.reporting.flags import Flag, find_flags
+from gaussad_pl.reporting.pairs import pairs_sheet
 from gaussad_pl.reporting.runs import METRICS, Run, display_name
 from gaussad_pl.reporting.sheets import Sheet, kinds_sheet, operating_sheet
 from gaussad_pl.reporting.study import Study
@@ -33,6 +35,8 @@ class Content:
         selections: part of the result, selection rule, runs.
         versions: runs and the versions they share.
         decisions: tables of operating points.
+        pairs: comparison of any two settings.
+        tests: paired tests of frozen and fine-tuned.
     """
 
     title: str
@@ -47,6 +51,8 @@ class Content:
     versions: list[tuple[str, str]]
     headlines: list[str]
     decisions: list[Sheet]
+    pairs: Sheet
+    tests: Sheet
 
 
 def compose(top: Path, study: Study) -> Content:
@@ -69,6 +75,8 @@ def compose(top: Path, study: Study) -> Content:
         versions=_same_runs(_by_runs(study, versions)),
         headlines=headlines(study, tables, compared.get("image_auroc", {})),
         decisions=[sheet for sheet in (operating_sheet(study), kinds_sheet(study)) if sheet.rows],
+        pairs=pairs_sheet(study),
+        tests=tests_sheet(study, compared),
     )
 
 
@@ -93,10 +101,78 @@ def headlines(study: Study, tables: list[ResultTable], compared: dict[tuple[str,
         for (category, setting), found in compared.items() if used and len(study.settings) <= 3 else ():
             if not category:
                 name = f" ({setting})" if len(study.settings) > 1 else ""
-                sentences.append(f"Gain over the frozen network{name}: {points(found.gain)}; {test_text(found)}.")
+                test = f"; {test_text(found)}" if found.test.p_text != "–" or not name else ""
+                sentences.append(f"Gain over the frozen network{name}: {points(found.gain)}{test}.")
     elif study.runs:
         sentences.append("No run was fine-tuned.")
     return sentences
+
+
+def tests_sheet(study: Study, compared: dict[str, dict[tuple[str, str], Comparison]]) -> Sheet:
+    """Return the paired tests of frozen and fine-tuned over all categories; equal ones share a row."""
+    metrics: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for metric, places in compared.items():
+        for (category, setting), found in places.items():
+            if not category:
+                test = found.test
+                row = (str(test.n), str(test.n - test.zeros), test.p_text, test.verdict)
+                metrics.setdefault((setting, row), []).append(METRICS[metric])
+    settings: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for (setting, row), names in metrics.items():
+        settings.setdefault((", ".join(names), row), []).append(setting)
+    rows = [
+        [names, "all" if len(same) == len(study.settings) else "; ".join(same), *row]
+        for (names, row), same in settings.items()
+    ]
+    head = ["metric", "setting", "categories", "differ", "p", "verdict"]
+    return Sheet("Paired tests", "Frozen and fine-tuned, Wilcoxon over categories.", head, rows, ("setting", "verdict"))
+
+
+def sheets(content: Content) -> list[Sheet]:
+    """Return all numbers of a report as tables of text."""
+    study, result = content.study, []
+    for found in content.tables:
+        rows = [[c, *(cell_text(found.cells[c, s]) for s in study.settings)] for c in study.categories]
+        rows += [[f"mean of {len(found.common)}", *(cell_text(found.means[s]) for s in study.settings)]]
+        result.append(Sheet(found.title, "", ["category", *study.settings], rows))
+    result += content.decisions
+    head = ["category", "setting", "n", "frozen", "fine-tuned", "gain", "fine-tuning"]
+    for metric, places in content.compared.items():
+        rows = [
+            [category or f"mean of {found.gain.categories}", setting, str(found.gain.n), found.frozen.text(),
+             found.finetuned.text(), found.gain.text(sign=True), used_text(found)]
+            for (category, setting), found in places.items()
+        ]  # fmt: skip
+        title = f"Frozen vs. fine-tuned, {METRICS[metric]}"
+        result.append(Sheet(title, "", head, rows, ("category", "setting", "fine-tuning")))
+    return result + [sheet for sheet in (content.tests, content.pairs) if sheet.rows]
+
+
+def cell_text(found: Estimate | None) -> str:
+    """Format the result of a cell with its number of runs."""
+    return "–" if found is None else f"{found.text()} ({count_text(found)})"
+
+
+def seeds_and_folds(study: Study) -> tuple[str, str]:
+    """Return how many seeds and folds were run, as a product only if each seed ran on each fold, and which ones."""
+    pairs = sorted({(run.seed, run.fold) for run in study.runs})
+    seeds, folds = (sorted(set(column)) for column in zip(*pairs, strict=True)) if pairs else ([], [])
+    if len(pairs) == len(seeds) * len(folds):
+        names = [", ".join(map(str, column)) or "–" for column in (seeds, folds)]
+        return f"{len(seeds)} × {len(folds)}", f"seed {names[0]}; fold {names[1]}"
+    listed = [f"seed {seed} fold {fold}" for seed, fold in pairs]
+    return f"{len(pairs)} pairs", ", ".join(listed[:6]) + (", …" if len(listed) > 6 else "")
+
+
+def epoch_text(run: Run) -> str:
+    """Return the epoch of the final model, or a dash for the frozen network."""
+    return str(run.forgetting.chosen) if run.forgetting is not None and run.forgetting.used else "–"
+
+
+def cost_text(run: Run) -> tuple[str, str]:
+    """Format the wall time of the fit in seconds and the peak memory in GiB."""
+    seconds = "–" if math.isnan(run.fit_seconds) else f"{run.fit_seconds:.0f}"
+    return seconds, "–" if math.isnan(run.peak_memory) else f"{run.peak_memory / 2**30:.1f}"
 
 
 def spread(found: Estimate) -> str:

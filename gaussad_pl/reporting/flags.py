@@ -74,7 +74,7 @@ def below_frozen(study: Study) -> Flag:
             for key, title in WATCHED.items()
             if run.finetuned is not None and key in run.finetuned and key in run.frozen
         }
-        lost = [f"{title} −{-100 * loss:.1f}" for title, loss in losses.items() if loss < -1e-9]
+        lost = [f"{title} −{-100 * loss:.1f}" for title, loss in losses.items() if round(100 * loss, 1) < 0]
         if lost:
             items.append(f"{_where(study, run)}: {', '.join(lost)} points")
     return Flag("Fine-tuned below frozen", "The validation chose an epoch that scores lower on the test set.", items)
@@ -147,13 +147,16 @@ def repeated(study: Study) -> Flag:
 
 
 def mixed_versions(study: Study) -> Flag:
-    """Flag packages whose versions differ between runs."""
+    """Flag packages whose versions differ between runs, and different commits of the code."""
     packages = sorted({name for run in study.runs for name in run.versions})
     items = []
     for package in packages:
         groups = _groups(study, ((run.versions.get(package, "not recorded"), run) for run in study.runs))
         if len(groups) > 1:
             items.append(f"{package}: {_listed(groups)}")
+    commits = _groups(study, ((run.commit or "not recorded", run) for run in study.runs))
+    if len(commits) > 1:
+        items.append(f"git commit: {_listed(commits)}")
     return Flag("Mixed versions", "Differences between runs may be due to the software.", items)
 
 
