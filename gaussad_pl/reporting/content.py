@@ -13,7 +13,8 @@ from pathlib import Path
 
 from gaussad_pl.reporting.flags import Flag, find_flags
 from gaussad_pl.reporting.pairs import pairs_sheet
-from gaussad_pl.reporting.runs import METRICS, Run, display_name
+from gaussad_pl.reporting.result_sheets import NOT_USED, gain_sheet, result_sheet, tests_sheet
+from gaussad_pl.reporting.runs import Run, display_name
 from gaussad_pl.reporting.sheets import Sheet, kinds_sheet, operating_sheet
 from gaussad_pl.reporting.study import Study
 from gaussad_pl.reporting.tables import Comparison, Estimate, ResultTable, comparisons, result_tables
@@ -22,7 +23,6 @@ COMPARED = ("image_auroc", "pixel_auroc", "aupro")  # metrics compared between t
 PARTS = {
     "levels": "levels", "segmentation": "anomaly map", "frozen": "frozen result", "finetuned": "fine-tuned result"
 }  # fmt: skip
-NOT_USED = "fine-tuning not used"
 
 
 @dataclass(frozen=True)
@@ -108,49 +108,12 @@ def headlines(study: Study, tables: list[ResultTable], compared: dict[tuple[str,
     return sentences
 
 
-def tests_sheet(study: Study, compared: dict[str, dict[tuple[str, str], Comparison]]) -> Sheet:
-    """Return the paired tests of frozen and fine-tuned over all categories; equal ones share a row."""
-    metrics: dict[tuple[str, tuple[str, ...]], list[str]] = {}
-    for metric, places in compared.items():
-        for (category, setting), found in places.items():
-            if not category:
-                test = found.test
-                row = (str(test.n), str(test.n - test.zeros), test.p_text, test.verdict)
-                metrics.setdefault((setting, row), []).append(METRICS[metric])
-    settings: dict[tuple[str, tuple[str, ...]], list[str]] = {}
-    for (setting, row), names in metrics.items():
-        settings.setdefault((", ".join(names), row), []).append(setting)
-    rows = [
-        [names, "all" if len(same) == len(study.settings) else "; ".join(same), *row]
-        for (names, row), same in settings.items()
-    ]
-    head = ["metric", "setting", "categories", "differ", "p", "verdict"]
-    return Sheet("Paired tests", "Frozen and fine-tuned, Wilcoxon over categories.", head, rows, ("setting", "verdict"))
-
-
 def sheets(content: Content) -> list[Sheet]:
     """Return all numbers of a report as tables of text."""
-    study, result = content.study, []
-    for found in content.tables:
-        rows = [[c, *(cell_text(found.cells[c, s]) for s in study.settings)] for c in study.categories]
-        rows += [[f"mean of {len(found.common)}", *(cell_text(found.means[s]) for s in study.settings)]]
-        result.append(Sheet(found.title, "", ["category", *study.settings], rows))
-    result += content.decisions
-    head = ["category", "setting", "n", "frozen", "fine-tuned", "gain", "fine-tuning"]
-    for metric, places in content.compared.items():
-        rows = [
-            [category or f"mean of {found.gain.categories}", setting, str(found.gain.n), found.frozen.text(),
-             found.finetuned.text(), found.gain.text(sign=True), used_text(found)]
-            for (category, setting), found in places.items()
-        ]  # fmt: skip
-        title = f"Frozen vs. fine-tuned, {METRICS[metric]}"
-        result.append(Sheet(title, "", head, rows, ("category", "setting", "fine-tuning")))
-    return result + [sheet for sheet in (content.tests, content.pairs) if sheet.rows]
-
-
-def cell_text(found: Estimate | None) -> str:
-    """Format the result of a cell with its number of runs."""
-    return "–" if found is None else f"{found.text()} ({count_text(found)})"
+    results = [result_sheet(content.study, found) for found in content.tables]
+    gains = [gain_sheet(metric, places) for metric, places in content.compared.items()]
+    rest = [sheet for sheet in (content.tests, content.pairs) if sheet.rows]
+    return [*results, *content.decisions, *gains, *rest]
 
 
 def seeds_and_folds(study: Study) -> tuple[str, str]:
@@ -185,15 +148,6 @@ def points(found: Estimate) -> str:
     return f"{found.text(sign=True)} points"
 
 
-def count_text(found: Estimate) -> str:
-    """Format the number of runs behind a mean, and the number of categories if there are several.
-
-    >>> count_text(Estimate(mean=0.9, sem=0.01, n=6, categories=2))
-    'n = 6 in 2'
-    """
-    return f"n = {found.n}" + (f" in {found.categories}" if found.categories > 1 else "")
-
-
 def test_text(found: Comparison) -> str:
     """Format the verdict of the test over categories, with its p-value where it means something."""
     if found.test.p is None or found.test.smallest_p >= 0.05:
@@ -201,22 +155,10 @@ def test_text(found: Comparison) -> str:
     return f"Wilcoxon over n = {found.test.n} categories: p = {found.test.p:.2g}, {found.test.verdict}"
 
 
-def used_text(found: Comparison) -> str:
-    """Format in how many runs the validation preferred a fine-tuned epoch."""
-    if not found.used:
-        return NOT_USED
-    return "used" if found.used == len(found.runs) else f"used in {found.used} of {len(found.runs)}"
-
-
 def result_text(run: Run, metric: str = "image_auroc") -> str:
     """Format a final metric of a run in percent, or a dash if the run does not have it."""
     value = run.final.get(metric)
     return "–" if value is None else f"{100 * value:.1f}"
-
-
-def metric_title(metric: str) -> str:
-    """Return the display name of a metric."""
-    return METRICS[metric]
 
 
 def _rule(text: str) -> str:

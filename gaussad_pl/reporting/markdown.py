@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 
 from gaussad_pl.reporting.content import Content, cost_text, result_text, sheets
 from gaussad_pl.reporting.operating import RATES
+from gaussad_pl.reporting.result_sheets import GAIN
 from gaussad_pl.reporting.runs import METRICS, Run
 from gaussad_pl.reporting.sheets import NO_POINTS, Sheet
 
@@ -45,7 +46,7 @@ def markdown(content: Content) -> str:
     parts += ["## Frozen vs. fine-tuned"]
     if not content.compared:
         parts += ["No run was fine-tuned."]
-    parts += [part(sheet) for sheet in everything if sheet.title.startswith("Frozen vs. fine-tuned")]
+    parts += [part(sheet) for sheet in everything if sheet.title.startswith(GAIN)]
     if content.tests.rows:
         parts += [part(content.tests)]
     if content.pairs.rows:

@@ -13,7 +13,8 @@ from gaussad_pl.reporting import content as wording
 from gaussad_pl.reporting.content import Content
 from gaussad_pl.reporting.curves import Cell
 from gaussad_pl.reporting.images import data_uri
-from gaussad_pl.reporting.runs import Run
+from gaussad_pl.reporting.result_sheets import NOT_USED, count_text, used_text
+from gaussad_pl.reporting.runs import METRICS, Run
 from gaussad_pl.reporting.sheets import NO_POINTS
 from gaussad_pl.reporting.study import Study
 from gaussad_pl.version import __version__
@@ -59,7 +60,11 @@ def html(content: Content, drawn: list[Cell], out: Path) -> str:
         link=link,
         files=files,
         wording=wording,
+        metrics=METRICS,
         no_points=NO_POINTS,
+        not_used=NOT_USED,
+        count_text=count_text,
+        used_text=used_text,
         version=__version__,
     )
 
