@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -19,11 +20,14 @@ from sklearn.metrics import roc_curve
 from gaussad_pl.reporting.runs import Forgetting
 from gaussad_pl.reporting.scores import Scores
 
+logging.getLogger("fontTools").setLevel(logging.WARNING)  # it reports each font in a PDF file line by line
+
 # the light colours of page.css; the page replaces each by its CSS variable
 INK, MUTED, GRID, GOOD, BAD = "#1d2329", "#5b6670", "#dfe3e6", "#1f7896", "#c23b33"
 RUNS = ("#2a6fbb", "#c2571a", "#4b8b3b", "#8a4fa3", "#9a7d00", "#c2407a", "#00857a", "#7a4a2b")
 VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line", GOOD: "--good", BAD: "--bad"}
 VARIABLES |= {colour: f"--run-{i}" for i, colour in enumerate(RUNS, start=1)}
+Place = Literal["lower right", "best"]
 THRESHOLD = "threshold at 5 %"
 HEADROOM = 1.4  # height of a histogram in units of its content: room for the legend
 PANELS = 6  # most histograms of a cell
@@ -165,7 +169,7 @@ def _colours(runs: Sequence[str]) -> dict[str, str]:
     return {run: RUNS[i % len(RUNS)] for i, run in enumerate(dict.fromkeys(runs))}
 
 
-def _run_legend(axes: Axes, colours: Mapping[str, str], marks: Mapping[str, dict[str, Any]], place: str) -> None:
+def _run_legend(axes: Axes, colours: Mapping[str, str], marks: Mapping[str, dict[str, Any]], place: Place) -> None:
     """Name the runs, unless there are more than colours, and the marks."""
     if 1 < len(colours) <= len(RUNS):
         for run, colour in colours.items():

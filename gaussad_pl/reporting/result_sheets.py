@@ -9,15 +9,18 @@ from gaussad_pl.reporting.sheets import Sheet
 from gaussad_pl.reporting.study import Study
 from gaussad_pl.reporting.tables import Comparison, Estimate, ResultTable
 
+NOTE = "Final results in percent, mean ± standard error over n runs."
 NOT_USED = "fine-tuning not used"
 GAIN = "Frozen vs. fine-tuned"  # beginning of the titles of `gain_sheet`
+TEXTS = ("setting", "verdict")  # columns of `tests_sheet`
+GAIN_NOTE = "The same n runs before and after fine-tuning, in percent; the gain in percentage points."
 
 
 def result_sheet(study: Study, found: ResultTable) -> Sheet:
     """Return the results of one metric, by category and setting."""
     rows = [[c, *(cell_text(found.cells[c, s]) for s in study.settings)] for c in study.categories]
     rows += [[f"mean of {len(found.common)}", *(cell_text(found.means[s]) for s in study.settings)]]
-    return Sheet(found.title, "", ["category", *study.settings], rows)
+    return Sheet(found.title, NOTE, ["category", *study.settings], rows)
 
 
 def gain_sheet(metric: str, places: Mapping[tuple[str, str], Comparison]) -> Sheet:
@@ -28,7 +31,7 @@ def gain_sheet(metric: str, places: Mapping[tuple[str, str], Comparison]) -> She
          found.finetuned.text(), found.gain.text(sign=True), used_text(found)]
         for (category, setting), found in places.items()
     ]  # fmt: skip
-    return Sheet(f"{GAIN}, {METRICS[metric]}", "", head, rows, ("category", "setting", "fine-tuning"))
+    return Sheet(f"{GAIN}, {METRICS[metric]}", GAIN_NOTE, head, rows, ("category", "setting", "fine-tuning"))
 
 
 def tests_sheet(study: Study, compared: Mapping[str, Mapping[tuple[str, str], Comparison]]) -> Sheet:
@@ -38,17 +41,19 @@ def tests_sheet(study: Study, compared: Mapping[str, Mapping[tuple[str, str], Co
         for (category, setting), found in places.items():
             if not category:
                 test = found.test
-                row = (str(test.n), str(test.n - test.zeros), test.p_text, test.verdict)
-                metrics.setdefault((setting, row), []).append(METRICS[metric])
+                outcome = (str(test.n), str(test.n - test.zeros), test.p_text, test.verdict)
+                metrics.setdefault((setting, outcome), []).append(METRICS[metric])
     settings: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for (setting, row), names in metrics.items():
         settings.setdefault((", ".join(names), row), []).append(setting)
-    rows = [
+    lines = [
         [names, "all" if len(same) == len(study.settings) else "; ".join(same), *row]
         for (names, row), same in settings.items()
     ]
     head = ["metric", "setting", "categories", "differ", "p", "verdict"]
-    return Sheet("Paired tests", "Frozen and fine-tuned, Wilcoxon over categories.", head, rows, ("setting", "verdict"))
+    return Sheet(
+        "Paired tests", "Frozen and fine-tuned, Wilcoxon over categories.", head, lines, ("setting", "verdict")
+    )
 
 
 def cell_text(found: Estimate | None) -> str:

@@ -43,7 +43,8 @@ class Sheet:
 
 def operating_sheet(study: Study) -> Sheet:
     """Return the shares found and lost of each category and setting, and their means over categories."""
-    head = ["category", "setting", "n", *(f"{what} at {rate_text(r)}" for r in RATES for what in ("found", "lost"))]
+    head = ["category", "setting", "n", "contradicted"]
+    head += [f"{what} at {rate_text(r)}" for r in RATES for what in ("found", "lost")]
     columns = [(rate, share) for rate in RATES for share in (_found, _lost)]
     cells = {place: runs for place, runs in study.cells.items() if any(run.points for run in runs)}
     known = {
@@ -51,15 +52,15 @@ def operating_sheet(study: Study) -> Sheet:
         for place, runs in cells.items()
     }
     rows = [
-        [*place, str(len(runs)), *map(_text, known[place]), contradictions([run.points for run in runs])]
+        [*place, str(len(runs)), contradictions([run.points for run in runs]), *map(_text, known[place])]
         for place, runs in cells.items()
     ]
     settings = [setting for setting in study.settings if any(name == setting for _, name in cells)]
     categories = [category for category in study.categories if any(name == category for name, _ in cells)]
     if len(categories) > 1:
-        rows += [["mean", s, *_means(known, categories, settings, s), ""] for s in settings]
+        rows += [["mean", s, *_means(known, categories, settings, s)] for s in settings]
     texts = ("category", "setting", "contradicted")
-    return Sheet("Bad found and good lost", OPERATING, [*head, "contradicted"], rows, texts)
+    return Sheet("Bad found and good lost", OPERATING, head, rows, texts)
 
 
 def kinds_sheet(study: Study) -> Sheet:
@@ -82,13 +83,13 @@ def _means(
     settings: Sequence[str],
     setting: str,
 ) -> list[str]:
-    """Return the number of runs and the mean of each column over the categories that every setting has."""
+    """Return the number of runs, an empty cell, and each mean over the categories that every setting has."""
     means = []
     for column in range(2 * len(RATES)):
         present = [s for s in settings if any((c, s) in known and known[c, s][column] for c in categories)]
         common = [c for c in categories if all((c, s) in known and known[c, s][column] for s in present)]
         means.append(mean_of([found for c in common if (c, setting) in known and (found := known[c, setting][column])]))
-    return [str(max((mean.n for mean in means if mean), default=0)), *map(_text, means)]
+    return [str(max((mean.n for mean in means if mean), default=0)), "", *map(_text, means)]
 
 
 def _by_kind(run: Run) -> dict[str, dict[str, tuple[int, int]]]:
