@@ -21,7 +21,9 @@ from omegaconf import DictConfig
 from gaussad_pl.cli.hydra_command import entry_point
 from gaussad_pl.errors import UserError
 from gaussad_pl.files import unwritable, write_text
-from gaussad_pl.reporting.content import compose
+from gaussad_pl.reporting.content import compose, sheets
+from gaussad_pl.reporting.curves import cells, save_curves
+from gaussad_pl.reporting.latex import latex
 from gaussad_pl.reporting.markdown import markdown, results_csv
 from gaussad_pl.reporting.page import html
 from gaussad_pl.reporting.runs import gather
@@ -51,7 +53,10 @@ def run(config: DictConfig) -> None:
         raise unwritable(out, error) from error
     write_text(out / "results.csv", results_csv(content))
     write_text(out / "report.md", markdown(content))
-    write_text(out / "report.html", html(content, out))
+    write_text(out / "tables.tex", latex(sheets(content)))
+    drawn = cells(content.study)
+    save_curves(drawn, out / "curves")
+    write_text(out / "report.html", html(content, drawn, out))
     for flag in content.flags:
         log.info("%s: %d", flag.kind, len(flag.items))
     log.info("%d finished runs, %d unfinished: %s", len(runs), len(unfinished), out / "report.html")

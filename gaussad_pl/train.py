@@ -75,6 +75,7 @@ from gaussad_pl.inference.heat import HeatScale
 from gaussad_pl.inference.runs import METRICS, next_command
 from gaussad_pl.model.precision import forbid_tf32
 from gaussad_pl.results import figures, pictures, run_folder
+from gaussad_pl.results.cost import Stopwatch, cost
 from gaussad_pl.results.decisions import decisions
 from gaussad_pl.results.decisions import show as show_decisions
 from gaussad_pl.results.evaluation import table
@@ -182,8 +183,10 @@ def conduct(
     settings: dict[str, Any],
 ) -> dict[str, Any]:
     """Run the experiment, calibrate the final state and write everything; returns the content of metrics.json."""
+    watch = Stopwatch()
     everything = every_image(module, data, settings)
     outcome = experiment(trainer, module, data, forgetting, folder, settings["fine_tune"], everything)
+    fit_seconds = watch.seconds
     trainer.save_checkpoint(folder / "model.ckpt", weights_only=True)
     destroy_group()
     results = outcome.results
@@ -196,11 +199,16 @@ def conduct(
     origin = provenance(settings, data, module.model)
     detector = Detector.of(module.model, calibration, origin)
     results |= decisions(calibration, outcome.final, detector.limit, tested=bool(data.samples.test))
+    results |= origin | {"cost": cost(fit_seconds, watch.seconds)}
     scale = pictures.heat_scale(outcome.final, detector.median, detector.limit)
     drawn = draw(outcome, data, scale, calibration)
     report(figures.save(drawn, folder), outcome, data, scale, calibration, loggers)
     detector.save(folder / artefact.NAME)
-    results |= origin
+    for logger in loggers:
+        if getattr(logger, "detector", False):  # of the DashboardLogger
+            from gaussad_pl.results import dashboard
+
+            dashboard.keep_detector(logger.experiment, folder / artefact.NAME, results)
     write_json(folder / METRICS, results)  # marks completion
     last_checkpoint(folder).unlink(missing_ok=True)  # was for resuming
     return results

@@ -57,6 +57,7 @@ def offline_run(folder: Path) -> dict[str, list[Any]]:
 
 
 OFFLINE = ["logger=default", "model.segmentation.form=shared", "model.segmentation.map_levels=middle"]
+KEPT = [*OFFLINE, "logger.wandb.detector=true", "+logger.wandb.tags=[line 3]"]
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def finished(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("dashboard") / "run"
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.delenv("WANDB_MODE", raising=False)
-        run(monkeypatch, *arguments(parts, folder, *OFFLINE))
+        run(monkeypatch, *arguments(parts, folder, *KEPT))
     return folder
 
 
@@ -79,6 +80,18 @@ def test_the_configuration_is_there(finished: Path, logged: dict[str, list[Any]]
         config |= values(record.update)
     assert (start.project, start.run_group) == ("gaussad_pl", "")
     assert config["seed"] == 0 and config["backbone"]["image_size"] == 64
+    found = metrics(finished)
+    assert (config["versions"], config["git"]) == (found["versions"], found["git"])
+    assert config["data_sha256"] == found["data_sha256"]
+    state = "fine-tuned" if found["forgetting"]["fine_tuning_used"] else "frozen"
+    assert set(logged["run"][-1].tags) == {"line 3", "screw", found["backbone"]["name"], state}
+
+
+def test_the_detector_is_an_artifact_where_it_is_asked_for(finished: Path, logged: dict[str, list[Any]]) -> None:
+    (artifact,) = (each for each in logged["artifact"] if each.type == "model")
+    (entry,) = artifact.manifest.contents
+    assert entry.path == "detector.safetensors" and entry.size == (finished / "detector.safetensors").stat().st_size
+    assert finished in Path(entry.local_path).parents
 
 
 def test_the_summary_has_the_test_metrics_of_both_states(finished: Path, logged: dict[str, list[Any]]) -> None:
@@ -91,6 +104,12 @@ def test_the_summary_has_the_test_metrics_of_both_states(finished: Path, logged:
             assert summary[f"{state}/{name}"] == pytest.approx(found[state][name])
     assert summary["validation_signal"] == pytest.approx(found["validation_signal"])
     assert summary["forgetting/epoch_chosen"] == found["forgetting"]["epoch_chosen"]
+    point = found["operating_points"]["0.2"]
+    assert summary["operating_points/0.2/bad_found"] == pytest.approx(point["bad_found"] / point["bad"])
+    assert summary["images/test_bad"] == found["images"]["test_bad"]
+    assert summary["cost/fit_seconds"] == pytest.approx(found["cost"]["fit_seconds"])
+    assert found["cost"]["total_seconds"] > found["cost"]["fit_seconds"] > 0
+    assert found["cost"]["peak_memory_bytes"] > 2**24
 
 
 def test_the_forgetting_signal_is_there_for_every_epoch(finished: Path, logged: dict[str, list[Any]]) -> None:

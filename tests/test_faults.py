@@ -102,7 +102,7 @@ def said(folder: Path) -> str:
 def results(folder: Path) -> dict[str, Any]:
     """The metrics of a run without what may differ: the command line and the time."""
     found: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
-    return {key: value for key, value in found.items() if key not in ("command", "finished", "config")}
+    return {key: value for key, value in found.items() if key not in ("command", "finished", "config", "cost")}
 
 
 def same(one: Path, two: Path) -> None:

@@ -13,7 +13,6 @@ from torch import Tensor
 from gaussad_pl.calibration.conformal import Calibration, conformal_threshold
 from gaussad_pl.calibration.operating_points import (
     LEVEL,
-    RATES,
     OperatingPoint,
     excess_p_value,
     operating_points,
@@ -38,11 +37,11 @@ def point(known: Calibration, good: Tensor, bad: Tensor, fpr: float = 0.05) -> O
 
 def test_good_and_bad_images_above_the_threshold_are_counted_at_each_rate() -> None:
     good, bad = torch.tensor([50.0, 92.0, 97.5, 60.0, 1.0, 2.0]), torch.tensor([96.5, 200.0, 10.0, 98.5])
-    found = operating_points(ramp(199), good + 100, bad + 100)  # thresholds 198, 190 and 180
-    assert tuple(found) == RATES == (0.01, 0.05, 0.1)
-    assert [each.threshold for each in found.values()] == [198, 190, 180]
-    assert [each.good_lost for each in found.values()] == [0, 2, 2] and {each.good for each in found.values()} == {6}
-    assert [each.bad_found for each in found.values()] == [2, 3, 3] and {each.bad for each in found.values()} == {4}
+    found = operating_points(ramp(199), good + 100, bad + 100)  # thresholds 198, 190, 180 and 160
+    assert tuple(found) == (0.01, 0.05, 0.1, 0.2)
+    assert [each.threshold for each in found.values()] == [198, 190, 180, 160]
+    assert [each.good_lost for each in found.values()] == [0, 2, 2, 2] and {each.good for each in found.values()} == {6}
+    assert [each.bad_found for each in found.values()] == [2, 3, 3, 3] and {each.bad for each in found.values()} == {4}
     assert {(each.rule, each.good_from) for each in found.values()} == {("conformal", "test")}
     assert found[0.05].good_interval == share_interval(2, 6) and found[0.05].bad_interval == share_interval(3, 4)
 

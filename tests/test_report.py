@@ -16,14 +16,17 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 from PIL import Image
-from scipy.stats import wilcoxon
+from scipy.stats import ttest_1samp, wilcoxon
 from sklearn.metrics import roc_auc_score
 
 from gaussad_pl import report
-from gaussad_pl.reporting.figures import histogram_figure, roc_figure
+from gaussad_pl.reporting.content import compose, epoch_text, seeds_and_folds
+from gaussad_pl.reporting.figures import VARIABLES, histogram_figure, roc_figure
 from gaussad_pl.reporting.flags import find_flags
+from gaussad_pl.reporting.pairs import compare_settings, pairs_sheet
 from gaussad_pl.reporting.runs import gather
 from gaussad_pl.reporting.scores import Scores, read_scores
+from gaussad_pl.reporting.sheets import kinds_sheet, operating_sheet
 from gaussad_pl.reporting.study import Study, arrange
 from gaussad_pl.reporting.tables import compare, comparisons, estimate, mean_of, paired_test, result_tables
 
@@ -344,6 +347,59 @@ def test_a_repeated_run_counts_once(tmp_path: Path) -> None:
     assert len(flags(tmp_path)["Repeated runs"]) == 1
 
 
+def test_a_later_run_is_later_by_time_whatever_its_name(tmp_path: Path) -> None:
+    make_run(tmp_path / "b", frozen=0.5, finished="2026-01-01T12:00:00+00:00")
+    make_run(tmp_path / "a", frozen=0.7, finished="2026-01-01T11:30:00-02:00")  # 13:30 UTC
+    assert [run.name for run in study(tmp_path).runs] == ["a"]
+
+
+def test_equally_named_datasets_of_different_places_are_different(tmp_path: Path) -> None:
+    for place in ("one", "two"):
+        make_run(tmp_path / place, config={"data": {"name": "screw", "root": f"data/{place}"}}, data_sha256=place)
+    assert study(tmp_path).categories == ["screw (one)", "screw (two)"] and not study(tmp_path).repeated
+
+
+def test_seeds_and_folds_are_a_product_only_if_all_pairs_ran(tmp_path: Path) -> None:
+    for i in range(3):
+        make_run(tmp_path / str(i), seed=i, fold=i)
+    assert seeds_and_folds(study(tmp_path)) == ("3 pairs", "seed 0 fold 0, seed 1 fold 1, seed 2 fold 2")
+    make_run(tmp_path / "only" / "a")
+    make_run(tmp_path / "only" / "b", seed=1)
+    assert seeds_and_folds(study(tmp_path / "only")) == ("2 × 1", "seed 0, 1; fold 0")
+
+
+def test_a_gain_that_is_displayed_as_zero_is_no_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_run(tmp_path / "a", frozen=0.9, finetuned=0.8999)
+    assert "Fine-tuned below frozen" not in flags(tmp_path)
+    make_report(monkeypatch, f"dir={tmp_path}")
+    assert 'class="down"' not in (tmp_path / "report.html").read_text()
+
+
+def test_a_fine_tuning_that_was_not_used_has_no_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_run(tmp_path / "a", frozen=0.9, finetuned=0.9)
+    make_report(monkeypatch, f"dir={tmp_path}")
+    (row,) = csv.DictReader((tmp_path / "results.csv").open())
+    assert (row["fine_tuning_used"], row["epoch_chosen"]) == ("False", "")
+    assert row["selection/finetuned"] == "fine-tuning not used"
+    assert "of 2" not in (tmp_path / "report.md").read_text() and epoch_text(study(tmp_path).runs[0]) == "–"
+
+
+def test_equal_tests_share_a_row_and_no_p_is_given_where_none_could_be_significant(tmp_path: Path) -> None:
+    for category, gain in (("screw", 0.01), ("tile", 0.0), ("wood", 0.0)):
+        for backbone in BACKBONES:
+            make_run(tmp_path / f"{category}{backbone}", category, finetuned=0.9 + gain, backbone=backbone)
+    (image, aupro) = compose(tmp_path, study(tmp_path)).tests.rows
+    assert image == [
+        "image AUROC",
+        "all",
+        "3",
+        "1",
+        "–",
+        "n = 3 categories, of which 1 differ: too few for significance",
+    ]
+    assert aupro[0] == "pixel AUROC, AUPRO" and aupro[4] == "–"
+
+
 def test_masks_missing_and_single_runs(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "a")
     found = json.loads((folder / "metrics.json").read_text())
@@ -351,6 +407,165 @@ def test_masks_missing_and_single_runs(tmp_path: Path) -> None:
     (folder / "metrics.json").write_text(json.dumps(found))
     raised = flags(tmp_path)
     assert "4 bad images" in raised["Masks missing"][0] and raised["One run only"] == ["screw × default"]
+
+
+# --- operating points
+
+
+def points(lost: int = 1, found: int = 20, contradicted: bool = False, threshold: float = 1.0) -> dict[str, Any]:
+    """Operating points as a run stores them; nothing is decided at 1 %."""
+    none = {"threshold": None, "rule": "none", "good_lost": None, "bad_found": None, "p_value": None}
+    some = {"threshold": threshold, "rule": "conformal", "good_lost": lost, "bad_found": found, "p_value": 0.01}
+    of = {"good_from": "test", "good": 20, "bad": 30}
+    undecided, decided = {**of, **none, "contradicted": None}, {**of, **some, "contradicted": contradicted}
+    return {"0.01": undecided, "0.05": decided, "0.1": decided, "0.2": decided}
+
+
+def test_operating_points_are_means_over_runs_and_say_where_the_target_is_contradicted(tmp_path: Path) -> None:
+    for seed, (lost, found) in enumerate([(1, 20), (5, 26)]):
+        make_run(tmp_path / f"a{seed}", seed=seed, operating_points=points(lost, found, contradicted=lost == 5))
+    make_run(tmp_path / "b", "tile", operating_points=points(0, 30))
+    make_run(tmp_path / "old", "wood")  # of a version without operating points
+    sheet = operating_sheet(study(tmp_path))
+    rows = {row[0]: dict(zip(sheet.head, row, strict=True)) for row in sheet.rows}
+    assert list(rows) == ["screw", "tile", "mean"]
+    screw = rows["screw"]
+    assert (screw["found at 5 %"], screw["lost at 5 %"]) == ("76.7 ± 10.0", "15.0 ± 10.0")
+    assert (screw["found at 1 %"], screw["n"]) == ("–", "2")
+    assert screw["contradicted"] == "5 %: 1 of 2, 10 %: 1 of 2, 20 %: 1 of 2" and rows["tile"]["contradicted"] == "no"
+    assert rows["mean"]["found at 5 %"] == "88.3" and rows["mean"]["n"] == "3"
+    (item,) = flags(tmp_path)["Contradicted false-alarm rates"]
+    assert item.startswith("r02 (screw × default, seed 1") and "5 of 20 good images lost at 5 % (p = 0.01)" in item
+
+
+def test_calibration_images_do_not_count_as_lost(tmp_path: Path) -> None:
+    stored = {rate: {**point, "good_from": "calibration"} for rate, point in points(lost=3).items()}
+    make_run(tmp_path / "a", operating_points=stored)
+    sheet = operating_sheet(study(tmp_path))
+    assert dict(zip(sheet.head, sheet.rows[0], strict=True))["lost at 5 %"] == "–"
+
+
+def test_the_share_found_of_each_kind_comes_from_the_scores(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "a", operating_points=points(threshold=2.0))
+    lines = ["path,kind,label,score", "a,good,0,9", "b,cut,1,2.0", "c,cut,1,2.5", "d,cut,1,3", "e,hole,1,1"]
+    (folder / "scores.csv").write_text("\n".join(lines))
+    rows = [row[2:] for row in kinds_sheet(study(tmp_path)).rows]  # a score at the threshold is good
+    assert rows == [["cut", "3", "–", "66.7", "66.7", "66.7"], ["hole", "1", "–", "0.0", "0.0", "0.0"]]
+
+
+def test_operating_points_are_in_page_markdown_and_csv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_run(tmp_path / "a", operating_points=points(2, 24))
+    make_report(monkeypatch, f"dir={tmp_path}")
+    for name in ("report.html", "report.md"):
+        text = (tmp_path / name).read_text()
+        assert "80.0" in text and "found at 5 %" in text and "Bad found by kind of defect" in text
+    (row,) = csv.DictReader((tmp_path / "results.csv").open())
+    assert (row["bad_found@0.05"], row["bad@0.05"], row["good_lost@0.05"], row["threshold@0.05"]) == (
+        "24",
+        "30",
+        "2",
+        "1.0",
+    )
+    assert row["bad_found@0.01"] == ""
+
+
+@pytest.mark.parametrize("value", ["many", -1, 1.5, True])
+def test_damaged_counts_make_a_run_unfinished(value: Any, tmp_path: Path) -> None:
+    stored = points()
+    stored["0.05"]["bad_found"] = value
+    make_run(tmp_path / "a", operating_points=stored)
+    assert len(study(tmp_path).unfinished) == 1
+
+
+# --- settings compared, tables for LaTeX, cost and provenance
+
+
+def test_two_settings_are_paired_over_categories_with_means_over_common_seeds_first(tmp_path: Path) -> None:
+    rng, differences = np.random.default_rng(0), []
+    for i in range(7):
+        values = rng.uniform(0.6, 0.9, (2, 2))
+        differences.append(values[1].mean() - values[0].mean())
+        for backbone, pair in zip(BACKBONES, values, strict=True):
+            for seed, value in enumerate(pair):
+                make_run(tmp_path / f"{i}-{backbone}-{seed}", f"c{i}", seed, frozen=float(value), backbone=backbone)
+        make_run(tmp_path / f"{i}-more", f"c{i}", 2, frozen=0.1)  # a seed that only one setting has
+    found = compare_settings(study(tmp_path))
+    assert [each.measure for each in found] == ["image AUROC", "AUPRO"]
+    expected = ttest_1samp(differences, 0).confidence_interval(0.95)
+    assert found[0].settings == ("backbone=efficientnet_lite0", "backbone=resnet18") and found[0].test.n == 7
+    assert found[0].difference == pytest.approx(np.mean(differences))
+    assert found[0].interval == pytest.approx((expected.low, expected.high))
+    assert found[0].test.p == pytest.approx(wilcoxon(differences).pvalue)
+    row = pairs_sheet(study(tmp_path)).rows[1]
+    assert row[-3:] == ["0.0", "0.0 to 0.0", "–"]  # equal AUPRO
+
+
+def test_bad_found_is_compared_and_one_category_has_no_interval(tmp_path: Path) -> None:
+    for backbone, found in zip(BACKBONES, (15, 21), strict=True):
+        make_run(tmp_path / backbone, backbone=backbone, operating_points=points(found=found))
+    rows = {row[0]: row[3:] for row in pairs_sheet(study(tmp_path)).rows}
+    assert rows["bad found at 5 %"] == ["1", "50.0", "70.0", "+20.0", "–", "–"]
+
+
+def parsed(text: str) -> list[list[list[str]]]:
+    """The cells of the tables of a LaTeX file, after a check of its environments, braces and columns."""
+    plain = re.sub(r"\\[\\{}&%$#_]", "", "\n".join(line for line in text.splitlines() if not line.startswith("%")))
+    depth = 0
+    for character in plain:
+        depth += {"{": 1, "}": -1}.get(character, 0)
+        assert depth >= 0
+    assert depth == 0 and not set(plain) & set("_#^~|<>%") and plain.count("$") % 2 == 0
+    open_ones: list[str] = []
+    for kind, name in re.findall(r"\\(begin|end){(\w+)}", text):
+        if kind == "begin":
+            open_ones.append(name)
+        else:
+            assert open_ones.pop() == name
+    assert not open_ones
+    tables = []
+    for columns, body in re.findall(r"\\begin{tabular}{([lr]+)}(.*?)\\end{tabular}", text, re.DOTALL):
+        assert re.sub(r"\s", "", body).startswith(r"\toprule") and body.count(r"\midrule") == 1 == body.count(
+            "bottomrule"
+        )
+        rows = [re.split(r" (?<!\\)& ", line[:-3]) for line in body.splitlines() if line.endswith(r" \\")]
+        assert {len(row) for row in rows} == {len(columns)}
+        tables.append(rows)
+    return tables
+
+
+def test_all_tables_are_there_for_latex(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    for category in ("a_b & c", "100 % {\\x}"):
+        for backbone in BACKBONES:
+            name = f"{len(list(tmp_path.iterdir()))}"
+            make_run(tmp_path / name, category, finetuned=0.95, backbone=backbone, operating_points=points())
+    make_report(monkeypatch, f"dir={tmp_path}")
+    assert not [record for record in caplog.records if record.name.startswith("fontTools")]  # hundreds of lines
+    text = (tmp_path / "tables.tex").read_text()
+    tables = parsed(text)
+    titles = re.findall(r"\\caption{([^.]*)\.", text)
+    assert {"image AUROC", "Bad found and good lost", "Bad found by kind of defect", "Comparison of settings",
+            "Frozen vs{", "Paired tests"} <= {title.replace("Frozen vs", "Frozen vs{") for title in titles}  # fmt: skip
+    assert [row[0] for row in tables[0]] == ["category", r"100 \% \{\textbackslash{}x\}", r"a\_b \& c", "mean of 2"]
+
+
+def test_time_memory_and_commit_of_each_run_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cost = {"fit_seconds": 123.4, "total_seconds": 200.0, "peak_memory_bytes": 3 * 2**29}
+    make_run(tmp_path / "a", cost=cost, git={"commit": "4e0c2f7aa", "clean": False})
+    make_run(tmp_path / "b", seed=1, git={"commit": None, "clean": None})
+    make_report(monkeypatch, f"dir={tmp_path}")
+    new, old = csv.DictReader((tmp_path / "results.csv").open())
+    assert (new["fit_seconds"], new["peak_memory_bytes"], new["commit"]) == (
+        "123.4",
+        "1610612736",
+        "4e0c2f7aa, modified",
+    )
+    assert (old["fit_seconds"], old["peak_memory_bytes"], old["commit"]) == ("", "", "")
+    page, text = ((tmp_path / name).read_text() for name in ("report.html", "report.md"))
+    assert "<td>123</td><td>1.5</td>" in page and "| 123 | 1.5 |" in text and "4e0c2f7aa, modified" in page
+    assert flags(tmp_path)["Mixed versions"] == ["git commit: 4e0c2f7aa, modified (r01); not recorded (r02)"]
 
 
 # --- scores and figures
@@ -370,15 +585,16 @@ def test_thousands_of_images_and_outliers_make_a_small_figure() -> None:
     labels = np.repeat([0, 1], 10_000)
     scores = Scores(labels, rng.normal(2.0 * labels))
     scores.scores[-1] = 1e6
-    for figure in (roc_figure([scores], [], "x"), histogram_figure([scores], [], "x")):
-        assert figure is not None and len(figure) < 60_000
-    assert "last bin: and above" in str(histogram_figure([scores], [], "x"))
+    for figure in (roc_figure({"r01": scores}, {}, "x"), histogram_figure({"r01": scores}, {}, "x")):
+        assert figure is not None and len(figure.inline) < 60_000
+    assert figure is not None and "last bin: and above" in figure.svg
 
 
 def test_a_histogram_marks_the_thresholds_that_there_are(sweep: Path) -> None:
     scores = Scores(np.repeat([0, 1], 10), np.arange(20.0))
-    assert "threshold at 5 %" in str(histogram_figure([scores], [math.nan, 7.0], "x"))
-    assert "threshold" not in str(histogram_figure([scores], [math.nan, math.inf], "x"))
+    for threshold, marked in ((7.0, True), (math.nan, False), (math.inf, False)):
+        figure = histogram_figure({"r01": scores}, {"r01": threshold}, "x")
+        assert figure is not None and ("threshold at 5 %" in figure.svg) == marked
     make_run(sweep / "a", calibration={"thresholds": {"0.05": {"value": 1.5}}})
     make_run(sweep / "b", operating_points={"0.05": {"threshold": 2.5}})
     make_run(sweep / "c", operating_points={"0.05": {"threshold": None}})
@@ -388,20 +604,41 @@ def test_a_histogram_marks_the_thresholds_that_there_are(sweep: Path) -> None:
 
 def test_equal_scores_and_one_class_are_drawn_or_left_out() -> None:
     equal = Scores(np.zeros(3, dtype=np.int64), np.ones(3))
-    assert roc_figure([equal], [], "x") is None and histogram_figure([equal], [], "x") is not None
-    assert histogram_figure([], [], "x") is None
+    assert roc_figure({"r01": equal}, {}, "x") is None and histogram_figure({"r01": equal}, {}, "x") is not None
+    assert histogram_figure({}, {}, "x") is None
+
+
+def test_each_run_has_a_colour_and_histograms_have_the_scale_of_their_run() -> None:
+    labels = np.repeat([0, 1], 50)
+    runs = {f"r0{i}": Scores(labels, 10.0**i * np.linspace(1, 2, 100)) for i in (1, 2, 3)}
+    roc, histogram = roc_figure(runs, {}, "x"), histogram_figure(runs, {}, "x")
+    assert roc is not None and histogram is not None
+    for i in (1, 2, 3):
+        assert f"var(--run-{i})" in roc.inline and f"r0{i}" in roc.inline and f"r0{i}" in histogram.inline
+    assert all(f">{tick}<" in histogram.svg for tick in (20, 200, 2000))  # the end of each axis
+    assert roc.pdf.startswith(b"%PDF") and roc.svg.startswith("<?xml") and "var(" not in roc.svg
+
+
+def test_the_page_has_the_colours_of_the_drawings() -> None:
+    css = (Path(report.__file__).parent / "reporting" / "page.css").read_text()
+    for colour, variable in VARIABLES.items():
+        assert css.count(f"{variable}: ") == 2 and f"{variable}: {colour};" in css  # light and dark
 
 
 # --- the files
 
 
 @pytest.mark.slow
-def test_the_report_is_three_files_and_nothing_else(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_report_is_its_files_and_nothing_else(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = set(sweep.rglob("*"))
     monkeypatch.chdir(sweep.parent)
     make_report(monkeypatch, "dir=sweep")
     after = set(sweep.parent.rglob("*")) - {sweep}
-    assert after - before == {sweep / name for name in ("report.html", "report.md", "results.csv")}
+    names = ("report.html", "report.md", "results.csv", "tables.tex", "curves")
+    curves = {path for path in after if path.parent == sweep / "curves"}
+    assert after - before - curves == {sweep / name for name in names}
+    assert len(curves) == 24 and {path.suffix for path in curves} == {".svg", ".pdf"}
+    assert sweep / "curves" / "01-screw-backbone=efficientnet-lite0-roc.pdf" in curves
     first = {path: path.stat().st_size for path in after - before}
     make_report(monkeypatch, "dir=sweep")  # again: its own files are no runs
     assert abs((sweep / "report.html").stat().st_size - first[sweep / "report.html"]) < 100
@@ -418,7 +655,7 @@ def test_every_run_is_a_row_of_results_csv(sweep: Path, tmp_path: Path, monkeypa
     assert (row["category"], row["setting"], row["seed"]) == ("screw", "backbone=efficientnet_lite0", "0")
     assert float(row["frozen/image_auroc"]) == 0.8 and row["fine_tuning_used"] == "False"
     assert row["folder"] == "screw-efficientnet_lite0-0" and "torch==2.14.1" in row["versions"]
-    assert row["command"].startswith("python -m gaussad_pl.train") and "epoch 1 of 2" in row["selection/finetuned"]
+    assert row["command"].startswith("python -m gaussad_pl.train") and "epoch 1 of 2" in rows[1]["selection/finetuned"]
 
 
 @pytest.mark.slow
@@ -455,7 +692,7 @@ def test_odd_characters_are_shown_and_linked_as_they_are(tmp_path: Path, monkeyp
     assert "<script" not in page and "&lt;script&gt;" in page
     assert f"| {evil}" not in text and "x|y" in text.split("```")[1]
     rows = [line for line in text.splitlines() if line.startswith("| r01")]
-    assert len(re.findall(r"(?<!\\)\|", rows[0])) == 10
+    assert len(re.findall(r"(?<!\\)\|", rows[0])) == 12
     link = re.search(r'<a href="(a%20[^"#]*)">', page)
     assert link is not None and unquote(link[1]) == odd
 

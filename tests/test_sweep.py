@@ -65,6 +65,9 @@ def jobs(folder: Path) -> dict[str, dict[str, Any]]:
         (["backbone.levels=[4,5,-1]"], ["backbone.levels=[4,5,-1],[1]"], "levels=4+5+-1"),
         (["seed=3"], ["seed=range(0,5)"], "seed=3"),
         (["seed=3"], ["seed=3"], "run"),
+        (["data.root=/a/cookie", "seed=0"], ["data.root=/a/cookie,/a/nut", "seed=0,1"], "cookie,seed=0"),
+        (["data.root=/a/cookie"], ["data.root=/a/cookie,/b/cookie"], "root=a-cookie,82e76386"),
+        (["data.root=/a/cookie", "seed=0"], ["data.root=/a/cookie", "seed=0,1"], "seed=0"),
     ],
 )  # fmt: skip
 def test_a_job_is_named_by_what_varies(overrides: list[str], whole: list[str], expected: str) -> None:

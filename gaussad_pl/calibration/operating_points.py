@@ -15,8 +15,8 @@ from scipy.stats import betabinom, binomtest
 from torch import Tensor
 
 from gaussad_pl.calibration.conformal import Calibration, rate_range, threshold_rank
+from gaussad_pl.calibration.threshold import RATES
 
-RATES = (0.01, 0.05, 0.1)
 CONFIDENCE = 0.95  # of the intervals
 LEVEL = 0.05  # significance level at which observed false alarms contradict their target
 FEWEST = 5  # good test images from which on they may contradict it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 import sys
@@ -11,7 +12,10 @@ from datetime import datetime
 from pathlib import Path
 
 from gaussad_pl.reporting.flags import Flag, find_flags
-from gaussad_pl.reporting.runs import METRICS, Run, display_name
+from gaussad_pl.reporting.pairs import pairs_sheet
+from gaussad_pl.reporting.result_sheets import NOT_USED, gain_sheet, result_sheet, tests_sheet
+from gaussad_pl.reporting.runs import Run, display_name
+from gaussad_pl.reporting.sheets import Sheet, kinds_sheet, operating_sheet
 from gaussad_pl.reporting.study import Study
 from gaussad_pl.reporting.tables import Comparison, Estimate, ResultTable, comparisons, result_tables
 
@@ -19,7 +23,6 @@ COMPARED = ("image_auroc", "pixel_auroc", "aupro")  # metrics compared between t
 PARTS = {
     "levels": "levels", "segmentation": "anomaly map", "frozen": "frozen result", "finetuned": "fine-tuned result"
 }  # fmt: skip
-NOT_USED = "fine-tuning not used"
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,9 @@ class Content:
             over all categories as ``("", setting)``.
         selections: part of the result, selection rule, runs.
         versions: runs and the versions they share.
+        decisions: tables of operating points.
+        pairs: comparison of any two settings.
+        tests: paired tests of frozen and fine-tuned.
     """
 
     title: str
@@ -44,6 +50,9 @@ class Content:
     selections: list[tuple[str, str, str]]
     versions: list[tuple[str, str]]
     headlines: list[str]
+    decisions: list[Sheet]
+    pairs: Sheet
+    tests: Sheet
 
 
 def compose(top: Path, study: Study) -> Content:
@@ -65,6 +74,9 @@ def compose(top: Path, study: Study) -> Content:
         selections=_by_runs(study, rules),
         versions=_same_runs(_by_runs(study, versions)),
         headlines=headlines(study, tables, compared.get("image_auroc", {})),
+        decisions=[sheet for sheet in (operating_sheet(study), kinds_sheet(study)) if sheet.rows],
+        pairs=pairs_sheet(study),
+        tests=tests_sheet(study, compared),
     )
 
 
@@ -89,10 +101,41 @@ def headlines(study: Study, tables: list[ResultTable], compared: dict[tuple[str,
         for (category, setting), found in compared.items() if used and len(study.settings) <= 3 else ():
             if not category:
                 name = f" ({setting})" if len(study.settings) > 1 else ""
-                sentences.append(f"Gain over the frozen network{name}: {points(found.gain)}; {test_text(found)}.")
+                test = f"; {test_text(found)}" if found.test.p_text != "–" or not name else ""
+                sentences.append(f"Gain over the frozen network{name}: {points(found.gain)}{test}.")
     elif study.runs:
         sentences.append("No run was fine-tuned.")
     return sentences
+
+
+def sheets(content: Content) -> list[Sheet]:
+    """Return all numbers of a report as tables of text."""
+    results = [result_sheet(content.study, found) for found in content.tables]
+    gains = [gain_sheet(metric, places) for metric, places in content.compared.items()]
+    rest = [sheet for sheet in (content.tests, content.pairs) if sheet.rows]
+    return [*results, *content.decisions, *gains, *rest]
+
+
+def seeds_and_folds(study: Study) -> tuple[str, str]:
+    """Return how many seeds and folds were run, as a product only if each seed ran on each fold, and which ones."""
+    pairs = sorted({(run.seed, run.fold) for run in study.runs})
+    seeds, folds = (sorted(set(column)) for column in zip(*pairs, strict=True)) if pairs else ([], [])
+    if len(pairs) == len(seeds) * len(folds):
+        names = [", ".join(map(str, column)) or "–" for column in (seeds, folds)]
+        return f"{len(seeds)} × {len(folds)}", f"seed {names[0]}; fold {names[1]}"
+    listed = [f"seed {seed} fold {fold}" for seed, fold in pairs]
+    return f"{len(pairs)} pairs", ", ".join(listed[:6]) + (", …" if len(listed) > 6 else "")
+
+
+def epoch_text(run: Run) -> str:
+    """Return the epoch of the final model, or a dash for the frozen network."""
+    return str(run.forgetting.chosen) if run.forgetting is not None and run.forgetting.used else "–"
+
+
+def cost_text(run: Run) -> tuple[str, str]:
+    """Format the wall time of the fit in seconds and the peak memory in GiB."""
+    seconds = "–" if math.isnan(run.fit_seconds) else f"{run.fit_seconds:.0f}"
+    return seconds, "–" if math.isnan(run.peak_memory) else f"{run.peak_memory / 2**30:.1f}"
 
 
 def spread(found: Estimate) -> str:
@@ -105,15 +148,6 @@ def points(found: Estimate) -> str:
     return f"{found.text(sign=True)} points"
 
 
-def count_text(found: Estimate) -> str:
-    """Format the number of runs behind a mean, and the number of categories if there are several.
-
-    >>> count_text(Estimate(mean=0.9, sem=0.01, n=6, categories=2))
-    'n = 6 in 2'
-    """
-    return f"n = {found.n}" + (f" in {found.categories}" if found.categories > 1 else "")
-
-
 def test_text(found: Comparison) -> str:
     """Format the verdict of the test over categories, with its p-value where it means something."""
     if found.test.p is None or found.test.smallest_p >= 0.05:
@@ -121,22 +155,10 @@ def test_text(found: Comparison) -> str:
     return f"Wilcoxon over n = {found.test.n} categories: p = {found.test.p:.2g}, {found.test.verdict}"
 
 
-def used_text(found: Comparison) -> str:
-    """Format in how many runs the validation preferred a fine-tuned epoch."""
-    if not found.used:
-        return NOT_USED
-    return "used" if found.used == len(found.runs) else f"used in {found.used} of {len(found.runs)}"
-
-
 def result_text(run: Run, metric: str = "image_auroc") -> str:
     """Format a final metric of a run in percent, or a dash if the run does not have it."""
     value = run.final.get(metric)
     return "–" if value is None else f"{100 * value:.1f}"
-
-
-def metric_title(metric: str) -> str:
-    """Return the display name of a metric."""
-    return METRICS[metric]
 
 
 def _rule(text: str) -> str:

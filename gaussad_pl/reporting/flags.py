@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from gaussad_pl.reporting.operating import rate_text
 from gaussad_pl.reporting.runs import Run
 from gaussad_pl.reporting.study import Study
 
@@ -24,8 +25,8 @@ class Flag:
 def find_flags(study: Study) -> list[Flag]:
     """Return the flags that apply to a study, the most serious first."""
     checks: list[Callable[[Study], Flag]] = [
-        unfinished, missing, below_frozen, never_moved, one_class, unequal_tests, missing_masks, uneven, repeated,
-        mixed_versions, mixed_weights, no_spread,
+        unfinished, missing, contradicted, below_frozen, never_moved, one_class, unequal_tests, missing_masks, uneven,
+        repeated, mixed_versions, mixed_weights, no_spread,
     ]  # fmt: skip
     return [flag for flag in (check(study) for check in checks) if flag.items]
 
@@ -46,6 +47,24 @@ def missing(study: Study) -> Flag:
     return Flag("Missing combinations", "No finished run; mean rows exclude these categories.", items)
 
 
+def contradicted(study: Study) -> Flag:
+    """Flag runs with more false alarms on good test images than a target and chance explain."""
+    items = []
+    for run in study.runs:
+        broken = [
+            f"{point.lost} of {point.good} good images lost at {rate_text(rate)} (p = {point.p_value:.2g})"
+            for rate, point in run.points.items()
+            if point.contradicted
+        ]
+        if broken:
+            items.append(f"{_where(study, run)}: {', '.join(broken)}")
+    meaning = (
+        "The good test images differ from the calibration images, or several of them show the same part: the rates of "
+        "these runs do not hold."
+    )
+    return Flag("Contradicted false-alarm rates", meaning, items)
+
+
 def below_frozen(study: Study) -> Flag:
     """Flag runs whose test metrics are lower after fine-tuning."""
     items = []
@@ -55,7 +74,7 @@ def below_frozen(study: Study) -> Flag:
             for key, title in WATCHED.items()
             if run.finetuned is not None and key in run.finetuned and key in run.frozen
         }
-        lost = [f"{title} −{-100 * loss:.1f}" for title, loss in losses.items() if loss < -1e-9]
+        lost = [f"{title} −{-100 * loss:.1f}" for title, loss in losses.items() if round(100 * loss, 1) < 0]
         if lost:
             items.append(f"{_where(study, run)}: {', '.join(lost)} points")
     return Flag("Fine-tuned below frozen", "The validation chose an epoch that scores lower on the test set.", items)
@@ -128,13 +147,16 @@ def repeated(study: Study) -> Flag:
 
 
 def mixed_versions(study: Study) -> Flag:
-    """Flag packages whose versions differ between runs."""
+    """Flag packages whose versions differ between runs, and different commits of the code."""
     packages = sorted({name for run in study.runs for name in run.versions})
     items = []
     for package in packages:
         groups = _groups(study, ((run.versions.get(package, "not recorded"), run) for run in study.runs))
         if len(groups) > 1:
             items.append(f"{package}: {_listed(groups)}")
+    commits = _groups(study, ((run.commit or "not recorded", run) for run in study.runs))
+    if len(commits) > 1:
+        items.append(f"git commit: {_listed(commits)}")
     return Flag("Mixed versions", "Differences between runs may be due to the software.", items)
 
 

@@ -8,33 +8,20 @@ from pathlib import Path
 from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from gaussad_pl.reporting import content as wording
 from gaussad_pl.reporting.content import Content
-from gaussad_pl.reporting.figures import forgetting_figure, histogram_figure, roc_figure
+from gaussad_pl.reporting.curves import Cell
 from gaussad_pl.reporting.images import data_uri
-from gaussad_pl.reporting.runs import Run
-from gaussad_pl.reporting.scores import final_scores, frozen_scores
+from gaussad_pl.reporting.result_sheets import NOT_USED, count_text, used_text
+from gaussad_pl.reporting.runs import METRICS, Run
+from gaussad_pl.reporting.sheets import NO_POINTS
 from gaussad_pl.reporting.study import Study
 from gaussad_pl.version import __version__
 
 GALLERIES = {"misses.png": "Bad parts with the lowest scores", "false_alarms.png": "Good parts with the highest scores"}
 MOST_GALLERIES = 24  # with more runs, only the first seed and fold of each cell: the page must open on a phone
 FILES = ("metrics.json", "config.yaml", "scores.csv", "frozen_scores.csv", "model.ckpt")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """Curves of one category and setting; a figure is None if its data are missing."""
-
-    category: str
-    setting: str
-    runs: list[Run]
-    roc: Markup | None
-    histogram: Markup | None
-    forgetting: Markup | None
-    unreadable: list[Run]
 
 
 @dataclass(frozen=True)
@@ -45,7 +32,7 @@ class Gallery:
     pictures: list[tuple[str, str]]
 
 
-def html(content: Content, out: Path) -> str:
+def html(content: Content, drawn: list[Cell], out: Path) -> str:
     """Return the page, with links relative to the folder ``out``."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -54,7 +41,6 @@ def html(content: Content, out: Path) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    drawn = cells(content.study)
     chosen = gallery_runs(content.study)
     galleries = [Gallery(run, found) for run in chosen if (found := pictures(run))]
 
@@ -74,30 +60,12 @@ def html(content: Content, out: Path) -> str:
         link=link,
         files=files,
         wording=wording,
+        metrics=METRICS,
+        no_points=NO_POINTS,
+        not_used=NOT_USED,
+        count_text=count_text,
+        used_text=used_text,
         version=__version__,
-    )
-
-
-def cells(study: Study) -> list[Cell]:
-    """Draw the curves of every cell that has runs."""
-    return [cell(category, setting, runs) for (category, setting), runs in study.cells.items() if runs]
-
-
-def cell(category: str, setting: str, runs: list[Run]) -> Cell:
-    """Draw the curves of the runs of one cell."""
-    name = f"{category} × {setting}"
-    final = {run.folder: final_scores(run) for run in runs}
-    changed = any(run.forgetting is not None and run.forgetting.used for run in runs)
-    before = [frozen_scores(run) for run in runs] if changed else []
-    read = [one for one in final.values() if one is not None]
-    return Cell(
-        category=category,
-        setting=setting,
-        runs=runs,
-        roc=roc_figure(read, [one for one in before if one is not None], name),
-        histogram=histogram_figure(read, [run.threshold for run in runs], name),
-        forgetting=forgetting_figure([run.forgetting for run in runs if run.forgetting is not None], name),
-        unreadable=[run for run in runs if final[run.folder] is None],
     )
 
 

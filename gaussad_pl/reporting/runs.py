@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gaussad_pl.reporting.operating import Point, read_points
 from gaussad_pl.reporting.stored import (
     DAMAGE,
     flatten,
@@ -31,6 +33,8 @@ METRICS = {
     "image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "aupro": "AUPRO", "image_ap": "image AP",
     "image_f1max": "image F1max", "pixel_ap": "pixel AP", "pixel_f1max": "pixel F1max",
 }  # fmt: skip
+
+UNUSED_EPOCH = re.compile("^(fine-tuning not used): epoch .*", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -83,17 +87,20 @@ class Run(Job):
     """A finished run. Metrics are in [0, 1]; those that are absent or not finite numbers are left out.
 
     Attributes:
-        threshold: of the scores for a false-alarm rate of 5 %; NaN if there is none, or in runs of older versions.
+        points: operating points by rate: ``{"0.05": Point(...)}``.
         weights: source of the pretrained weights.
         weights_sha256: hash of the loaded weights; empty for random weights and for runs of older versions.
         data_sha256: hash of the names and sizes of all images; empty for runs of older versions.
+        commit: of the code, with a note if it was modified; empty outside a git checkout and in older versions.
+        fit_seconds: wall time of the fit; NaN in older versions.
+        peak_memory: largest resident memory of the process, in bytes; NaN in older versions.
         finished: seconds since 1970.
     """
 
     frozen: Mapping[str, float]
     finetuned: Mapping[str, float] | None
     forgetting: Forgetting | None
-    threshold: float
+    points: Mapping[str, Point]
     selections: Mapping[str, str]
     backbone: str
     weights: str
@@ -103,12 +110,20 @@ class Run(Job):
     masks_missing: int
     versions: Mapping[str, str]
     command: str
+    commit: str
+    fit_seconds: float
+    peak_memory: float
     finished: float
 
     @property
     def final(self) -> Mapping[str, float]:
         """Metrics of the final model: the fine-tuned one if there is one, else the frozen one."""
         return self.frozen if self.finetuned is None else self.finetuned
+
+    @property
+    def threshold(self) -> float:
+        """Threshold of the scores for a false-alarm rate of 5 %; NaN if there is none."""
+        return self.points["0.05"].threshold if "0.05" in self.points else math.nan
 
 
 def gather(top: Path) -> tuple[list[Run], list[Unfinished]]:
@@ -160,8 +175,12 @@ def read_run(folder: Path, top: Path) -> Run | None:
         frozen=shares(found["frozen"], METRICS),
         finetuned=None if finetuned is None else shares(finetuned, METRICS),
         forgetting=None if history is None else read_forgetting(history),
-        threshold=read_threshold(found),
-        selections={part: string(found[part]["selection"]) for part in parts if "selection" in (found.get(part) or {})},
+        points=read_points(found),
+        selections={
+            part: UNUSED_EPOCH.sub(r"\1", string(found[part]["selection"]))
+            for part in parts
+            if "selection" in (found.get(part) or {})
+        },
         backbone=string(found["backbone"]["name"]),
         weights=string(found["backbone"]["weights"]),
         weights_sha256=string(found["backbone"].get("weights_sha256") or ""),
@@ -170,20 +189,21 @@ def read_run(folder: Path, top: Path) -> Run | None:
         masks_missing=int(found["frozen"].get("masks_missing") or 0),
         versions={string(key): string(value) for key, value in found["versions"].items()},
         command=string(found["command"]),
+        commit=commit_text(found.get("git") or {}),
+        fit_seconds=real((found.get("cost") or {}).get("fit_seconds")),
+        peak_memory=real((found.get("cost") or {}).get("peak_memory_bytes")),
         finished=moment(found.get("finished"), path),
     )
 
 
-def read_threshold(found: Mapping[str, Any]) -> float:
-    """Read the threshold of the scores for a false-alarm rate of 5 %; NaN if there is none.
+def commit_text(git: Mapping[str, Any]) -> str:
+    """Return the commit of the code that made a run, and whether the code was modified; empty if it is not known.
 
-    Raises:
-        TypeError, AttributeError: the record is damaged.
+    >>> commit_text({"commit": "4e0c2f7aa", "clean": False})
+    '4e0c2f7aa, modified'
     """
-    if points := found.get("operating_points"):
-        return real((points.get("0.05") or {}).get("threshold"))
-    thresholds = (found.get("calibration") or {}).get("thresholds") or {}  # of an older version
-    return real((thresholds.get("0.05") or {}).get("value"))
+    commit = string(git.get("commit") or "")
+    return f"{commit}, modified" if commit and git.get("clean") is False else commit
 
 
 def read_forgetting(found: Mapping[str, Any]) -> Forgetting:

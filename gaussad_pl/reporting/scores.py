@@ -10,15 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gaussad_pl.reporting.runs import Run
-from gaussad_pl.reporting.stored import FAR, require_readable
+from gaussad_pl.reporting.stored import FAR, require_readable, string
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Labels (1 is bad) and scores of N test images, both ``(N,)``."""
+    """Labels (1 is bad) and scores of N test images, both ``(N,)``, and the N kinds of defect."""
 
     labels: NDArray[np.int64]
     scores: NDArray[np.float64]
+    kinds: tuple[str, ...] = ()
 
     @property
     def both_classes(self) -> bool:
@@ -40,10 +41,22 @@ def read_scores(path: Path) -> Scores | None:
     try:
         require_readable(path)
         with path.open(newline="", encoding="utf-8", errors="replace") as file:
-            rows = [(int(row["label"]), float(row["score"])) for row in csv.DictReader(file)]
-        labels = np.array([label for label, _ in rows], dtype=np.int64)
-        scores = np.array([score for _, score in rows], dtype=np.float64)
+            rows = [
+                (int(row["label"]), float(row["score"]), string(row.get("kind") or "")) for row in csv.DictReader(file)
+            ]
+        labels = np.array([row[0] for row in rows], dtype=np.int64)
+        scores = np.array([row[1] for row in rows], dtype=np.float64)
     except (OSError, ValueError, LookupError, TypeError, OverflowError, csv.Error):
         return None
     sound = len(rows) > 0 and np.isin(labels, (0, 1)).all() and (np.abs(scores) < FAR).all()  # false for NaN
-    return Scores(labels, scores) if sound else None
+    return Scores(labels, scores, tuple(row[2] for row in rows)) if sound else None
+
+
+def found_by_kind(scores: Scores, threshold: float) -> dict[str, tuple[int, int]]:
+    """Return how many images of each kind of defect are above a threshold, and how many there are."""
+    images = zip(scores.kinds, scores.scores, scores.labels, strict=True)
+    bad = [(kind, score > threshold) for kind, score, label in images if label]
+    kinds = sorted({kind for kind, _ in bad})
+    return {
+        kind: (sum(hit for name, hit in bad if name == kind), sum(name == kind for name, _ in bad)) for kind in kinds
+    }

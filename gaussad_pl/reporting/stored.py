@@ -112,6 +112,21 @@ def real(value: Any) -> float:
     return float(value) if value is not None and abs(value) < FAR else math.nan
 
 
+def count(value: Any) -> int | None:
+    """Read a number of images; None for null.
+
+    Raises:
+        TypeError, ValueError: the value is neither a whole number of 0 or more nor null.
+    """
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{value!r:.50} is not a whole number")
+    if value < 0:
+        raise ValueError(f"{value!r:.50} is negative")
+    return value
+
+
 def moment(value: Any, path: Path) -> float:
     """Convert an ISO 8601 time to seconds since 1970; if it is invalid, return when ``path`` was last modified."""
     try:

@@ -30,14 +30,29 @@ class Estimate:
     n: int
     categories: int = 1
 
+    @property
+    def falls(self) -> bool:
+        """True if the mean is negative as displayed; a zero that rounding leaves is not."""
+        return round(100 * self.mean, 1) < 0
+
     def text(self, sign: bool = False) -> str:
         """Format in percent, or with ``sign`` as a difference in percentage points.
 
         >>> Estimate(0.948, 0.004, 3).text()
         '94.8 ± 0.4'
         """
-        mean = f"{round(100 * self.mean, 1) + 0.0:{'+' if sign else ''}.1f}".replace("-", "−").replace("+0.0", "0.0")
+        mean = difference_text(self.mean) if sign else f"{round(100 * self.mean, 1) + 0.0:.1f}".replace("-", "−")
         return mean if self.sem is None else f"{mean} ± {100 * self.sem:.1f}"
+
+
+def difference_text(difference: float) -> str:
+    """Format a difference in percentage points.
+
+    >>> difference_text(0.0123), difference_text(-0.05), difference_text(-0.0001)
+    ('+1.2', '−5.0', '0.0')
+    """
+    points = round(100 * difference, 1)
+    return f"{points:+.1f}".replace("-", "−") if points else "0.0"
 
 
 def estimate(values: Sequence[float]) -> Estimate | None:
@@ -123,6 +138,11 @@ class PairedTest:
         return min(1.0, 2.0 * 0.5 ** (self.n - self.zeros))
 
     @property
+    def p_text(self) -> str:
+        """The p-value, or a dash where no data could be significant."""
+        return "–" if self.p is None or self.smallest_p >= SIGNIFICANT else f"{self.p:.2g}"
+
+    @property
     def verdict(self) -> str:
         """Outcome of the test in words."""
         if self.n == 1:
@@ -131,8 +151,8 @@ class PairedTest:
             return "all differences are zero"
         if self.smallest_p >= SIGNIFICANT:
             left = f", of which {self.n - self.zeros} differ" if self.zeros else ""
-            few = f"too few for significance (p ≥ {self.smallest_p:.2g} whatever the data)"
-            return f"n = {self.n} categories{left}: {few}"
+            least = f" (p ≥ {self.smallest_p:.2g} whatever the data)" if self.smallest_p < 1 else ""
+            return f"n = {self.n} categories{left}: too few for significance{least}"
         return f"{'significant' if self.p < SIGNIFICANT else 'not significant'} at {SIGNIFICANT}"
 
 

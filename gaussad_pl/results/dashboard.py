@@ -19,6 +19,7 @@ from gaussad_pl.calibration.threshold import Threshold
 from gaussad_pl.errors import UserError
 from gaussad_pl.inference.heat import HeatScale, enlarged
 from gaussad_pl.metrics.image import auroc, roc
+from gaussad_pl.results.dashboard_summary import origin, summary, tags
 from gaussad_pl.results.evaluation import Evaluation
 from gaussad_pl.results.gallery import notable, picture
 
@@ -36,10 +37,15 @@ class DashboardLogger(WandbLogger):
 
     By default W&B stages the contents of tables in the home directory, which other machines cannot see and which
     clean-up jobs may empty.
+
+    Args:
+        detector: keep the detector of the run as an artifact, too.
+        settings: of `WandbLogger`.
     """
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, *, detector: bool = False, **settings: Any) -> None:
         super().__init__(**settings)
+        self.detector = detector
         os.environ["WANDB_DATA_DIR"] = _DATA_DIR or str(Path(settings["save_dir"], "wandb").absolute())
         self._wandb_init.pop("anonymous", None)  # deprecated in W&B, which warns about it
 
@@ -89,7 +95,22 @@ def show(
     if "forgetting" in results:  # the whole curve, even if the run was killed and resumed as another W&B run
         page["forgetting/curve"] = forgetting_curve(results["forgetting"])
     run.log(page)
-    run.summary.update(dict(numbers))
+    run.config.update(origin(results))
+    run.tags = (*(run.tags or ()), *tags(results))
+    run.summary.update({**numbers, **summary(results)})
+
+
+def keep_detector(run: wandb.Run, path: Path, results: Mapping[str, Any]) -> None:
+    """Log a detector file as an artifact of its run.
+
+    Args:
+        run: the W&B run.
+        path: of detector.safetensors.
+        results: contents of metrics.json.
+    """
+    artifact = wandb.Artifact(f"detector-{run.id}", type="model", metadata=origin(results))
+    artifact.add_file(str(path))
+    run.log_artifact(artifact)
 
 
 def roc_curves(scores: Mapping[str, Tensor], labels: Tensor) -> Any:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gaussad_pl.calibration.conformal import Calibration
 from gaussad_pl.calibration.drift import DriftMonitor
-from gaussad_pl.calibration.operating_points import FEWEST, RATES, operating_points
+from gaussad_pl.calibration.operating_points import FEWEST, operating_points
 from gaussad_pl.calibration.threshold import default_line, default_rate, images_needed
 from gaussad_pl.model.detection import RARE
 from gaussad_pl.results.evaluation import Evaluation
@@ -29,8 +29,7 @@ def decisions(calibration: Calibration, evaluation: Evaluation, limit: float, te
         tested: False if the evaluated images are those that the detector was made from, so that none of them counts.
     """
     good, bad = ((evaluation.labels == label) & torch.tensor(tested) for label in (0, 1))
-    rates = sorted({*RATES, default_rate(len(calibration))})
-    points = operating_points(calibration, evaluation.scores[good], evaluation.scores[bad], rates)
+    points = operating_points(calibration, evaluation.scores[good], evaluation.scores[bad])
     monitor = DriftMonitor(calibration, evaluation.levels)
     monitor.observe(evaluation.scores[good], evaluation.distances[good])
     drift = monitor.drift()

@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 log = logging.getLogger(__name__)
 
 NAME_LENGTH = 100  # characters of a folder name; file systems allow 255 bytes
+DATASET = "data.root"  # the setting that names the dataset where no category does
 VALUE_LENGTH = 40  # characters of a value in it
 
 
@@ -66,27 +68,44 @@ def job_name(overrides: list[str], sweep: list[str], params: dict[str, str] | No
 
     >>> job_name(["seed=0", "model.shrinkage=oas", "folds=5"], ["seed=0,1", "model.shrinkage=oas,none", "folds=5"], {})
     'seed=0,shrinkage=oas'
+    >>> job_name(["seed=0", "data.root=parts/cookie"], ["seed=0,1", "data.root=parts/cookie,parts/nut"], {})
+    'cookie,seed=0'
     """
     parser = OverridesParser.create()
     whole = [*(f"{key}={value}" for key, value in (params or {}).items()), *sweep]  # the command line takes precedence
-    varies = {each.key_or_group: each.is_sweep_override() for each in parser.parse_overrides(whole)}
+    given = {each.key_or_group: each for each in parser.parse_overrides(whole)}
+    varies = {key: each.is_sweep_override() for key, each in given.items()}
     settings = {
         each.key_or_group: each.get_value_element_as_str()
         for each in parser.parse_overrides(list(overrides))
         if varies.get(each.key_or_group, False)
     }
-    last = [key.rpartition(".")[2] for key in settings]
     parts, exact = [], True
+    if DATASET in settings and (dataset := _dataset(settings[DATASET], given[DATASET])):
+        del settings[DATASET]
+        parts.append(dataset)
+    last = [key.rpartition(".")[2] for key in settings]
+    named = []
     for (key, value), short in zip(settings.items(), last, strict=True):
         text = value[1:-1].replace(",", "+") if value.startswith("[") else value
         legal = re.sub(r"[^\w.+-]+", "-", text).strip("-")[-VALUE_LENGTH:]
         exact = exact and legal == text
-        parts.append(f"{short if last.count(short) == 1 else key.replace('/', '.')}={legal}")
-    name = ",".join(sorted(parts)) or "run"
+        named.append(f"{short if last.count(short) == 1 else key.replace('/', '.')}={legal}")
+    name = ",".join([*parts, *sorted(named)]) or "run"
     if not exact or len(name) > NAME_LENGTH:  # different values may have been shortened to the same text
         code = hashlib.sha256(repr(sorted(settings.items())).encode()).hexdigest()[:8]
-        name = f"{name[: NAME_LENGTH - 9]}-{code}"
+        name = f"{name[: NAME_LENGTH - 9]},{code}"
     return name
+
+
+def _dataset(value: str, sweep: Override) -> str:
+    """Return the last part of the path of a dataset if it is a legal name and no other one of the sweep has it."""
+    if not isinstance(sweep.value(), ChoiceSweep):
+        return ""
+    names = [PurePosixPath(path.strip("'\"")).name for path in sweep.sweep_string_iterator()]
+    name = PurePosixPath(value).name
+    legal = re.fullmatch(r"[\w.+-]*[\w+-][\w.+-]*", name) is not None and len(name) <= VALUE_LENGTH
+    return name if legal and names.count(name) == 1 else ""
 
 
 def job_name_in(folder: str, overrides: list[str], params: dict[str, str] | None) -> str:
