@@ -16,6 +16,7 @@ PACKAGE = Path(gaussad_pl.__file__).parent
 # what predicting is made of, and what it must never load
 INFERENCE = (
     "gaussad_pl.predict",
+    "gaussad_pl.watch",
     "gaussad_pl.recalibrate",
     "gaussad_pl.export",
     "gaussad_pl.demo",
@@ -83,7 +84,9 @@ def test_inference_imports_nothing_from_training(start: str) -> None:
     assert not [name for name in seen if folder(name) in TRAINING]
 
 
-@pytest.mark.parametrize(("command", "needed"), [("evaluate", "matplotlib"), ("recalibrate", "scipy")])
+@pytest.mark.parametrize(
+    ("command", "needed"), [("evaluate", "matplotlib"), ("recalibrate", "scipy"), ("watch", "filelock")]
+)
 def test_commands_for_detectors_need_no_package_of_training(command: str, needed: str) -> None:
     files = [modules()[name] for name in reached(f"gaussad_pl.{command}")]
     nodes = [node for path in files for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
