@@ -150,11 +150,15 @@ def test_the_cpp_client_resizes_as_pillow_does(images: Path, tmp_path: Path) -> 
         with Image.open(images / name) as file:
             image = file.convert("RGB")
         image.save(tmp_path / "image.ppm")
-        for size in ((64, 64), image.size, (31, 400), (1, 1)):
-            done = subprocess.run(
-                [tmp_path / "resize", tmp_path / "image.ppm", *map(str, size)], capture_output=True, check=True
-            )
-            assert done.stdout == image.resize(size, Image.Resampling.BILINEAR).tobytes(), (name, size)
+        for width, height in ((64, 64), image.size, (31, 400), (1, 1)):
+            line = [tmp_path / "resize", tmp_path / "image.ppm", str(width), str(height)]
+            ours = np.frombuffer(subprocess.run(line, capture_output=True, check=True).stdout, dtype=np.uint8)
+            filtered = Image.Resampling.BILINEAR
+            rows_first = image.resize((width, image.height), filtered).resize((width, height), filtered)
+            assert ours.tobytes() == rows_first.tobytes(), (name, width, height)
+            theirs = np.asarray(image.resize((width, height), filtered)).ravel()
+            tall = image.height * width > image.width * height
+            assert np.abs(ours.astype(int) - theirs).max() <= tall, (name, width, height)
 
 
 def unpacked(folder: Path) -> Path:
@@ -165,7 +169,8 @@ def unpacked(folder: Path) -> Path:
         pytest.skip("no headers of ONNX Runtime in /usr or in the folder that ONNXRUNTIME names")
     spec = find_spec("onnxruntime")
     assert spec is not None and spec.origin is not None
-    libraries = [*home.glob("lib/**/libonnxruntime.so*"), *Path(spec.origin).parent.glob("capi/libonnxruntime.so*")]
+    found = [*home.glob("lib/**/libonnxruntime.so*"), *Path(spec.origin).parent.glob("capi/libonnxruntime.so*")]
+    libraries = [path for path in found if path.exists()]  # headers may come with a link that leads nowhere
     if not libraries:
         pytest.skip("the library of ONNX Runtime is neither beside its headers nor in its Python package")
     (folder / "lib").mkdir(parents=True)
