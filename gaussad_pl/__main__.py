@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-COMMANDS = ("train", "evaluate", "predict", "recalibrate", "export", "report", "demo")
+COMMANDS = ("train", "evaluate", "predict", "watch", "recalibrate", "export", "report", "demo")
 
 
 def summary(command: str) -> str:

@@ -93,7 +93,7 @@ def predict(options: Options) -> int:
         raise UserError(f"batch_size={options.batch_size}: expected 1 or more")
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # such images are decoded one by one
     ckpt = find_detector(options.ckpt)
-    detector = load_detector(ckpt, _device(options.device))
+    detector = load_detector(ckpt, chosen_device(options.device))
     out = Path(options.out)
     threshold = detector.threshold(options.fpr)
     if options.resume and options.fpr is None and (earlier := stored_rate(out)) not in (None, threshold.fpr):
@@ -224,7 +224,8 @@ def mend(ckpt: Path) -> str:
     return f"recalibrate: python -m gaussad_pl.recalibrate ckpt={given} good=<folder of good images like these>{again}"
 
 
-def _device(name: str) -> torch.device:
+def chosen_device(name: str) -> torch.device:
+    """Return the device of a ``device=``: a GPU if one is wanted and available, else the CPU."""
     if name not in ("auto", "cpu", "cuda"):
         raise UserError(f"device={name}: expected cpu, cuda or auto")
     if name == "cuda" and not torch.cuda.is_available():

@@ -51,7 +51,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.accelerators.mps import MPSAccelerator
 from lightning.pytorch.callbacks import Callback, ProgressBar
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
@@ -79,8 +79,8 @@ from gaussad_pl.results.cost import Stopwatch, cost
 from gaussad_pl.results.decisions import decisions
 from gaussad_pl.results.decisions import show as show_decisions
 from gaussad_pl.results.evaluation import table
-from gaussad_pl.results.gallery import picture_threshold
 from gaussad_pl.results.provenance import provenance
+from gaussad_pl.training import tracking
 from gaussad_pl.training.acceptance import DOUBT
 from gaussad_pl.training.checkpoints import AtomicCheckpointIO, last_checkpoint
 from gaussad_pl.training.experiment import Outcome, experiment
@@ -129,30 +129,12 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
         data.group_images(partial(pooled_middle, module.model.backbone, trainer.strategy.root_device))
         completed = False
         try:
-            begin(loggers, settings)
+            tracking.begin(loggers, settings)
             results = conduct(trainer, module, data, callbacks["forgetting"], loggers, folder, settings)
             completed = True
         finally:
-            if any(isinstance(logger, WandbLogger) for logger in loggers):
-                from gaussad_pl.results import dashboard
-
-                dashboard.finish(completed)
+            tracking.finish(loggers, completed)
     return results
-
-
-def begin(loggers: list[Logger], settings: dict[str, Any]) -> None:
-    """Log the settings; with this W&B begins its run.
-
-    Raises:
-        UserError: W&B has no key, cannot be reached, or has a setting that it does not know.
-    """
-    for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            from gaussad_pl.results import dashboard  # imports W&B, which takes long: only where it is used
-
-            dashboard.begin(logger, settings)
-        else:
-            logger.log_hyperparams(settings)
 
 
 def make_trainer(config: DictConfig, callbacks: list[Callback], loggers: list[Logger]) -> L.Trainer:
@@ -202,13 +184,9 @@ def conduct(
     results |= origin | {"cost": cost(fit_seconds, watch.seconds)}
     scale = pictures.heat_scale(outcome.final, detector.median, detector.limit)
     drawn = draw(outcome, data, scale, calibration)
-    report(figures.save(drawn, folder), outcome, data, scale, calibration, loggers)
+    tracking.report(loggers, figures.save(drawn, folder), outcome, data, scale, calibration)
     detector.save(folder / artefact.NAME)
-    for logger in loggers:
-        if getattr(logger, "detector", False):  # of the DashboardLogger
-            from gaussad_pl.results import dashboard
-
-            dashboard.keep_detector(logger.experiment, folder / artefact.NAME, results)
+    tracking.keep_detector(loggers, folder, results)
     write_json(folder / METRICS, results)  # marks completion
     last_checkpoint(folder).unlink(missing_ok=True)  # was for resuming
     return results
@@ -233,35 +211,6 @@ def draw(
     if "forgetting" in results:
         found["forgetting"] = figures.forgetting_curve(results["forgetting"], results.get("acceptance", []), DOUBT)
     return found | pictures.draw(outcome.evaluations, data.test, scale, calibration)
-
-
-def report(
-    paths: list[Path],
-    outcome: Outcome,
-    data: ImageDataModule,
-    scale: HeatScale | None,
-    calibration: Calibration,
-    loggers: list[Logger],
-) -> None:
-    """Send the final numbers and figures to the loggers."""
-    results = outcome.results
-    numbers = {
-        f"{state}/{name}": value
-        for state in ("frozen", "finetuned")
-        for name, value in results.get(state, {}).items()
-        if isinstance(value, float)
-    }
-    if "forgetting" in results:
-        numbers["forgetting/epoch_chosen"] = results["forgetting"]["epoch_chosen"]
-    if results["validation_signal"] is not None:
-        numbers["validation_signal"] = results["validation_signal"]
-    for logger in loggers:
-        logger.log_metrics(numbers)
-        if isinstance(logger, WandbLogger):
-            from gaussad_pl.results import dashboard
-
-            examples = dashboard.examples(outcome.final, data.test, scale, picture_threshold(calibration))
-            dashboard.show(logger.experiment, numbers, results, outcome.evaluations, examples, paths)
 
 
 def show(folder: Path, results: dict[str, Any]) -> None:

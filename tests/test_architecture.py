@@ -20,6 +20,7 @@ PACKAGE = Path(gaussad_pl.__file__).parent
 # what predicting is made of, and what it must never load
 INFERENCE = (
     "gaussad_pl.predict",
+    "gaussad_pl.watch",
     "gaussad_pl.recalibrate",
     "gaussad_pl.export",
     "gaussad_pl.demo",
@@ -122,9 +123,12 @@ def test_everything_imported_is_declared() -> None:
     assert {"safetensors", "lightning", "wandb"} <= found and found <= known
 
 
-def test_evaluation_needs_no_lightning() -> None:
-    found = third_party(modules()[name] for name in reached("gaussad_pl.evaluate"))
-    assert "matplotlib" in found
+@pytest.mark.parametrize(
+    ("command", "needed"), [("evaluate", "matplotlib"), ("recalibrate", "torch"), ("watch", "filelock")]
+)
+def test_commands_for_detectors_need_no_lightning(command: str, needed: str) -> None:
+    found = third_party(modules()[name] for name in reached(f"gaussad_pl.{command}"))
+    assert needed in found
     assert not found & {"lightning", "hydra-core", "omegaconf", "wandb", "albumentations", "torchmetrics"}
 
 

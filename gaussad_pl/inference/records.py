@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -90,7 +91,7 @@ class Records:
         for file in self._files:
             file.close()
 
-    def kept(self, images: Iterator[Path]) -> Iterator[dict[str, Any]]:
+    def kept(self, images: Iterator[Path] | None = None) -> Iterator[dict[str, Any]]:
         """Yield the rows that are complete in both files, then truncate the files after them.
 
         Rows that an older version decided without a threshold do not count as complete.
@@ -98,7 +99,7 @@ class Records:
         Call it once, before `append`.
 
         Args:
-            images: all images in their order; one is consumed for each row.
+            images: all images in their order; one is consumed for each row. None if they have no order.
 
         Raises:
             UserError: a row is damaged, or belongs to another image.
@@ -116,7 +117,8 @@ class Records:
                         break  # an older version decided without a threshold: score these images again
                     if stored != row:
                         raise self._damaged(number)
-                    if (image := next(images, None)) is None or image.as_posix() != content["path"]:
+                    image = Path(content["path"]) if images is None else next(images, None)
+                    if image is None or image.as_posix() != content["path"]:
                         raise UserError(
                             f"{lines} has {content['path']} in row {number}, source= has {image or 'fewer images'}: "
                             f"the images have changed since the prediction was started; {OTHERWISE}"
@@ -136,6 +138,18 @@ class Records:
             UnwritableError: the files cannot be written, for example because the disk is full.
         """
         self._write((_json_line(content), self._table_row(content)))
+
+    def sync(self) -> None:
+        """Make all rows survive a power cut.
+
+        Raises:
+            UnwritableError: the disk fails.
+        """
+        try:
+            for file in self._files:
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise unwritable(self.paths[0], error) from error
 
     def _write(self, parts: tuple[bytes, bytes]) -> None:
         before, self._ends = self._ends, [end + len(part) for end, part in zip(self._ends, parts, strict=True)]

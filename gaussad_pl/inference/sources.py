@@ -41,7 +41,7 @@ def image_paths(source: str, setting: str = "source") -> Iterator[Path]:
         yield path
     elif glob.has_magic(source):
         matches = (Path(name) for name in sorted(glob.glob(str(path), recursive=True)))  # noqa: PTH207  # any pattern
-        yield from (match for match in matches if _is_image(match))
+        yield from (match for match in matches if is_image(match))
     else:
         raise UserError(
             f"{setting}={source} does not exist: give an image, a folder, a pattern or a list (.txt) of images"
@@ -63,7 +63,7 @@ def count_images(source: str, setting: str = "source") -> int:
 def _walk(folder: Path) -> Iterator[Path]:
     for where, folders, files in os.walk(folder, onerror=_stop):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (path for name in sorted(files) if _is_image(path := Path(where, name)))
+        yield from (path for name in sorted(files) if is_image(path := Path(where, name)))
 
 
 def _stop(error: OSError) -> None:
@@ -71,5 +71,6 @@ def _stop(error: OSError) -> None:
     raise UserError(f"cannot read {error.filename} ({error.strerror}): check its permissions") from error
 
 
-def _is_image(path: Path) -> bool:
+def is_image(path: Path) -> bool:
+    """Return True for a file that is not hidden and has the suffix of an image."""
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and not path.is_dir()
