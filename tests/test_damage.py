@@ -13,6 +13,7 @@ from gaussad_pl.density import damage as damage_module
 from gaussad_pl.density.cluster import ClusterGaussians
 from gaussad_pl.density.damage import Damage, DamageMoment, covered, damage_factor, damage_whitening
 from gaussad_pl.density.gaussian import mahalanobis
+from gaussad_pl.density.position import PositionGaussians
 from gaussad_pl.density.union import UnionGaussians, soft_minimum
 from gaussad_pl.density.whitening import whitening
 
@@ -130,3 +131,17 @@ def test_patches_keep_their_clusters_when_their_features_move_a_little() -> None
         each.observe(other)
         each.estimate()
     assert torch.equal(density.centre, fresh.centre)
+
+
+def test_whiteners_estimated_in_a_validation_can_be_estimated_again_outside_of_it() -> None:
+    random = torch.Generator().manual_seed(0)
+    patches = torch.randn(6, 4, 200, generator=random)  # more features than damage has directions
+    density = PositionGaussians(4, 200)
+    density.damage = Damage(torch.eye(200, dtype=torch.float64), 0.3)
+    with torch.inference_mode():
+        density.observe(patches)
+        density.estimate()
+    first = density.whitener.clone()
+    density.observe(patches)
+    density.estimate()
+    assert torch.equal(density.whitener, first) and density.whitener.shape[1] < 200

@@ -108,7 +108,8 @@ class CellGaussians(PatchDensity):
         """Make room for whiteners with another number of rows."""
         cells, rows, features = self.whitener.shape
         if rows != count:
-            self.whitener = self.whitener.new_zeros(cells, count, features)
+            with torch.inference_mode(False):  # or it could not be estimated again outside of a validation
+                self.whitener = self.whitener.new_zeros(cells, count, features)
 
     def _fit(self, mean: Tensor, scatter: Tensor, counts: Tensor, cells: slice = slice(None)) -> None:
         """Fit the Gaussians of the cells of one partition, by default all of them."""
