@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gaussad_pl.density.rounding import codes
 
 LARGEST = 127 * 256  # of 16-bit features
-TILE = 8  # patches: larger tiles are faster for many images at once, smaller ones for one image
+TILE = 4  # patches: larger tiles are faster for many images at once, smaller ones for one image
 
 
 class GaussianInOnnx(nn.Module):
