@@ -129,7 +129,8 @@ class CellGaussians(PatchDensity):
         parts = zip(self.whitener[cells].split(64), scatter.split(64), counts.split(64), strict=True)
         for whitener, part, count in parts:  # all at once would need several times the memory
             covariance = blend(part.double(), count, pooled)
-            whitener.copy_(rounded(whiten(covariance).to(whitener), self.spread))
+            exact = whiten(covariance).to(whitener)
+            whitener.copy_(exact if len(self.mean) == 1 else rounded(exact, self.spread))  # one alone costs nothing
 
 
 def blend(scatter: Tensor, counts: Tensor, pooled: Tensor) -> Tensor:
