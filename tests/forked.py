@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ def forked(log: Path, task: Callable[..., None], *arguments: Any) -> Iterator[Fo
             yield process
         finally:
             process.join()
+            with suppress(OSError):  # cat waits for a writer, which a process killed at once has never been
+                os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
 
 
 def _print_to(pipe: Path, task: Callable[..., None], *arguments: Any) -> None:
