@@ -19,8 +19,8 @@ $(READY): pyproject.toml constraints.txt
 train: $(READY) ## train on the demo data and print the results; ARGS="+category=tile seed=1" adds settings
 	$(BIN)/python -m gaussad_pl.train data=demo $(ARGS)
 
-test: $(READY) ## run the tests
-	$(BIN)/python -m pytest $(ARGS)
+test: $(READY) ## run the tests; the notebooks have a target of their own
+	$(BIN)/python -m pytest --ignore tests/test_notebooks.py $(ARGS)
 
 test-fast: $(READY) ## run the fast tests, in under a minute
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)

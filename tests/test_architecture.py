@@ -17,6 +17,7 @@ import pytest
 import gaussad_pl
 
 PACKAGE = Path(gaussad_pl.__file__).parent
+INSTALLED = packages_distributions()
 # what predicting is made of, and what it must never load
 INFERENCE = (
     "gaussad_pl.predict",
@@ -90,7 +91,7 @@ def test_inference_imports_nothing_from_training(start: str) -> None:
 
 def third_party(files: Iterable[Path], everywhere: bool = False) -> set[str]:
     """Distributions of the packages that files import; ``everywhere``: also inside functions."""
-    installed = packages_distributions()
+    installed = INSTALLED
     names: set[str] = set()
     for path in files:
         tree = ast.parse(path.read_text(encoding="utf-8"))
