@@ -1,8 +1,8 @@
 """Whiteners of few bits: each row is a row of small integers times a power of two, for features in their own units.
 
 A whitener for every cell makes up most of a detector and of the time of a map. Rounded to 7 bits they move a distance
-by less than 1 % and no metric of maps by 0.1 points, but take a quarter of the file, and runtimes multiply integers
-several times as fast. They are rounded when they are estimated, so that all later distances and verdicts agree.
+by about 1 %, more where features are strongly correlated, but take a quarter of the file, and ONNX Runtime multiplies
+integers several times as fast. They are rounded when estimated, so that all later distances and verdicts agree.
 """
 
 from __future__ import annotations
