@@ -103,13 +103,7 @@ def predict(options: Options) -> int:
         raise UserError(
             f"out={out} is inside source={options.source}, so overlays would be scored as images: give another out="
         )
-    origin = {
-        "detector": file_sha256(ckpt),
-        "fpr": threshold.fpr,
-        "overlays": options.overlays,
-        "source": options.source,
-        "undecided": threshold.reason,
-    }
+    origin = origin_of(ckpt, threshold, options.source, options.overlays)
     open_out(out, origin, options.overwrite, options.resume)
     monitor = DriftMonitor(detector.calibration, detector.levels)
     images = islice(image_paths(options.source), count)  # images added in the meantime are left out
@@ -126,6 +120,17 @@ def predict(options: Options) -> int:
     print(f"detector: {ckpt}")
     print(summary(tally, threshold, detector, monitor, ckpt, out))
     return UNREADABLE if tally["errors"] else UNDECIDED if threshold.rule == "none" else 0
+
+
+def origin_of(ckpt: Path, threshold: Threshold, source: str, overlays: bool) -> dict[str, Any]:
+    """Return what rows must share to be in the same results, for `open_out`."""
+    return {
+        "detector": file_sha256(ckpt),
+        "fpr": threshold.fpr,
+        "overlays": overlays,
+        "source": source,
+        "undecided": threshold.reason,
+    }
 
 
 def recall(rows: Iterator[Mapping[str, Any]], monitor: DriftMonitor, levels: Sequence[int]) -> Counter[str]:
@@ -201,14 +206,18 @@ def outcome(content: Mapping[str, Any]) -> str:
     return "errors" if content["error"] else content["verdict"]
 
 
+def counts(tally: Counter[str]) -> str:
+    """Return the number of images of each outcome."""
+    return f"{tally['good']} good, {tally['bad']} bad, {tally['undecided']} undecided, {tally['errors']} unreadable"
+
+
 def summary(
     tally: Counter[str], threshold: Threshold, detector: BaseDetector, monitor: DriftMonitor, ckpt: Path, out: Path
 ) -> str:
     """Return the text that is printed at the end."""
-    counts = f"{tally['good']} good, {tally['bad']} bad, {tally['undecided']} undecided, {tally['errors']} unreadable"
     prefix = {"conformal": "", "gamma": "WARNING: ", "none": "UNDECIDED: "}[threshold.rule]
     lines = [
-        f"{counts}: {out / TABLE}",
+        f"{counts(tally)}: {out / TABLE}",
         f"calibration: {detector.calibration.scheme}",
         prefix + threshold.line,
     ]

@@ -46,13 +46,12 @@ from gaussad_pl.calibration.threshold import Threshold
 from gaussad_pl.cli.options import command
 from gaussad_pl.errors import UserError
 from gaussad_pl.files import UnwritableError
-from gaussad_pl.fingerprints import file_sha256
 from gaussad_pl.inference.arrivals import Arrivals, Stamp, move, scan, stamp
 from gaussad_pl.inference.exported import load_detector
 from gaussad_pl.inference.prediction import BaseDetector
 from gaussad_pl.inference.records import TABLE, Records, open_out
 from gaussad_pl.inference.runs import find_detector
-from gaussad_pl.predict import Row, chosen_device, mend, outcome, record, score
+from gaussad_pl.predict import Row, chosen_device, counts, mend, origin_of, outcome, record, score
 
 SORTED = ("good", "bad", "undecided")  # folders of judged images
 WINDOW = 100  # images that are tested for drift together
@@ -219,15 +218,13 @@ def opened(options: Options) -> Iterator[Watcher]:
     ckpt = find_detector(options.ckpt)
     detector = load_detector(ckpt, chosen_device(options.device))
     threshold = detector.threshold(options.fpr)
-    origin = {
-        "detector": file_sha256(ckpt),
-        "fpr": threshold.fpr,
-        "overlays": False,
-        "source": str(folder),
-        "undecided": threshold.reason,
-    }
     with _locked(out):
-        open_out(out, origin, options.overwrite, resume=not options.overwrite)
+        open_out(
+            out,
+            origin_of(ckpt, threshold, str(folder), overlays=False),
+            options.overwrite,
+            resume=not options.overwrite,
+        )
         with Records(out, detector.levels) as records:
             watcher = Watcher(options, folder, into, out, ckpt, detector, threshold, records)
             for text in (f"detector: {ckpt}", threshold.line, f"watching {folder}: {counts(watcher.tally)} so far"):
@@ -253,11 +250,6 @@ def _locked(out: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def counts(tally: Counter[str]) -> str:
-    """Return the number of images of each outcome."""
-    return f"{tally['good']} good, {tally['bad']} bad, {tally['undecided']} undecided, {tally['errors']} unreadable"
 
 
 def line(content: Mapping[str, Any]) -> str:
