@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from gaussad_pl.backbones.backbone import Level
 from gaussad_pl.density.registry import DENSITIES
+from gaussad_pl.distributed import gather
 from gaussad_pl.errors import UserError
 from gaussad_pl.model.anomaly_maps import MapHead, map_score
-from gaussad_pl.model.border import border_weights, is_plain
+from gaussad_pl.model.border import border_contrast, border_weights, is_plain
 from gaussad_pl.model.combination import COMBINATIONS, Combination, combine
 from gaussad_pl.model.detection import RARE
 from gaussad_pl.model.patches import middle_levels
@@ -83,6 +84,7 @@ class Segmenter(nn.Module):
                 self.heads[f"{each}{of} {'+'.join(map(str, head.levels))}"] = head
         self.combine: Combination = combine
         self.border = border
+        self._contrast: list[Tensor] = []
         self.register_buffer("centre", torch.zeros(2))
         self.register_buffer("spread", torch.ones(2))
         self.register_buffer("weights", torch.tensor(COMBINATIONS["both" if combine == "auto" else combine]))
@@ -130,8 +132,14 @@ class Segmenter(nn.Module):
         self.median.copy_(pixels.median())
         self.threshold.copy_(pixels.topk(max(1, round(RARE * len(pixels)))).values[-1])
 
-    def set_border(self, contrast: Tensor) -> None:
-        """Weight patches near the border by the `border_contrast` ``(N,)`` of good images."""
+    def observe_border(self, images: Tensor) -> None:
+        """Add the border of good images ``(N, 3, H, W)`` uint8 to what `estimate` uses."""
+        self._contrast.append(border_contrast(images).cpu())
+
+    def _set_border(self) -> None:
+        """Weight patches near the border by what `observe_border` has seen, and drop it."""
+        contrast = torch.cat(gather(torch.cat([torch.zeros(0), *self._contrast])))
+        self._contrast.clear()
         plain = self.border == "auto" and is_plain(contrast)
         for head in self.candidates.values():
             head.border.copy_(border_weights(head.side) if plain else torch.ones(()))
@@ -154,7 +162,8 @@ class Segmenter(nn.Module):
             head.gaussians.observe(head.patches(maps))
 
     def estimate(self) -> None:
-        """Fit the densities of patches to everything observed, and drop the observations."""
+        """Fit densities of patches and weights at the border to everything observed, and drop the observations."""
+        self._set_border()
         for head in self.candidates.values():
             head.gaussians.estimate()
 

@@ -18,9 +18,7 @@ from gaussad_pl.density.damage import Damage, DamageMoment, covered
 from gaussad_pl.density.gaussian import RunningGaussian
 from gaussad_pl.density.moments import all_reduce_moments, moments, update_moments
 from gaussad_pl.density.patches import PatchDensity
-from gaussad_pl.distributed import gather
 from gaussad_pl.errors import UserError
-from gaussad_pl.model.border import border_contrast
 from gaussad_pl.model.detection import Detection
 from gaussad_pl.model.model import GaussianModel
 from gaussad_pl.model.segmenter import Segmenter
@@ -101,8 +99,7 @@ class EstimatingModule(L.LightningModule):
             batches: with ``image`` ``(N, 3, H, W)`` and, for patches, ``view`` ``(N,)``.
             patches: estimate the densities of patches, too, from the unchanged images (view 0).
         """
-        contrast: list[Tensor] = []
-        features = self._features(batches, contrast if patches else None)
+        features = self._features(batches, patches)
         if (first := next(features, None)) is not None:
             mine = [moments(level) for level in first]
         else:  # one of many processes, without an image
@@ -115,17 +112,11 @@ class EstimatingModule(L.LightningModule):
             if self.running == "epoch" or not target.is_fitted:
                 target.fit(level)
         if patches:
-            self.segmenter.set_border(torch.cat(gather(torch.cat([torch.zeros(0), *contrast]))))
             self.segmenter.estimate()
         self.stale = False
 
-    def _features(
-        self, batches: Collection[Batch] | DataLoader[Batch], contrast: list[Tensor] | None
-    ) -> Iterator[list[Tensor]]:
-        """Pooled features of every batch; no batch is even made if all of them are cached.
-
-        With a list for the `border_contrast` of unchanged images, the segmenter observes their patches, too.
-        """
+    def _features(self, batches: Collection[Batch] | DataLoader[Batch], patches: bool) -> Iterator[list[Tensor]]:
+        """Pooled features of every batch; no batch is even made if all of them are cached."""
         keys = [("reference", i) for i in range(len(batches))]
         if self.frozen is not None and all(key in self.frozen for key in keys):
             yield from map(self.frozen.features, keys)
@@ -136,10 +127,10 @@ class EstimatingModule(L.LightningModule):
             maps = self.model.backbone(images)
             if self.frozen is not None:
                 self.frozen.remember(key, images, maps)
-            if contrast is not None:
+            if patches:
                 unchanged = (batch["view"] == 0).to(self.device)
                 self.segmenter.observe([level[unchanged] for level in maps])
-                contrast.append(border_contrast(images[unchanged]).cpu())
+                self.segmenter.observe_border(images[unchanged])
             yield pool(maps)
 
     def pooled_features(self, key: tuple[str, int], images: Tensor) -> list[Tensor]:
