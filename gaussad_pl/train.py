@@ -42,6 +42,7 @@ if __name__ == "__main__":  # before the imports below, which take seconds
     start((__doc__ or "").format(groups=listing()), "albumentations", "hydra", "lightning", "matplotlib", "sklearn")
 
 import logging
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ from gaussad_pl.inference.heat import HeatScale
 from gaussad_pl.inference.runs import METRICS, next_command
 from gaussad_pl.model.precision import forbid_tf32
 from gaussad_pl.results import figures, pictures, run_folder
-from gaussad_pl.results.cost import Stopwatch, cost
+from gaussad_pl.results.cost import cost
 from gaussad_pl.results.decisions import decisions
 from gaussad_pl.results.decisions import show as show_decisions
 from gaussad_pl.results.evaluation import table
@@ -146,8 +147,9 @@ def make_trainer(config: DictConfig, callbacks: list[Callback], loggers: list[Lo
     if config.accelerator in ("gpu", "cuda") and not (cuda.is_available() or mps.is_available()):
         raise UserError(f"trainer.accelerator={config.accelerator}: no GPU is available to PyTorch: set it to cpu")
     if not Console().is_terminal:  # log files and notebooks would get a line for each update
-        for bar in (each for each in callbacks if isinstance(each, ProgressBar)):
-            bar.disable()
+        for callback in callbacks:
+            if isinstance(callback, ProgressBar):
+                callback.disable()
     plugins = [*instantiate(config.get("plugins") or []), AtomicCheckpointIO()]
     trainer: L.Trainer = instantiate(config, callbacks=callbacks, logger=loggers, plugins=plugins)
     if isinstance(trainer.accelerator, MPSAccelerator):
@@ -165,10 +167,10 @@ def conduct(
     settings: dict[str, Any],
 ) -> dict[str, Any]:
     """Run the experiment, calibrate the final state and write everything; returns the content of metrics.json."""
-    watch = Stopwatch()
+    start = time.perf_counter()
     everything = every_image(module, data, settings)
     outcome = experiment(trainer, module, data, forgetting, folder, settings["fine_tune"], everything)
-    fit_seconds = watch.seconds
+    fit_seconds = time.perf_counter() - start
     trainer.save_checkpoint(folder / "model.ckpt", weights_only=True)
     destroy_group()
     results = outcome.results
@@ -181,7 +183,7 @@ def conduct(
     origin = provenance(settings, data, module.model)
     detector = Detector.of(module.model, calibration, origin)
     results |= decisions(calibration, outcome.final, detector.limit, tested=bool(data.samples.test))
-    results |= origin | {"cost": cost(fit_seconds, watch.seconds)}
+    results |= origin | {"cost": cost(fit_seconds, time.perf_counter() - start)}
     scale = pictures.heat_scale(outcome.final, detector.median, detector.limit)
     drawn = draw(outcome, data, scale, calibration)
     tracking.report(loggers, figures.save(drawn, folder), outcome, data, scale, calibration)

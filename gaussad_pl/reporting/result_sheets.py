@@ -51,9 +51,7 @@ def tests_sheet(study: Study, compared: Mapping[str, Mapping[tuple[str, str], Co
         for (names, row), same in settings.items()
     ]
     head = ["metric", "setting", "categories", "differ", "p", "verdict"]
-    return Sheet(
-        "Paired tests", "Frozen and fine-tuned, Wilcoxon over categories.", head, lines, ("setting", "verdict")
-    )
+    return Sheet("Paired tests", "Frozen and fine-tuned, Wilcoxon over categories.", head, lines, TEXTS)
 
 
 def cell_text(found: Estimate | None) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
-from gaussad_pl.reporting.operating import RATES, Point, contradictions, rate_text, shares
+from gaussad_pl.reporting.operating import RATES, contradictions, rate_text, shares
 from gaussad_pl.reporting.runs import Run
 from gaussad_pl.reporting.scores import final_scores, found_by_kind
 from gaussad_pl.reporting.study import Study
@@ -45,7 +46,7 @@ def operating_sheet(study: Study) -> Sheet:
     """Return the shares found and lost of each category and setting, and their means over categories."""
     head = ["category", "setting", "n", "contradicted"]
     head += [f"{what} at {rate_text(r)}" for r in RATES for what in ("found", "lost")]
-    columns = [(rate, share) for rate in RATES for share in (_found, _lost)]
+    columns = [(rate, share) for rate in RATES for share in (attrgetter("found_share"), attrgetter("lost_share"))]
     cells = {place: runs for place, runs in study.cells.items() if any(run.points for run in runs)}
     known = {
         place: [estimate(shares([run.points for run in runs], *column)) for column in columns]
@@ -103,11 +104,3 @@ def _by_kind(run: Run) -> dict[str, dict[str, tuple[int, int]]]:
 
 def _text(found: Estimate | None) -> str:
     return "–" if found is None else found.text()
-
-
-def _found(point: Point) -> float | None:
-    return point.found_share
-
-
-def _lost(point: Point) -> float | None:
-    return point.lost_share

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
-from dataclasses import dataclass, field
 
 import torch
 
@@ -12,17 +10,6 @@ try:
     import resource
 except ImportError:  # on Windows
     resource = None  # type: ignore[assignment]
-
-
-@dataclass
-class Stopwatch:
-    """Measures the seconds since it was created."""
-
-    start: float = field(default_factory=time.perf_counter)
-
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self.start
 
 
 def cost(fit_seconds: float, total_seconds: float) -> dict[str, float | int | None]:

@@ -22,9 +22,9 @@ def summary(results: Mapping[str, Any]) -> dict[str, Any]:
         found |= {f"forgetting/{key}": value for record in records for key, value in record.items() if key != "epoch"}
         found |= {"fine_tuning_used": used, "epoch_used": epoch}
     for rate, point in results["operating_points"].items():
-        for share, count, total in (("bad_found", "bad_found", "bad"), ("good_lost", "good_lost", "good")):
+        for count, total in (("bad_found", "bad"), ("good_lost", "good")):
             if point[count] is not None and point[total]:
-                found[f"operating_points/{rate}/{share}"] = point[count] / point[total]
+                found[f"operating_points/{rate}/{count}"] = point[count] / point[total]
         found[f"operating_points/{rate}/threshold"] = point["threshold"]
         found[f"operating_points/{rate}/contradicted"] = point["contradicted"]
     found |= {f"images/{name}": count for name, count in results["images"].items()}
