@@ -107,7 +107,7 @@ def frozen_map(folder: Path, seed: int, overrides: list[str]) -> dict[str, Any]:
     data, module = build(config)
     forgetting = ForgettingStop(config.callbacks.forgetting.signal)
     outcome = Outcome()
-    every = [image for part in data.split for image in part]
+    every = data.every_image
     frozen_state(quiet_trainer(config, [forgetting]), module, data, forgetting, every, outcome)
     maps, segmenter = outcome.final.maps, module.segmenter
     assert maps is not None
@@ -134,7 +134,7 @@ def run_job(folder: Path, seed: int, overrides: list[str], maps: dict[str, Any])
     tests = TestEachEpoch()
     trainer = quiet_trainer(config, [instantiate(config.callbacks.averaging), forgetting, tests])
     labels = torch.tensor([sample.label for sample in data.test_samples])
-    every = [image for part in data.split for image in part]
+    every = data.every_image
 
     def auroc_now() -> float:
         """With the Gaussians as they are, and the units of the last validation."""

@@ -49,8 +49,7 @@ def run_job(folder: Path, method: str, seed: int, overrides: list[str]) -> dict[
     start = clocks()
     trainer.validate(module, datamodule=data, verbose=False)
     chosen = module.choose_maps()
-    every = [image for part in data.split for image in part]
-    module.estimate_everything(data, every)
+    module.estimate_everything(data, data.every_image)
     fit_times, start = since(start, "fit"), clocks()
     with torch.no_grad():
         detection = Detection.join([module(batch["image"]) for batch in data.test_dataloader()])
@@ -62,7 +61,7 @@ def run_job(folder: Path, method: str, seed: int, overrides: list[str]) -> dict[
     return {
         "method": method, "dataset": folder.name, "seed": seed,
         **image_metrics(detection.scores, labels), **pixel_metrics(detection.maps, masks, labels),
-        "chosen": chosen, "train_images": len(every), "threads": torch.get_num_threads(),
+        "chosen": chosen, "train_images": len(data.every_image), "threads": torch.get_num_threads(),
         **fit_times, **score_times, "state_bytes": file.tell(),
     }  # fmt: skip
 

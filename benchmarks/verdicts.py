@@ -76,7 +76,7 @@ def run_job(source: Path, size: int, draw: int, overrides: list[str]) -> dict[st
         data, module = build(config)
         forgetting = instantiate(config.callbacks.forgetting)
         trainer = quiet_trainer(config, [instantiate(config.callbacks.averaging), forgetting])
-        every = [image for part in data.split for image in part]
+        every = data.every_image
         outcome = Outcome()
         states: dict[str, Any] = {}
         frozen_state(trainer, module, data, forgetting, every, outcome)

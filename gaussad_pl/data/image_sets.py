@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, StackDataset, Subset
 
-from gaussad_pl.augment import Nuisance, vicinal_copies
+from gaussad_pl.augment import Nuisance
 from gaussad_pl.data import checks
+from gaussad_pl.data.augmented_validation import augmented_validation
 from gaussad_pl.data.grouping import AUTO, Grouping, Split, split_images
 from gaussad_pl.data.loading import load_images
 from gaussad_pl.data.near_duplicates import in_order
@@ -25,8 +26,6 @@ from gaussad_pl.data.samples import Sample, Samples
 from gaussad_pl.data.splitting import Groups, hold_out_count, partition
 from gaussad_pl.errors import UserError
 
-COPIED = 60  # least images of each group of the validation: fewer held-out images are copied several times
-MOST_COPIES = 10
 DAMAGES: Mapping[str, float] = {"cutpaste": 0.4, "scar": 0.9, "perlin": 0.3}
 HELD_OUT = 500  # most images held out: they and all their copies stay in memory and are scored every epoch
 
@@ -203,6 +202,11 @@ class ImageSets(L.LightningDataModule, ABC):
         """Indices of the images used for the Gaussian and the loss, and of those held out for validation."""
         return self._split.used, self._split.held_out
 
+    @property
+    def every_image(self) -> list[int]:
+        """Indices of all images of the `split`."""
+        return self._split.used + self._split.held_out
+
     def state_dict(self) -> dict[str, Any]:
         """Return the groups of near-duplicates for checkpoints, as they depend on rounding errors in the features."""
         return {"groups": self.groups.tolist()} if self._grouping.by_features else {}
@@ -228,28 +232,12 @@ class ImageSets(L.LightningDataModule, ABC):
 
     @cached_property
     def validation(self) -> Dataset[dict[str, Tensor]]:
-        """Held-out good images (group 0) and one copy of each by every augmentation (groups 1, 2, ...), made once.
-
-        ``mask`` marks the pixels of a copy that the augmentation changed, ``source`` numbers the held-out images. A few
-        held-out images are repeated, with different copies of each.
-        """
+        """The `augmented_validation` of the held-out images, made once."""
         if not self.folds:
             raise UserError("no image is held out for validation: set folds=5 (or another number of at least 2)")
         if not self.augmentations:
             raise UserError("the augmented validation has no augmentations: choose augmentation=subtle")
-        held_out = self.split[1]
-        repeats = min(MOST_COPIES, -(-COPIED // len(held_out)))
-        normal = self.good_images[held_out * repeats]
-        augmented = [vicinal_copies(normal, name, strength, self.seed) for name, strength in self.augmentations.items()]
-        copies, masks = zip(*augmented, strict=True)
-        groups = torch.arange(len(copies) + 1).repeat_interleave(len(normal))
-        unchanged = torch.zeros_like(masks[0])
-        return _stacked(
-            image=torch.cat([normal, *copies]),
-            group=groups,
-            mask=torch.cat([unchanged, *masks]),
-            source=torch.arange(len(held_out)).repeat(repeats * (len(copies) + 1)),
-        )
+        return augmented_validation(self.good_images[self.split[1]], self.augmentations, self.seed)
 
     @cached_property
     def halves(self) -> list[list[int]]:
@@ -275,7 +263,7 @@ class ImageSets(L.LightningDataModule, ABC):
         labels = torch.tensor([sample.label for sample in self.test_samples])
         good: Dataset[Tensor] = Subset(self.good_images, self._good_test_indices)  # type: ignore[arg-type]  # no copy
         images: Dataset[Tensor] = ConcatDataset([good, self._test_images])  # type: ignore[list-item]
-        return _stacked(image=images, label=labels)
+        return StackDataset(image=images, label=labels)  # type: ignore[arg-type]  # accepts tensors, too
 
     @cached_property
     def _test_images(self) -> Tensor:
@@ -299,8 +287,3 @@ class ImageSets(L.LightningDataModule, ABC):
 def _only_bad(samples: Sequence[Sample]) -> bool:
     """Return True if there are test images but no good ones among them."""
     return bool(samples) and all(sample.label for sample in samples)
-
-
-def _stacked(**columns: Tensor | Dataset[Tensor]) -> Dataset[dict[str, Tensor]]:
-    """Combine columns ``(N, ...)`` into a dataset whose items are dicts of one row of each."""
-    return StackDataset(**columns)  # type: ignore[arg-type]  # accepts tensors, contrary to its annotations

@@ -62,7 +62,7 @@ def experiment(
             everything is chosen.
     """
     outcome = Outcome()
-    images = [i for part in data.split for i in part] if every_image else None
+    images = data.every_image if every_image else None
     frozen_state(trainer, module, data, forgetting, images, outcome)
     if trainer.is_global_zero:
         outcome.final.write_scores(folder / ("frozen_scores.csv" if fine_tune else "scores.csv"))
