@@ -6,14 +6,18 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 import torch
 
+# starting a process polls all others: of two threads that read the end of one, the later would take it for lost (255)
+LOCK = threading.Lock()
 FORK = multiprocessing.get_context("forkserver")
 FORK.set_forkserver_preload(["gaussad_pl.train", "gaussad_pl.inference.detector", "wandb", "sklearn.cluster"])
 
@@ -29,11 +33,14 @@ def forked(log: Path, task: Callable[..., None], *arguments: Any) -> Iterator[Fo
     os.mkfifo(pipe)
     with log.open("a") as file, subprocess.Popen(["cat", pipe], stdout=file):
         process = FORK.Process(target=_print_to, args=(pipe, task, *arguments))
-        process.start()
+        with LOCK:
+            process.start()
         try:
             yield process
         finally:
-            process.join()
+            wait([process.sentinel])
+            with LOCK:
+                process.join()
             with suppress(OSError):  # cat waits for a writer, which a process killed at once has never been
                 os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
 
