@@ -84,7 +84,14 @@ def run_job(source: Path, size: int, draw: int, overrides: list[str]) -> dict[st
         tuned_state(trainer, module, data, forgetting, every, Path(place), outcome)
         if outcome.fine_tuned:
             states["fine-tuned"] = calibrated(module, data, True, outcome)
-    return {"dataset": source.name, "size": size, "draw": draw, "used": outcome.fine_tuned, "states": states}
+    return {
+        "dataset": source.name,
+        "size": size,
+        "draw": draw,
+        "orientations": data.orientations,
+        "used": outcome.fine_tuned,
+        "states": states,
+    }
 
 
 def calibrated(module: Any, data: Any, tuned: bool, outcome: Outcome) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def estimated(combine: str, form: str | None) -> GaussianAD:
     torch.manual_seed(0)
     settings = {"form": form, "map_levels": [1, 2], "combine": combine, "clusters": 3}
     module = GaussianAD(TINY, segmentation=settings if form else None).eval()
-    module.estimate([{"image": IMAGES, "view": torch.zeros(24)}], patches=form is not None)  # type: ignore[arg-type]
+    module.estimate([{"image": IMAGES, "unchanged": torch.ones(24, dtype=torch.bool)}], patches=form is not None)  # type: ignore[arg-type]
     return module
 
 

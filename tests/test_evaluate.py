@@ -32,7 +32,7 @@ def ckpt(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.stack([torch.from_numpy(np.array(draw_part(rng, False)[0])).permute(2, 0, 1) for _ in range(40)])
         for rng in (np.random.default_rng(seed) for seed in (10, 11))
     )
-    module.estimate([{"image": good, "view": torch.zeros(40)}], patches=True)  # type: ignore[arg-type]
+    module.estimate([{"image": good, "unchanged": torch.ones(40, dtype=torch.bool)}], patches=True)  # type: ignore[arg-type]
     with torch.no_grad():
         found = module(more)
     assert found.maps is not None

@@ -54,7 +54,7 @@ def ckpt(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     module = GaussianAD(TINY, segmentation={"form": "shared", "map_levels": [1, 2], "combine": "both"}).eval()
     good = pixels(drawn(40, 0))
-    module.estimate([{"image": good, "view": torch.zeros(40)}], patches=True)  # type: ignore[arg-type]
+    module.estimate([{"image": good, "unchanged": torch.ones(40, dtype=torch.bool)}], patches=True)  # type: ignore[arg-type]
     module.segmenter.threshold.fill_(9.0)
     with torch.no_grad():
         found = module(pixels(drawn(60, 1)))

@@ -44,8 +44,8 @@ def test_pairs_depend_on_seed_and_epoch_alone() -> None:
 
     assert draws(0, 1) == draws(0, 1)
     assert draws(0, 0) != draws(0, 1) != draws(1, 1)
-    assert fixed_batches([5, 6, 7], 2, 4, seed=0) == fixed_batches([5, 6, 7], 2, 4, seed=0)
-    assert [len(batch) for batch in fixed_batches([5, 6, 7], 2, 4, seed=0)] == [4, 2]
+    assert fixed_batches([5, 6, 7], [0, 0, 0], 2, 4, seed=0) == fixed_batches([5, 6, 7], [0, 0, 0], 2, 4, seed=0)
+    assert [len(batch) for batch in fixed_batches([5, 6, 7], [0, 0, 0], 2, 4, seed=0)] == [4, 2]
 
 
 def test_the_loss_may_not_use_every_augmentation_of_the_validation(parts: Path) -> None:

@@ -40,7 +40,7 @@ def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(0)
     module = GaussianAD(TINY, segmentation={"form": "position", "map_levels": [2], "combine": "both"}).eval()
     good, more = (pixels([draw_part(rng, False)[0] for _ in range(count)]) for count in (80, 60))
-    module.estimate([{"image": good, "view": torch.zeros(80)}], patches=True)  # type: ignore[arg-type]
+    module.estimate([{"image": good, "unchanged": torch.ones(80, dtype=torch.bool)}], patches=True)  # type: ignore[arg-type]
     with torch.no_grad():
         found = module(more)
     known = Calibration.of(found.scores, found.distances, "60 drawn images")
@@ -203,7 +203,7 @@ def test_a_detector_without_maps_is_recalibrated_too() -> None:
     module = GaussianAD(TINY).eval()
     rng = np.random.default_rng(0)
     good = pixels([draw_part(rng, False)[0] for _ in range(40)])
-    module.estimate([{"image": good, "view": torch.zeros(40)}])  # type: ignore[arg-type]
+    module.estimate([{"image": good, "unchanged": torch.ones(40, dtype=torch.bool)}])  # type: ignore[arg-type]
     for move in (False, True):
         model, known = recalibration.recalibrate(module.model, pixels(dark(12, 1)), move)
         found = recalibration.score(model, pixels(dark(30, 2)))

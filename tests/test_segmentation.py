@@ -405,7 +405,9 @@ def images(count: int, seed: int) -> Tensor:
 
 
 def good_batches(seed: int = 0) -> list[dict[str, Tensor]]:
-    return [{"image": part, "view": torch.zeros(len(part))} for part in images(24, seed).split(10)]
+    return [
+        {"image": part, "unchanged": torch.ones(len(part), dtype=torch.bool)} for part in images(24, seed).split(10)
+    ]
 
 
 def validation_batches(seed: int = 1) -> list[dict[str, Tensor]]:

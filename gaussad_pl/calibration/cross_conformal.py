@@ -92,7 +92,8 @@ def cross_conformal(
     used, unused = data.split
     images = used + (unused if fine_tuned or every_image else [])  # the training images come first
     unaugmented = _Patches(model, data)
-    pooled = [torch.cat(level) for level in zip(*unaugmented.features(images), strict=True)]
+    oriented = [torch.cat(level) for level in zip(*unaugmented.features(images), strict=True)]  # (N, orientations, C)
+    pooled = [level[:, 0] for level in oriented]
     if data.groups_are_given:
         groups = in_order(data.groups[images])
     else:
@@ -105,7 +106,8 @@ def cross_conformal(
     held_out_alone = fine_tuned and not every_image
     scored = [[i for i in fold if i >= len(used)] for fold in folds] if held_out_alone else trained
     sums: list[list[Moments]] = [
-        _moments(model, data, [images[i] for i in fold], [level[fold] for level in pooled]) for fold in trained
+        _moments(model, data, [images[i] for i in fold], [level[fold].flatten(0, 1) for level in oriented])
+        for fold in trained
     ]
     detections = []
     for k, fold in tracked(list(enumerate(scored)), "Calibrating: scores"):
@@ -120,7 +122,8 @@ def cross_conformal(
         scores = model.scores(distances.double())
         if model.segmenter is not None:
             rest = sorted(i for j in others for i in trained[j])
-            scores = _with_maps(model, scores, unaugmented.patches(images, rest), unaugmented.patches(images, fold))
+            estimate, score = unaugmented.patches(images, rest, copies=True), unaugmented.patches(images, fold)
+            scores = _with_maps(model, scores, estimate, score)
         detections.append(Detection(distances, scores, None).cpu())
     detection = Detection.join(detections)
     different = len(set(groups[[i for fold in scored for i in fold]].tolist()))
@@ -138,9 +141,9 @@ def cross_conformal(
 
 
 def _moments(model: GaussianModel, data: ImageDataModule, images: list[int], pooled: list[Tensor]) -> list[Moments]:
-    """Moments of each level over some training images and their augmented views; ``pooled`` are the images' own."""
+    """Moments of each level over all views of some training images; ``pooled`` are the features of unchanged ones."""
     total = [moments(level, gaussian.mean) for level, gaussian in zip(pooled, model.gaussians, strict=True)]
-    augmented = range(1, len(data.views))
+    augmented = range(data.orientations, len(data.views))
     if not augmented:
         return total
     for batch in data.reference_dataloader(images, augmented):
@@ -178,7 +181,7 @@ def _with_maps(model: GaussianModel, pooled: Tensor, estimate: Iterable[Tensor],
 
 
 class _Patches:
-    """Pooled features and patches of unaugmented images; patches are cached if all of them fit in `CACHE`."""
+    """Pooled features and patches of unchanged images; patches are cached if all of them fit in `CACHE`."""
 
     def __init__(self, model: GaussianModel, data: ImageDataModule) -> None:
         self.model = model
@@ -187,27 +190,35 @@ class _Patches:
         self.device = model.level_weights.device
 
     def features(self, images: list[int]) -> Iterator[list[Tensor]]:
-        """Yield the pooled features of each batch, one ``(N, C)`` per level, and cache the patches."""
+        """Yield pooled features, ``(N, orientations, C)`` per level, of some images at a time; cache the patches."""
         cached: list[Tensor] = []
-        for maps in self._maps(images):
+        for maps in self._maps(images, copies=True):
             if self.model.segmenter is not None:
-                batch = self.model.segmenter.head.patches(maps)
+                batch = self._by_image(self.model.segmenter.head.patches(maps))
                 if len(images) * batch[0].nbytes <= CACHE:
                     cached.append(batch.cpu())
-            yield pool(maps)
+            yield [self._by_image(level) for level in pool(maps)]
         self.cached = [patches for batch in cached for patches in batch] or None
 
-    def patches(self, images: list[int], chosen: list[int]) -> Iterator[Tensor]:
-        """Yield the patches of the images at the positions ``chosen``, in batches ``(N, P, D)``."""
-        size = self.data.eval_batch_size
+    def patches(self, images: list[int], chosen: list[int], copies: bool = False) -> Iterator[Tensor]:
+        """Yield the patches of the images at the positions ``chosen``, in batches ``(N, P, D)``.
+
+        With ``copies``, also those of the images in other orientations.
+        """
         if self.cached is not None:
+            orientations = self.data.orientations if copies else 1
+            size = max(1, self.data.eval_batch_size // orientations)
             for first in range(0, len(chosen), size):
-                yield torch.stack([self.cached[i] for i in chosen[first : first + size]]).to(self.device)
+                some = [self.cached[i][:orientations] for i in chosen[first : first + size]]
+                yield torch.cat(some).to(self.device)
             return
         assert self.model.segmenter is not None
-        for maps in self._maps([images[i] for i in chosen]):
+        for maps in self._maps([images[i] for i in chosen], copies):
             yield self.model.segmenter.head.patches(maps)
 
-    def _maps(self, images: list[int]) -> Iterator[list[Tensor]]:
-        for batch in self.data.good_dataloader(images):
+    def _maps(self, images: list[int], copies: bool) -> Iterator[list[Tensor]]:
+        for batch in self.data.good_dataloader(images, copies):
             yield self.model.backbone(batch["image"].to(self.device))
+
+    def _by_image(self, features: Tensor) -> Tensor:
+        return features.unflatten(0, (-1, self.data.orientations))

@@ -26,9 +26,11 @@ class ImageDataModule(ImageSets):
 
     def damage_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """Return fixed pairs of training images and damaged copies, from which damage is estimated."""
-        drawn = np.random.default_rng([self.seed, 3]).permutation(self.split[0])[:DAMAGED]
+        used = np.asarray(self.split[0])
+        drawn = np.random.default_rng([self.seed, 3]).permutation(len(used) * self.orientations)[:DAMAGED]
+        images, orientations = used[drawn % len(used)].tolist(), (drawn // len(used)).tolist()
         size = max(1, self.eval_batch_size // 2)
-        return self._pair_loader(fixed_batches(drawn.tolist(), len(self.damages), size, self.seed))
+        return self._pair_loader(fixed_batches(images, orientations, len(self.damages), size, self.seed))
 
     def _pair_loader(self, batches: Iterable[list[PairDraw]]) -> DataLoader[dict[str, Tensor]]:
         half = {index: number for number, part in enumerate(self.halves) for index in part}
@@ -46,10 +48,18 @@ class ImageDataModule(ImageSets):
         draws = [(index, view, view_seed(self.seed, view, index)) for index in indices for view in views]
         return DataLoader(Views(self.good_images, self.views), self.eval_batch_size, sampler=draws)
 
-    def good_dataloader(self, images: Sequence[int] | None = None) -> DataLoader[dict[str, Tensor]]:
-        """Load the unchanged training images, or those with the indices ``images``, to estimate patches from."""
+    def good_dataloader(
+        self, images: Sequence[int] | None = None, copies: bool = False
+    ) -> DataLoader[dict[str, Tensor]]:
+        """Load the unchanged training images, or those with the indices ``images``.
+
+        With ``copies``, each in every orientation of the `unchanged_views`, in a row and in one batch.
+        """
+        views = self.unchanged_views if copies else range(1)
+        size = max(1, self.eval_batch_size // len(views)) * len(views)
         indices = shard(self.split[0] if images is None else images)
-        return DataLoader(Views(self.good_images, [None]), self.eval_batch_size, sampler=[(i, 0, 0) for i in indices])
+        draws = [(index, view, 0) for index in indices for view in views]
+        return DataLoader(Views(self.good_images, self.views), size, sampler=draws)
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         used = self.split[0]
@@ -62,7 +72,9 @@ class ImageDataModule(ImageSets):
         steps = self.steps_per_epoch or len(used) // batch_size
         if self.pairs:
             return self._pair_loader(
-                PairSampler(self.halves, len(self.damages), max(1, batch_size // 2), steps, self.seed)
+                PairSampler(
+                    self.halves, len(self.damages), max(1, batch_size // 2), steps, self.seed, self.orientations
+                )
             )
         sampler = DrawSampler(used, len(self.views), steps * batch_size, self.seed)
         return DataLoader(Views(self.good_images, self.views), batch_size // world(), sampler=sampler)

@@ -12,8 +12,10 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from gaussad_pl.augment import Nuisance
+from gaussad_pl.data.symmetry import oriented
 from gaussad_pl.distributed import shard
 
+View = tuple[int, Nuisance | None]  # orientation and nuisance of a copy
 Draw = tuple[int, int, int]  # index of an image, index of its view, seed of the view
 
 
@@ -27,9 +29,13 @@ def view_seed(seed: int, view: int, index: int) -> int:
 
 
 class Views(Dataset[dict[str, Tensor]]):
-    """Good images, uint8 ``(N, 3, H, W)``, unchanged (view None) or with nuisances that keep a good part good."""
+    """Good images, uint8 ``(N, 3, H, W)``, each in several views that keep a good part good.
 
-    def __init__(self, images: Tensor, views: Sequence[Nuisance | None]) -> None:
+    A view is an orientation (see `gaussad_pl.data.symmetry.oriented`) and a nuisance, or None for no nuisance: such an
+    image is ``unchanged``.
+    """
+
+    def __init__(self, images: Tensor, views: Sequence[View]) -> None:
         self.images = images
         self.views = views
 
@@ -38,10 +44,11 @@ class Views(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
         index, view, seed = draw
-        image, nuisance = self.images[index], self.views[view]
+        orientation, nuisance = self.views[view]
+        image = oriented(self.images[index], orientation)
         if nuisance is not None:
             image = torch.from_numpy(nuisance(image.permute(1, 2, 0).numpy(), seed)).permute(2, 0, 1)
-        return {"image": image, "view": view}
+        return {"image": image, "unchanged": nuisance is None}
 
 
 class DrawSampler(Sampler[Draw]):

@@ -18,12 +18,15 @@ from torch.utils.data import ConcatDataset, Dataset, StackDataset, Subset
 from gaussad_pl.augment import Nuisance
 from gaussad_pl.data import checks
 from gaussad_pl.data.augmented_validation import augmented_validation
+from gaussad_pl.data.batches import View
 from gaussad_pl.data.grouping import AUTO, Grouping, Split, split_images
 from gaussad_pl.data.loading import load_images
 from gaussad_pl.data.near_duplicates import in_order
 from gaussad_pl.data.part_features import Features
 from gaussad_pl.data.samples import Sample, Samples
 from gaussad_pl.data.splitting import Groups, hold_out_count, partition
+from gaussad_pl.data.symmetry import AUTO as AUTO_SYMMETRY
+from gaussad_pl.data.symmetry import ORIENTATIONS
 from gaussad_pl.errors import UserError
 
 DAMAGES: Mapping[str, float] = {"cutpaste": 0.4, "scar": 0.9, "perlin": 0.3}
@@ -48,6 +51,9 @@ class ImageSets(L.LightningDataModule, ABC):
             The loss sees the same mixture: pulling images towards a Gaussian that has never seen such images would
             train the wrong thing.
         moved_copies: the same, for copies with changed lighting and pose.
+        symmetry: flipped and turned copies that go into the Gaussians and the loss like the images themselves: "none",
+            "flips", "all" (also by quarter turns), or "auto", which the augmented validation decides for small sets;
+            see `gaussad_pl.training.symmetry`.
         batch_size: images per training step, over all processes.
         eval_batch_size: images scored at once.
         steps_per_epoch: training steps between two validations; None for one pass over the images.
@@ -59,6 +65,7 @@ class ImageSets(L.LightningDataModule, ABC):
 
     Attributes:
         holdout: fraction of the good images that is kept for the test if all test images are bad; None for none.
+        orientations: number of orientations of each image, see `gaussad_pl.data.symmetry`; 1 while "auto" is undecided.
     """
 
     name: str
@@ -82,6 +89,7 @@ class ImageSets(L.LightningDataModule, ABC):
         group: str | None = "auto",
         damages: Mapping[str, float] = DAMAGES,
         pairs: bool = False,
+        symmetry: str = "none",
     ) -> None:
         super().__init__()
         if folds == 1 or folds < 0 or not 0 <= fold < max(folds, 1):
@@ -93,6 +101,8 @@ class ImageSets(L.LightningDataModule, ABC):
             )
         if light_copies < 0 or moved_copies < 0:
             raise UserError(f"data.light_copies={light_copies}, data.moved_copies={moved_copies}: expected 0 or more")
+        if symmetry not in (AUTO_SYMMETRY, *ORIENTATIONS):
+            raise UserError(f"data.symmetry={symmetry}: expected auto, {', '.join(ORIENTATIONS)}")
         if not 0 <= seed < 2**32:
             raise UserError(f"seed={seed}: expected a number from 0 to 2**32 - 1")
         self.name = name
@@ -104,7 +114,9 @@ class ImageSets(L.LightningDataModule, ABC):
         self.damages = dict(damages)
         self.pairs = pairs
         light, moved = Nuisance(**{**nuisance, "shift": 0, "scale": 0, "rotate": 0}), Nuisance(**nuisance)
-        self.views: list[Nuisance | None] = [None, *[light] * light_copies, *[moved] * moved_copies]
+        self._nuisances = [None, *[light] * light_copies, *[moved] * moved_copies]
+        self.symmetry = symmetry
+        self.orientations = ORIENTATIONS.get(symmetry, 1)
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.steps_per_epoch = steps_per_epoch
@@ -114,6 +126,16 @@ class ImageSets(L.LightningDataModule, ABC):
     @abstractmethod
     def scan(self) -> Samples:
         """Find the images. Called once."""
+
+    @property
+    def views(self) -> list[View]:
+        """Views of each training image that the Gaussian and the loss use, the `unchanged_views` first."""
+        return [(orientation, nuisance) for nuisance in self._nuisances for orientation in range(self.orientations)]
+
+    @property
+    def unchanged_views(self) -> range:
+        """Indices of the views without a nuisance: the only ones that the densities of patches use."""
+        return range(self.orientations)
 
     @property
     def augmentation_names(self) -> list[str]:

@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from gaussad_pl.augment import VICINAL, draw_severity
+from gaussad_pl.data.symmetry import oriented
 from gaussad_pl.distributed import shard
 
-PairDraw = tuple[int, int, int, int]  # index of an image, of its partner, of the family of the damage, and a seed
+PairDraw = tuple[int, int, int, int, int]  # image, partner, family of the damage, seed, and orientation of both images
 
 
 class Pairs(Dataset[dict[str, Tensor]]):
@@ -33,17 +34,19 @@ class Pairs(Dataset[dict[str, Tensor]]):
         self.half = half
 
     def __getitem__(self, draws: Sequence[PairDraw]) -> dict[str, Tensor]:
-        indices = [draw[0] for draw in draws]
-        copies, masks = zip(*(self._damaged(*draw) for draw in draws), strict=True)
-        half = torch.tensor([self.half[index] for index in indices])
-        return {"image": self.images[indices], "copy": torch.stack(copies), "mask": torch.stack(masks), "half": half}
+        images, copies, masks = map(torch.stack, zip(*(self._pair(*draw) for draw in draws), strict=True))
+        half = torch.tensor([self.half[draw[0]] for draw in draws])
+        return {"image": images, "copy": copies, "mask": masks, "half": half}
 
-    def _damaged(self, index: int, partner: int, family: int, seed: int) -> tuple[Tensor, Tensor]:
-        image, other = (self.images[i].permute(1, 2, 0).contiguous().numpy() for i in (index, partner))
+    def _pair(
+        self, index: int, partner: int, family: int, seed: int, orientation: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        pair = [oriented(self.images[i], orientation) for i in (index, partner)]
+        image, other = (each.permute(1, 2, 0).contiguous().numpy() for each in pair)
         name, strength = self.families[family]
         rng = np.random.default_rng(seed)
         copy, mask = VICINAL[name](image, other, rng, draw_severity(strength, rng))
-        return torch.from_numpy(copy).permute(2, 0, 1), torch.from_numpy(mask)
+        return pair[0], torch.from_numpy(copy).permute(2, 0, 1), torch.from_numpy(mask)
 
 
 class PairSampler(Sampler[list[PairDraw]]):
@@ -57,14 +60,24 @@ class PairSampler(Sampler[list[PairDraw]]):
         batch_size: pairs in a batch, of all processes together.
         steps: batches in an epoch.
         seed: non-negative.
+        orientations: number of orientations that are drawn from.
     """
 
-    def __init__(self, halves: Sequence[Sequence[int]], families: int, batch_size: int, steps: int, seed: int) -> None:
+    def __init__(
+        self,
+        halves: Sequence[Sequence[int]],
+        families: int,
+        batch_size: int,
+        steps: int,
+        seed: int,
+        orientations: int = 1,
+    ) -> None:
         self.halves = [half for half in halves if half]
         self.families = families
         self.batch_size = batch_size
         self.steps = steps
         self.seed = seed
+        self.orientations = orientations
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -82,16 +95,27 @@ class PairSampler(Sampler[list[PairDraw]]):
             partners = rng.choice(half, len(chosen))
             families = rng.integers(self.families, size=len(chosen))
             seeds = rng.integers(2**31, size=len(chosen))
-            columns = (each.tolist() for each in (chosen, partners, families, seeds))
+            orientations = rng.integers(self.orientations, size=len(chosen))
+            columns = (each.tolist() for each in (chosen, partners, families, seeds, orientations))
             yield list(shard(list(zip(*columns, strict=True))))
 
 
-def fixed_batches(images: Sequence[int], families: int, size: int, seed: int) -> list[list[PairDraw]]:
-    """Batches of one pair for each image and family, the same for the same seed; of them this process's `shard`."""
+def fixed_batches(
+    images: Sequence[int], orientations: Sequence[int], families: int, size: int, seed: int
+) -> list[list[PairDraw]]:
+    """Batches of one pair for each image and family, the same for the same seed; of them this process's `shard`.
+
+    Args:
+        images: indices of images; one may occur several times.
+        orientations: of each of them.
+        families: number of families of damage.
+        size: pairs in a batch.
+        seed: of the partners and the damage.
+    """
     rng = np.random.default_rng([seed, 2])
     draws = [
-        (index, int(rng.choice(images)), family, int(rng.integers(2**31)))
+        (index, int(rng.choice(images)), family, int(rng.integers(2**31)), orientation)
         for family in range(families)
-        for index in images
+        for index, orientation in zip(images, orientations, strict=True)
     ]
     return list(shard([draws[first : first + size] for first in range(0, len(draws), size)]))

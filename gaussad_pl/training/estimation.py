@@ -96,8 +96,8 @@ class EstimatingModule(L.LightningModule):
         """Estimate the Gaussians for the current weights from one pass over batches of good images.
 
         Args:
-            batches: with ``image`` ``(N, 3, H, W)`` and, for patches, ``view`` ``(N,)``.
-            patches: estimate the densities of patches, too, from the unchanged images (view 0).
+            batches: with ``image`` ``(N, 3, H, W)`` and, for patches, ``unchanged`` ``(N,)`` bool.
+            patches: estimate the densities of patches, too, from the ``unchanged`` images.
         """
         features = self._features(batches, patches)
         if (first := next(features, None)) is not None:
@@ -128,7 +128,7 @@ class EstimatingModule(L.LightningModule):
             if self.frozen is not None:
                 self.frozen.remember(key, images, maps)
             if patches:
-                unchanged = (batch["view"] == 0).to(self.device)
+                unchanged = batch["unchanged"].to(self.device)
                 self.segmenter.observe([level[unchanged] for level in maps])
                 self.segmenter.observe_border(images[unchanged])
             yield pool(maps)

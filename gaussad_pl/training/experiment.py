@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,11 @@ from torch import Tensor
 from gaussad_pl.data.base import ImageDataModule
 from gaussad_pl.errors import NumericalError
 from gaussad_pl.results.evaluation import Evaluation
-from gaussad_pl.training.acceptance import SHARES, Gain, Judgement, gain, judge_network
+from gaussad_pl.training.acceptance import SHARES, Gain, Judgement, gain
 from gaussad_pl.training.checkpoints import resumable
 from gaussad_pl.training.forgetting import ForgettingStop
-from gaussad_pl.training.levels import all_levels
 from gaussad_pl.training.module import GaussianAD
+from gaussad_pl.training.selection import choose, judge, level_selection
 
 log = logging.getLogger(__name__)
 
@@ -83,14 +83,7 @@ def frozen_state(
     outcome: Outcome,
 ) -> None:
     """Estimate the Gaussians of the pretrained network, choose levels and map on the validation, and test."""
-    if data.folds:
-        trainer.validate(module, datamodule=data, verbose=False)  # chooses the levels; epoch 0 of the forgetting curve
-        outcome.results["levels"] = level_results(forgetting, module, data)
-    module.to(trainer.strategy.root_device)  # Lightning has put it back on the CPU
-    if module.model.segmenter is not None:
-        outcome.results["segmentation"] = module.choose_maps()
-    elif data.folds:
-        module.validation = module.collect(data.val_dataloader())
+    outcome.results |= choose(trainer, module, data, forgetting)
     if images is not None:
         module.estimate_everything(data, images)
     outcome.evaluations["frozen"] = test(trainer, module, data)
@@ -137,13 +130,6 @@ def fine_tune_module(
             raise
         log.warning("%s; the run goes on with epoch %d", forgetting.collapse, forgetting.best_epoch)
     module.to(trainer.strategy.root_device)
-
-
-def judge(module: GaussianAD, data: ImageDataModule) -> Judgement:
-    """Judge the network by the last validation, on the augmentations that the loss has not used."""
-    assert module.validation is not None
-    groups = [i for i, name in enumerate(data.augmentation_names, start=1) if name in data.unseen_augmentations]
-    return judge_network(module.model, module.validation, groups, module.map_is_frozen)
 
 
 def accept(
@@ -193,31 +179,6 @@ def test(trainer: L.Trainer, module: GaussianAD, data: ImageDataModule) -> Evalu
     found = module.detected
     levels = [level.index for level in module.model.backbone.levels]
     return Evaluation(data.test_samples, found.distances, found.scores, levels, found.maps, data.test_masks)
-
-
-def level_results(forgetting: ForgettingStop, module: GaussianAD, data: ImageDataModule) -> dict[str, Any]:
-    """The weight of each level in the score, and the signals it was chosen by."""
-    assert forgetting.level_signals is not None
-    levels = [str(level.index) for level in module.model.backbone.levels]
-    signals = zip(data.augmentation_names, forgetting.level_signals.tolist(), strict=True)
-    return {
-        "weights": dict(zip(levels, module.model.level_weights.tolist(), strict=True)),
-        "signals": {name: dict(zip(levels, row, strict=True)) for name, row in signals},
-        "selection": level_selection(module),
-    }
-
-
-def level_selection(module: GaussianAD) -> str:
-    """Say how the weights of the levels were chosen."""
-    rule = level_rule(module)
-    if rule is all_levels:
-        return "every level counts the same"
-    return f"levels weighted by {rule.__name__} on held-out good images and augmented copies of them"
-
-
-def level_rule(module: GaussianAD) -> Callable[..., Tensor]:
-    """The function that weighs the levels, without its settings."""
-    return getattr(module.level_rule, "func", module.level_rule)  # Hydra wraps it in a partial
 
 
 def fine_tuning_results(forgetting: ForgettingStop, outcome: Outcome, reason: str = "") -> dict[str, Any]:

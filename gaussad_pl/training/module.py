@@ -105,7 +105,7 @@ class GaussianAD(ChoosingModule):
     def prepare_objective(self, data: ImageDataModule) -> None:
         """Give an objective that needs the frozen network the chance to look at it; call it before fitting."""
         if isinstance(self.objective, Ranking):
-            self.objective.prepare(self.model, [data.good_dataloader(half) for half in data.halves])
+            self.objective.prepare(self.model, [data.good_dataloader(half, copies=True) for half in data.halves])
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         if isinstance(self.objective, Ranking):
