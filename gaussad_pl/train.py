@@ -230,6 +230,10 @@ def show(folder: Path, results: dict[str, Any]) -> None:
         console.print(f"fine-tuning not used: {reason}", highlight=False, soft_wrap=True)
     elif forgetting:
         console.print(f"epoch {forgetting['epoch_chosen']} of {forgetting['history'][-1]['epoch']} chosen")
+    if symmetry := results.get("symmetry"):
+        count = symmetry["orientations"]
+        used = f"used, each image in {count} orientations" if count > 1 else "not used"
+        console.print(f"flipped and turned copies: {used}, by the augmented validation", highlight=False, soft_wrap=True)
     if results["frozen"]["image_auroc"] is None:
         console.print("no metrics: the test needs good and bad images, and there are only images of one of the two")
     show_decisions(console, results)
