@@ -181,7 +181,7 @@ def conduct(
     cross_fit = settings["cross_conformal"] and re_estimates
     calibration = calibrate(module.model, data, cross_fit, outcome.fine_tuned, everything)
     origin = provenance(settings, data, module.model)
-    detector = Detector.of(module.model, calibration, origin)
+    detector = Detector.of(module.model, calibration, origin, data.frame.fit)
     results |= decisions(calibration, outcome.final, detector.limit, tested=bool(data.samples.test))
     results |= origin | {"cost": cost(fit_seconds, time.perf_counter() - start)}
     scale = pictures.heat_scale(outcome.final, detector.median, detector.limit)

@@ -56,7 +56,7 @@ def recalibrate(model: GaussianModel, images: Tensor, move_means: bool) -> tuple
 
     Args:
         model: the model; it is not changed.
-        images: ``(N, 3, size, size)`` uint8, at least two.
+        images: ``(N, 3, height, width)`` uint8, at least two.
         move_means: also move the means of the Gaussians to the new images, see `moved`.
 
     Returns:
@@ -94,7 +94,7 @@ def recalibrate(model: GaussianModel, images: Tensor, move_means: bool) -> tuple
 
 
 def deviations(model: GaussianModel, images: Tensor) -> Deviations:
-    """Compute the deviations of images ``(N, 3, size, size)`` uint8 from the Gaussians of a model."""
+    """Compute the deviations of images ``(N, 3, height, width)`` uint8 from the Gaussians of a model."""
     levels, patches = [], []
     for batch in images.split(BATCH):
         maps = model.backbone(batch.to(model.level_weights.device))
@@ -135,7 +135,7 @@ def shift(deviations: Tensor) -> Tensor:
 
 
 def score(model: GaussianModel, images: Tensor) -> Detection:
-    """Score images ``(N, 3, size, size)`` uint8, on the CPU."""
+    """Score images ``(N, 3, height, width)`` uint8, on the CPU."""
     return Detection.join([model(batch.to(model.level_weights.device)).cpu() for batch in images.split(BATCH)])
 
 

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gaussad_pl.data.frame import Frame
 from gaussad_pl.data.images import MASK_SIZE, image_size, read_mask
 from gaussad_pl.data.samples import Sample
 from gaussad_pl.errors import UserError
@@ -43,8 +44,8 @@ def readable(paths: Sequence[Path]) -> None:
     _each(image_size, paths, "images")
 
 
-def read_masks(samples: Sequence[Sample]) -> list[NDArray[np.bool_] | None]:
-    """Read the mask of each sample, bool ``(256, 256)``; None for samples without one.
+def read_masks(samples: Sequence[Sample], frame: Frame) -> list[NDArray[np.bool_] | None]:
+    """Read the mask of each sample, fitted to the frame, bool ``(256, 256)``; None for samples without one.
 
     Raises:
         UserError: a mask cannot be read, or its aspect ratio differs from that of its image.
@@ -54,7 +55,7 @@ def read_masks(samples: Sequence[Sample]) -> list[NDArray[np.bool_] | None]:
     if wrong:
         raise UserError(f"{wrong[0]} ({len(wrong)} of {len(masked)} masks): draw masks on the original images")
     paths = [sample.mask for sample in samples if sample.mask is not None]
-    masks = iter(_each(lambda path: read_mask(path, MASK_SIZE), paths, "masks"))
+    masks = iter(_each(lambda path: read_mask(path, frame, MASK_SIZE), paths, "masks"))
     return [None if sample.mask is None else next(masks) for sample in samples]
 
 

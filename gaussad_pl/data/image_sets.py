@@ -18,6 +18,7 @@ from torch.utils.data import ConcatDataset, Dataset, StackDataset, Subset
 from gaussad_pl.augment import Nuisance
 from gaussad_pl.data import checks
 from gaussad_pl.data.augmented_validation import augmented_validation
+from gaussad_pl.data.frame import Fit, Frame
 from gaussad_pl.data.grouping import AUTO, Grouping, Split, split_images
 from gaussad_pl.data.loading import load_images
 from gaussad_pl.data.near_duplicates import in_order
@@ -37,7 +38,7 @@ class ImageSets(L.LightningDataModule, ABC):
 
     Args:
         name: name of the dataset, for results and folders.
-        image_size: side in pixels to which images are resized once.
+        image_size: side in pixels of the square that images are resized to, once.
         folds: number of folds for the training images. Fold `fold` is held out for validation, up to 500 images of it.
             0: no validation, and the Gaussian is estimated from every training image.
         fold: the fold that is held out.
@@ -56,6 +57,7 @@ class ImageSets(L.LightningDataModule, ABC):
             `gaussad_pl.data.grouping.Grouping`.
         damages: name -> strength of the damaged copies that the loss and the damage weight use.
         pairs: train on pairs of a good image and a damaged copy of it, instead of on views of good images.
+        fit: how images of other proportions become square; see `gaussad_pl.data.frame.Frame`.
 
     Attributes:
         holdout: fraction of the good images that is kept for the test if all test images are bad; None for none.
@@ -82,6 +84,7 @@ class ImageSets(L.LightningDataModule, ABC):
         group: str | None = "auto",
         damages: Mapping[str, float] = DAMAGES,
         pairs: bool = False,
+        fit: Fit = "squash",
     ) -> None:
         super().__init__()
         if folds == 1 or folds < 0 or not 0 <= fold < max(folds, 1):
@@ -96,7 +99,7 @@ class ImageSets(L.LightningDataModule, ABC):
         if not 0 <= seed < 2**32:
             raise UserError(f"seed={seed}: expected a number from 0 to 2**32 - 1")
         self.name = name
-        self.image_size = image_size
+        self.frame = Frame(image_size, image_size, fit)
         self.folds = folds
         self.fold = fold
         self.seed = seed
@@ -272,7 +275,7 @@ class ImageSets(L.LightningDataModule, ABC):
 
     @cached_property
     def _masks(self) -> list[NDArray[np.bool_] | None]:
-        return checks.read_masks(self.samples.test)
+        return checks.read_masks(self.samples.test, self.frame)
 
     @cached_property
     def test_masks(self) -> Tensor:
@@ -281,7 +284,7 @@ class ImageSets(L.LightningDataModule, ABC):
 
     def _load(self, samples: Sequence[Sample], what: str) -> Tensor:
         paths = [sample.path for sample in samples]
-        return load_images(paths, self.image_size, self.cache, f"Decoding {len(paths)} {what} images")
+        return load_images(paths, self.frame, self.cache, f"Decoding {len(paths)} {what} images")
 
 
 def _only_bad(samples: Sequence[Sample]) -> bool:

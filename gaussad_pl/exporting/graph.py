@@ -38,7 +38,7 @@ class Graph(nn.Module):
         self.maps = None if model.segmenter is None else Maps(model.segmenter.head)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Return the `OUTPUTS` for RGB ``images`` ``(N, size, size, 3)`` uint8, without a map if the model has none."""
+        """Return the `OUTPUTS` for RGB images ``(N, height, width, 3)`` uint8, without a map if the model has none."""
         features = self.backbone.maps(images.permute(0, 3, 1, 2).float() * self.scale + self.offset)
         pooled = [average(level) for level in features]
         distances = torch.stack([g(level) for g, level in zip(self.gaussians, pooled, strict=True)], dim=1)
