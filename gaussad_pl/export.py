@@ -12,10 +12,10 @@ python -m gaussad_pl.export ckpt=<folder of runs or detector.safetensors>
 The graph takes RGB images (N, height, width, 3) uint8, for any N, and returns score (N), p_value (N), distances
 (N, levels) and, if the detector has maps, map (N, 256, 256). The caller fits images to height and width of the model,
 squashed, padded or cropped as its fit says, with Pillow's bilinear filter; other filters give other scores.
-docs/examples/onnx_client.py shows how. All else is inside the graph: normalisation, backbone, Gaussians and calibration.
+docs/examples/onnx_client.py shows how. All else is inside the graph: normalisation, backbone, Gaussians, calibration.
 The metadata hold the calibration as JSON, from which thresholds are computed, and the threshold of the default
-false-alarm rate. It is null if the calibration images are too few for a threshold: then no image is good or bad, all are
-undecided.
+false-alarm rate. It is null if the calibration images are too few for a threshold: then no image is good or bad, but
+all are undecided.
 
 The file is written only if its results on these images agree with PyTorch, in ONNX Runtime and, if installed, in
 OpenVINO. On processors with bfloat16, set INFERENCE_PRECISION_HINT=f32 in OpenVINO: three digits are too few here.
@@ -28,6 +28,7 @@ from gaussad_pl.cli.start import start
 if __name__ == "__main__":
     start(__doc__)  # before the imports below, which take seconds
 
+import base64
 import json
 import logging
 import warnings
@@ -139,12 +140,13 @@ def to_onnx(graph: torch.nn.Module, frame: Frame, outputs: Sequence[str]) -> Any
 
 def metadata(detector: Detector) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Return the metadata of the file, in the order of `KEYS`."""
-    known, threshold = detector.calibration, detector.threshold()
+    known, threshold, roi = detector.calibration, detector.threshold(), detector.frame.roi
     header = {
         "format": FORMAT,
         "height": detector.frame.height,
         "width": detector.frame.width,
         "fit": detector.frame.fit,
+        "roi": None if roi is None else base64.b64encode(np.packbits(roi).tobytes()).decode(),
         "levels": detector.levels,
         "median": detector.median,
         "limit": detector.limit if np.isfinite(detector.limit) else None,

@@ -440,7 +440,7 @@ def fitted(data: Folder, images: list[int], segmentation: bool) -> GaussianAD:
     module = GaussianAD(TINY, segmentation=settings).eval()
     module.estimate(data.reference_dataloader(images), segmentation)
     if segmentation:
-        module.segmenter.head.border.copy_(torch.linspace(0.1, 1, module.segmenter.head.side))
+        module.segmenter.head.border.copy_(torch.linspace(0.1, 1, module.segmenter.head.shape[1]))
     return module
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from gaussad_pl.backbones.weights import exact_tag, load_pretrained
 from gaussad_pl.errors import UserError
@@ -46,6 +47,7 @@ class Backbone(nn.Module):
         weights: "auto", "bundled", "hub", "random" or a file; see `gaussad_pl.backbones.weights.load_pretrained`.
         levels: indices of the levels to use; None for all.
         image_size: side of the square input images in pixels.
+        roi: region of interest, ``(H, W)`` bool; pixels outside of it are blanked, and do not count in pooled features.
 
     Attributes:
         name: timm model name with its tag.
@@ -60,9 +62,15 @@ class Backbone(nn.Module):
     model: Any  # timm's models share `forward_intermediates`, but no base class that declares it
     scale: Tensor
     offset: Tensor
+    roi: Tensor | None
 
     def __init__(
-        self, name: str, weights: str = "auto", levels: Sequence[int] | None = None, image_size: int = 224
+        self,
+        name: str,
+        weights: str = "auto",
+        levels: Sequence[int] | None = None,
+        image_size: int = 224,
+        roi: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.name = exact_tag(name)
@@ -76,6 +84,7 @@ class Backbone(nn.Module):
         mean, std = torch.tensor(config["mean"]).reshape(3, 1, 1), torch.tensor(config["std"]).reshape(3, 1, 1)
         self.register_buffer("scale", 1 / (255 * std), persistent=False)
         self.register_buffer("offset", -mean / std, persistent=False)
+        self.register_buffer("roi", roi)
         self.eval()
         self.model.to(memory_format=torch.channels_last)  # nearly twice as fast on CPUs
         self._options = {"extra_blocks": True} if _accepts_extra_blocks(self.model) else {}
@@ -85,7 +94,10 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Return feature maps of the selected levels, a list of ``(N, C, h, w)``, for uint8 images ``(N, 3, H, W)``."""
-        return self.maps(torch.addcmul(self.offset, images, self.scale).contiguous(memory_format=torch.channels_last))
+        x = torch.addcmul(self.offset, images, self.scale)
+        if self.roi is not None:
+            x *= self.roi
+        return self.maps(x.contiguous(memory_format=torch.channels_last))
 
     def maps(self, x: Tensor) -> list[Tensor]:
         """Return feature maps like `forward`, but for normalised images ``(N, 3, H, W)``."""
@@ -99,7 +111,11 @@ class Backbone(nn.Module):
 
     def pooled(self, images: Tensor) -> list[Tensor]:
         """Return the globally average-pooled features of the selected levels: a list of ``(N, C)``."""
-        return pool(self(images))
+        return self.pool(self(images))
+
+    def pool(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Average each feature map ``(N, C, h, w)`` over the region of interest: a list of ``(N, C)``."""
+        return pool(maps, self.roi)
 
     @property
     def frozen_levels(self) -> int:
@@ -154,13 +170,21 @@ class Backbone(nn.Module):
         return len(maps), has_head, levels
 
 
-def pool(maps: Sequence[Tensor]) -> list[Tensor]:
-    """Average each feature map ``(N, C, h, w)`` over its cells: a list of ``(N, C)``.
+def pool(maps: Sequence[Tensor], roi: Tensor | None = None) -> list[Tensor]:
+    """Average each feature map ``(N, C, h, w)`` over its cells, or over a region ``(H, W)``: a list of ``(N, C)``.
 
     >>> [features.shape for features in pool([torch.zeros(2, 16, 8, 8), torch.zeros(2, 32, 4, 4)])]
     [torch.Size([2, 16]), torch.Size([2, 32])]
     """
-    return [feature_map.mean((-2, -1)) for feature_map in maps]
+    if roi is None:
+        return [feature_map.mean((-2, -1)) for feature_map in maps]
+    return [(level * cell_weights(roi, (level.shape[2], level.shape[3]))).sum((-2, -1)) for level in maps]
+
+
+def cell_weights(roi: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Weights of the cells of a feature map in its average over a region ``(H, W)``, of the given shape, sum 1."""
+    covered = F.adaptive_avg_pool2d(roi[None].float(), shape)[0]
+    return covered / covered.sum()
 
 
 def _accepts_extra_blocks(model: Any) -> bool:

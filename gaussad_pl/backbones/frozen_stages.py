@@ -8,7 +8,7 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor, nn
 
-from gaussad_pl.backbones.backbone import Backbone, pool
+from gaussad_pl.backbones.backbone import Backbone
 
 LIMIT = 4 * 2**30  # bytes in the cache; batches that do not fit run through the frozen stages each time
 
@@ -56,7 +56,7 @@ class FrozenStages:
         """Cache a batch: the map at the cut (or the images) and the pooled features of the levels before it."""
         if key in self._cache:
             return
-        stem, features = maps[self.cut - 1] if self.cut else images, pool(maps[: self.cut])
+        stem, features = maps[self.cut - 1] if self.cut else images, self.backbone.pool(maps[: self.cut])
         size = sum(part.nbytes for part in (stem, *features))
         if size <= self._free:
             self._free -= size
@@ -66,7 +66,7 @@ class FrozenStages:
         """Return the pooled features of all levels for a cached batch and the current weights: a list of ``(N, C)``."""
         stem, features = self._cache[key]
         maps = self.rest.maps(stem)[self.cut :] if self.cut else self.backbone(stem)
-        return [*features, *pool(maps)]
+        return [*features, *self.backbone.pool(maps)]
 
 
 def _reproduces(rest: Backbone, maps: Sequence[Tensor], cut: int) -> bool:

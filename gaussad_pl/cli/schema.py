@@ -34,7 +34,12 @@ from gaussad_pl.training.ranking import Ranking
 
 OURS = (MVTec, Folder, Demo, GaussianAD, AverageWeights, ForgettingStop, Ranking, top_k)
 NESTED = {"nuisance": Nuisance, "backbone": Backbone, "segmentation": Segmenter}  # groups without a _target_
-NOT_SET = {Segmenter: ("levels",), top_k: ("signals",)}  # arguments that are not settings
+NOT_SET = {
+    Segmenter: ("levels", "roi"),
+    Backbone: ("roi",),
+    GaussianAD: ("roi",),
+    top_k: ("signals",),
+}  # arguments that are not settings
 STRICT = ConfigDict(strict=True, extra="forbid")
 OPEN = ConfigDict(strict=True, extra="allow")
 
@@ -92,6 +97,7 @@ LIMITS: dict[str, Any] = {
     **dict.fromkeys(("light_copies", "moved_copies", "warmup_steps"), Count),
     **dict.fromkeys(("batch_size", "eval_batch_size", "patience", "k"), Positive),
     "steps_per_epoch": Positive | None,
+    "roi": Annotated[str | None, _must(lambda value: Path(value).is_file(), "the file of a mask")],
     "holdout": Annotated[float, Field(gt=0, lt=1)],
     "weights": Annotated[
         str, _must(lambda value: value in WEIGHTS or Path(value).is_file(), f"{', '.join(WEIGHTS)} or a file")

@@ -51,10 +51,11 @@ def read_masks(samples: Sequence[Sample], frame: Frame) -> list[NDArray[np.bool_
         UserError: a mask cannot be read, or its aspect ratio differs from that of its image.
     """
     masked = [sample for sample in samples if sample.mask is not None]
-    wrong = [mismatch for mismatch in _each(_mask_mismatch, masked, "masks") if mismatch]
+    paths = [sample.mask for sample in masked if sample.mask is not None]
+    pairs = zip(paths, (sample.path for sample in masked), strict=True)
+    wrong = [f"mask {mismatch}" for mismatch in _each(_mismatch, list(pairs), "masks") if mismatch]
     if wrong:
         raise UserError(f"{wrong[0]} ({len(wrong)} of {len(masked)} masks): draw masks on the original images")
-    paths = [sample.mask for sample in samples if sample.mask is not None]
     masks = iter(_each(lambda path: read_mask(path, frame, MASK_SIZE), paths, "masks"))
     return [None if sample.mask is None else next(masks) for sample in samples]
 
@@ -74,15 +75,22 @@ def not_all_the_same(images: Tensor, paths: Sequence[Path]) -> None:
         )
 
 
-def _mask_mismatch(sample: Sample) -> str | None:
+def roi_fits(roi: Path, images: Sequence[Path]) -> None:
+    """Raise a UserError if the aspect ratio of the region of interest differs from that of an image."""
+    wrong = [mismatch for mismatch in _each(_mismatch, [(roi, image) for image in images], "images") if mismatch]
+    if wrong:
+        raise UserError(f"data.roi={wrong[0]} ({len(wrong)} of {len(images)} images): draw it on one of the images")
+
+
+def _mismatch(pair: tuple[Path, Path]) -> str | None:
     """Describe a mask whose aspect ratio differs from that of its image by more than rounding; None if it fits."""
-    assert sample.mask is not None
+    mask, image = pair
     for whole in (False, True):  # decode before complaining: some files store their orientation after the pixels
-        width, height = image_size(sample.path, whole)
-        mask_width, mask_height = image_size(sample.mask, whole)
+        width, height = image_size(image, whole)
+        mask_width, mask_height = image_size(mask, whole)
         if abs(mask_width * height - mask_height * width) <= width + height:
             return None
-    return f"mask {sample.mask} has {mask_width} x {mask_height} pixels, its image {sample.path} {width} x {height}"
+    return f"{mask} has {mask_width} x {mask_height} pixels, its image {image} {width} x {height}"
 
 
 def _each(read: Callable[[T], object], items: Sequence[T], what: str) -> list:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -22,11 +22,13 @@ class Frame:
         fit: "squash" changes the proportions of an image. "pad" keeps them, and repeats the pixels at the edge of the
             image on the sides that stay empty: a constant colour would put a line where the image ends. "crop" keeps
             them, and cuts off both ends of the side that is too long.
+        roi: region of interest, ``(height, width)``: True for the pixels that are inspected; None for all.
     """
 
     height: int
     width: int
     fit: Fit = "squash"
+    roi: NDArray[np.bool_] | None = field(default=None, repr=False, compare=False)
 
     def boxes(self, size: tuple[int, int]) -> tuple[Box, Box]:
         """Return the part of an image of ``size`` (width, height) that is taken, and the part of the frame it fills.
@@ -53,7 +55,7 @@ class Frame:
     def mask(self, mask: NDArray[np.bool_], shape: tuple[int, int]) -> NDArray[np.bool_]:
         """Fit the mask of an image, in any resolution ``(H, W)``, to a frame of another ``shape`` (rows, columns).
 
-        There is no interpolation. What the image does not fill is False.
+        There is no interpolation. False is what the image does not fill, or is outside the region of interest.
         """
         taken, filled = self.boxes(mask.shape[::-1])
         left, top, right, bottom = (round(edge) for edge in self._scaled(filled, shape))
@@ -61,7 +63,13 @@ class Frame:
         size = max(1, right - left), max(1, bottom - top)
         content = Image.fromarray(mask).crop(taken).resize(size, Image.Resampling.NEAREST)
         result[top : top + size[1], left : left + size[0]] = content
-        return result
+        return result & self.region(shape)
+
+    def region(self, shape: tuple[int, int]) -> NDArray[np.bool_]:
+        """Return the region of interest of a frame of another ``shape`` (rows, columns)."""
+        if self.roi is None:
+            return np.ones(shape, dtype=bool)
+        return np.asarray(Image.fromarray(self.roi).resize(shape[::-1], Image.Resampling.NEAREST))
 
     def restored(self, values: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
         """Take a map of the frame back to an image of ``size`` (width, height), as ``(height, width)``.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from gaussad_pl.data import checks
 from gaussad_pl.data.augmented_validation import augmented_validation
 from gaussad_pl.data.frame import Fit, Frame
 from gaussad_pl.data.grouping import AUTO, Grouping, Split, split_images
+from gaussad_pl.data.images import read_roi
 from gaussad_pl.data.loading import load_images
 from gaussad_pl.data.near_duplicates import in_order
 from gaussad_pl.data.part_features import Features
@@ -58,6 +60,7 @@ class ImageSets(L.LightningDataModule, ABC):
         damages: name -> strength of the damaged copies that the loss and the damage weight use.
         pairs: train on pairs of a good image and a damaged copy of it, instead of on views of good images.
         fit: how images of other proportions become square; see `gaussad_pl.data.frame.Frame`.
+        roi: file of the region of interest, black where nothing is inspected; None to inspect whole images.
 
     Attributes:
         holdout: fraction of the good images that is kept for the test if all test images are bad; None for none.
@@ -85,6 +88,7 @@ class ImageSets(L.LightningDataModule, ABC):
         damages: Mapping[str, float] = DAMAGES,
         pairs: bool = False,
         fit: Fit = "squash",
+        roi: str | None = None,
     ) -> None:
         super().__init__()
         if folds == 1 or folds < 0 or not 0 <= fold < max(folds, 1):
@@ -99,7 +103,8 @@ class ImageSets(L.LightningDataModule, ABC):
         if not 0 <= seed < 2**32:
             raise UserError(f"seed={seed}: expected a number from 0 to 2**32 - 1")
         self.name = name
-        self.frame = Frame(image_size, image_size, fit)
+        self.roi = Path(roi) if roi else None
+        self._whole = Frame(image_size, image_size, fit)
         self.folds = folds
         self.fold = fold
         self.seed = seed
@@ -117,6 +122,20 @@ class ImageSets(L.LightningDataModule, ABC):
     @abstractmethod
     def scan(self) -> Samples:
         """Find the images. Called once."""
+
+    @cached_property
+    def frame(self) -> Frame:
+        """The frame that images are fitted to, with the region of interest.
+
+        Raises:
+            UserError: the file of the region cannot be read, or the region is empty.
+        """
+        return self._whole if self.roi is None else replace(self._whole, roi=read_roi(self.roi, self._whole))
+
+    @property
+    def region(self) -> Tensor | None:
+        """The region of interest, ``(H, W)`` bool; None for whole images."""
+        return None if self.frame.roi is None else torch.from_numpy(self.frame.roi.copy())
 
     @property
     def augmentation_names(self) -> list[str]:
@@ -152,7 +171,10 @@ class ImageSets(L.LightningDataModule, ABC):
         """
         if self._grouping.setting != AUTO:
             _ = self.split
-        checks.readable([sample.path for sample in [*self.samples.train, *self.samples.test]])
+        paths = [sample.path for sample in [*self.samples.train, *self.samples.test]]
+        checks.readable(paths)
+        if self.roi is not None:
+            checks.roi_fits(self.roi, paths)
         _ = self._masks
 
     def group_images(self, features: Features) -> None:
@@ -240,7 +262,7 @@ class ImageSets(L.LightningDataModule, ABC):
             raise UserError("no image is held out for validation: set folds=5 (or another number of at least 2)")
         if not self.augmentations:
             raise UserError("the augmented validation has no augmentations: choose augmentation=subtle")
-        return augmented_validation(self.good_images[self.split[1]], self.augmentations, self.seed)
+        return augmented_validation(self.good_images[self.split[1]], self.augmentations, self.seed, self.frame.roi)
 
     @cached_property
     def halves(self) -> list[list[int]]:

@@ -154,17 +154,40 @@ def read_mask(path: Path, frame: Frame, side: int) -> np.ndarray:
         UserError: the file cannot be read, or all non-zero values are too small for a mask.
     """
     with _open(path, whole=True) as file:
-        image = ImageOps.exif_transpose(file)
-        if not (image.mode == "L" or _is_deep(image)):
-            image.info.pop("transparency", None)
-            image = image.convert("RGB")
-        values = np.asarray(image)
-        if values.ndim == 3:
-            values = values.max(axis=2)
+        values = _brightest(file)
         mask = values > _full_scale(values.min(), values.max(), (1, 255, 65535)) / 2
         if values.any() and not mask.any():
             raise UserError(f"mask {path} has values up to {values.max()}: expected 0 and 1, or 0 and 255; convert it")
         return frame.mask(mask, (side, side))
+
+
+def read_roi(path: Path, frame: Frame) -> np.ndarray:
+    """Decode a region of interest, all pixels that are not black, and fit it to a frame.
+
+    Returns:
+        `(height, width)` bool.
+
+    Raises:
+        UserError: the file cannot be read, or the region is empty.
+    """
+    with _open(path, whole=True) as file:
+        values = _brightest(file)
+        if not values.any():
+            raise UserError(f"data.roi={path} is all black: paint white what is to be inspected")
+        region = frame.mask(values > 0, (frame.height, frame.width))
+        if not region.any():
+            raise UserError(f"data.roi={path} has nothing within what data.fit={frame.fit} keeps: set data.fit=pad")
+        return region
+
+
+def _brightest(file: Image.Image) -> np.ndarray:
+    """Return the brightest channel of an upright image, ``(H, W)``."""
+    image = ImageOps.exif_transpose(file)
+    if not (image.mode == "L" or _is_deep(image)):
+        image.info.pop("transparency", None)
+        image = image.convert("RGB")
+    values = np.asarray(image)
+    return values.max(axis=2) if values.ndim == 3 else values
 
 
 class _Decoding:

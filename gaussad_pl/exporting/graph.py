@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from gaussad_pl.backbones.backbone import cell_weights
 from gaussad_pl.backbones.folding import folded
 from gaussad_pl.density.onnx import GaussianInOnnx
 from gaussad_pl.inference.detector import Detector
-from gaussad_pl.model.anomaly_maps import MapHead, map_score, upsample_matrix
+from gaussad_pl.model.anomaly_maps import MapHead, upsample_matrix
 from gaussad_pl.model.combination import combine
 
 OUTPUTS = ("score", "p_value", "distances", "map")
@@ -34,20 +35,23 @@ class Graph(nn.Module):
         self.register_buffer("level_weights", model.level_weights)
         self.register_buffer("calibration", detector.calibration.scores.float())
         self.gaussians = nn.ModuleList(GaussianInOnnx(gaussian.mean, gaussian.whitener) for gaussian in model.gaussians)
+        roi, levels = model.backbone.roi, model.backbone.levels
+        self.cells = [None if roi is None else cell_weights(roi, (level.side, level.side)) for level in levels]
         self.segmenter = model.segmenter
         self.maps = None if model.segmenter is None else Maps(model.segmenter.head)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the `OUTPUTS` for RGB images ``(N, height, width, 3)`` uint8, without a map if the model has none."""
-        features = self.backbone.maps(images.permute(0, 3, 1, 2).float() * self.scale + self.offset)
-        pooled = [average(level) for level in features]
+        x = images.permute(0, 3, 1, 2).float() * self.scale + self.offset
+        features = self.backbone.maps(x if self.backbone.roi is None else x * self.backbone.roi)
+        pooled = [average(level, weights) for level, weights in zip(features, self.cells, strict=True)]
         distances = torch.stack([g(level) for g, level in zip(self.gaussians, pooled, strict=True)], dim=1)
         score = distances @ self.level_weights
         if self.maps is None or self.segmenter is None:
             return score, self.p_values(score), distances
         maps = self.maps(features)
         units = self.segmenter.centre, self.segmenter.spread
-        score = combine(score, map_score(maps), *units, self.segmenter.weights)
+        score = combine(score, self.segmenter.map_score(maps), *units, self.segmenter.weights)
         return score, self.p_values(score), distances, maps
 
     def p_values(self, scores: Tensor) -> Tensor:
@@ -57,8 +61,10 @@ class Graph(nn.Module):
         return (1 + larger).float() / (1 + count)
 
 
-def average(level: Tensor) -> Tensor:
-    """Return the global average ``(N, C)`` of a feature map ``(N, C, h, w)``."""
+def average(level: Tensor, weights: Tensor | None) -> Tensor:
+    """Return the average ``(N, C)`` of a feature map ``(N, C, h, w)``, plain or with weights ``(h, w)``."""
+    if weights is not None:
+        return (level * weights).sum((-2, -1))
     if torch.onnx.is_in_onnx_export():  # a mean over axes would not run in the memory layout of the convolutions
         shape = (*level.shape[:2], 1, 1)
         pooled: Tensor = torch.onnx.ops.symbolic("GlobalAveragePool", (level,), dtype=level.dtype, shape=shape)
@@ -75,8 +81,8 @@ class Maps(nn.Module):
         super().__init__()
         self.head = copy.deepcopy(head)
         self.head.gaussians = head.gaussians.for_onnx()  # type: ignore[assignment]
-        self.register_buffer("upsample", upsample_matrix(head.side, torch.zeros(())))
+        self.register_buffer("upsample", upsample_matrix(head.shape[0], torch.zeros(())))
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Return anomaly maps ``(N, 256, 256)`` from the feature maps of the backbone."""
-        return self.upsample @ self.head.grid(maps) @ self.upsample.T
+        return self.head.visible(self.upsample @ self.head.grid(maps) @ self.upsample.T)

@@ -43,7 +43,9 @@ class Detector(BaseDetector):
         self.model = model.eval().requires_grad_(False)
         self.calibration = calibration
         self.provenance = dict(provenance)
-        self.frame = Frame(model.backbone.image_size, model.backbone.image_size, fit)
+        backbone = model.backbone
+        roi = None if backbone.roi is None else backbone.roi.cpu().numpy()
+        self.frame = Frame(backbone.image_size, backbone.image_size, fit, roi)
         self.levels = [level.index for level in model.backbone.levels]
         self.median = 0.0 if model.segmenter is None else float(model.segmenter.median)
         self.limit = math.inf if model.segmenter is None else float(model.segmenter.threshold)
@@ -144,7 +146,8 @@ def pruned(model: GaussianModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def _build(settings: Mapping[str, Any], state: Mapping[str, Tensor]) -> GaussianModel:
     """Build a model from the settings and the state that `pruned` returns."""
     with torch.random.fork_rng(devices=[]):  # weights are drawn and overwritten: keep the caller's random state
-        model = GaussianModel({**settings["backbone"], "weights": "random"}, segmentation=settings["segmentation"])
+        backbone, roi = {**settings["backbone"], "weights": "random"}, state.get("backbone.roi")
+        model = GaussianModel(backbone, segmentation=settings["segmentation"], roi=roi)
     state = dict(state)
     model.backbone.scale.copy_(state.pop("backbone.scale"))
     model.backbone.offset.copy_(state.pop("backbone.offset"))

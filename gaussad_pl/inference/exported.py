@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gaussad_pl.calibration.conformal import Calibration
@@ -45,8 +47,9 @@ class ExportedDetector(BaseDetector):
         """
         header, calibration, provenance = (json.loads(metadata[key]) for key in KEYS)
         if header["format"] == 1:
-            header |= {"height": header["size"], "width": header["size"], "fit": "squash"}
-        self.frame = Frame(header["height"], header["width"], header["fit"])
+            header |= {"height": header["size"], "width": header["size"], "fit": "squash", "roi": None}
+        shape = int(header["height"]), int(header["width"])
+        self.frame = Frame(*shape, header["fit"], None if header["roi"] is None else _region(header["roi"], shape))
         self.levels = [int(level) for level in header["levels"]]
         scores = torch.tensor(calibration["scores"], dtype=torch.float64)
         distances = torch.tensor(calibration["distances"], dtype=torch.float32).reshape(len(scores), len(self.levels))
@@ -100,6 +103,12 @@ class ExportedDetector(BaseDetector):
         images = np.ascontiguousarray(pixels.permute(0, 2, 3, 1).numpy())
         score, _, distances, *maps = (torch.from_numpy(output) for output in self._session.run(None, {INPUT: images}))
         return Detection(distances, score.double(), maps[0] if maps else None)
+
+
+def _region(text: str, shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """Decode the region of interest, whose pixels are packed into bits."""
+    bits = np.frombuffer(base64.b64decode(text, validate=True), np.uint8)
+    return np.unpackbits(bits, count=shape[0] * shape[1]).reshape(shape).astype(bool)
 
 
 def open_session(model: Path | bytes, device: torch.device = torch.device("cpu")) -> Any:  # noqa: B008  # a constant

@@ -49,7 +49,8 @@ def is_plain(contrast: Tensor) -> bool:
     return len(contrast) > 0 and contrast.median().item() < PLAIN
 
 
-def border_weights(side: int) -> Tensor:
-    """Share of the neighbourhood of each patch that lies within the image, ``(side, side)``; 1 away from the border."""
-    reach = max(1, round(REACH * side))
-    return F.avg_pool2d(torch.ones(1, 1, side, side), 2 * reach + 1, stride=1, padding=reach)[0, 0]
+def border_weights(shape: tuple[int, int]) -> Tensor:
+    """Share of the neighbourhood of each patch that lies within the image, ``shape``; 1 away from the border."""
+    reach = [max(1, round(REACH * side)) for side in shape]
+    size = [2 * each + 1 for each in reach]
+    return F.avg_pool2d(torch.ones(1, 1, *shape), size, stride=1, padding=reach)[0, 0]

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from gaussad_pl.backbones.backbone import pool
 from gaussad_pl.backbones.frozen_stages import FrozenStages
 from gaussad_pl.data.base import ImageDataModule
 from gaussad_pl.density.damage import Damage, DamageMoment, covered
@@ -131,7 +130,7 @@ class EstimatingModule(L.LightningModule):
                 unchanged = (batch["view"] == 0).to(self.device)
                 self.segmenter.observe([level[unchanged] for level in maps])
                 self.segmenter.observe_border(images[unchanged])
-            yield pool(maps)
+            yield self.model.backbone.pool(maps)
 
     def pooled_features(self, key: tuple[str, int], images: Tensor) -> list[Tensor]:
         """Pooled features of a recurring batch for the current weights, behind the frozen stages if they remember it.
@@ -148,7 +147,7 @@ class EstimatingModule(L.LightningModule):
         maps = self.model.backbone(images.to(self.device))
         if self.frozen is not None:
             self.frozen.remember(key, images, maps)
-        return pool(maps)
+        return self.model.backbone.pool(maps)
 
     @torch.no_grad()
     def estimate_damage(self, pairs: Iterable[Batch]) -> None:
@@ -165,7 +164,9 @@ class EstimatingModule(L.LightningModule):
             maps = self.model.backbone(torch.cat([pair["image"], pair["copy"]]).to(self.device))
             for name, head in heads.items():
                 good, damaged = head.patches(maps).chunk(2)
-                moments_of[name].update((damaged - good)[covered(pair["mask"].to(self.device), head.side)])
+                moments_of[name].update(
+                    (damaged - good)[head.inside(covered(pair["mask"].to(self.device), head.shape))]
+                )
         for name, head in heads.items():
             head.gaussians.damage = Damage(moments_of[name].moment(), self.damage_weight)
 
