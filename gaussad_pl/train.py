@@ -123,7 +123,7 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
         data.prepare_data()
         data.check()
         run_folder.same_images(folder, inventory(data.samples))
-        module: GaussianAD = instantiate(config.model, roi=data.region)
+        module: GaussianAD = instantiate(config.model, backbone={"tiles": data.tiles}, roi=data.region)
         callbacks = instantiate(config.callbacks)
         loggers: list[Logger] = list(instantiate(config.get("logger") or {}).values())
         trainer = make_trainer(config.trainer, list(callbacks.values()), loggers)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gaussad_pl.backbones.tiling import Tiling
 from gaussad_pl.backbones.weights import exact_tag, load_pretrained
 from gaussad_pl.errors import UserError
 from gaussad_pl.fingerprints import tensors_sha256
@@ -25,13 +26,14 @@ class Level:
     Attributes:
         index: position among all feature maps of the network, starting from the shallowest.
         channels: number of channels, C.
-        side: height and width in cells.
-        reduction: side of the image divided by the side of the map, as in timm's feature info.
+        height, width: in cells.
+        reduction: side of a tile divided by the side of its map, as in timm's feature info.
     """
 
     index: int
     channels: int
-    side: int
+    height: int
+    width: int
     reduction: int
 
 
@@ -46,7 +48,8 @@ class Backbone(nn.Module):
         name: timm model name; with its tag (``tf_efficientnet_b4.aa_in1k``) it always refers to the same weights.
         weights: "auto", "bundled", "hub", "random" or a file; see `gaussad_pl.backbones.weights.load_pretrained`.
         levels: indices of the levels to use; None for all.
-        image_size: side of the square input images in pixels.
+        image_size: side of the square input of the network in pixels.
+        tiles: rows and columns of tiles of this size that an image consists of; see `gaussad_pl.backbones.tiling`.
         roi: region of interest, ``(H, W)`` bool; pixels outside of it are blanked, and do not count in pooled features.
 
     Attributes:
@@ -70,11 +73,14 @@ class Backbone(nn.Module):
         weights: str = "auto",
         levels: Sequence[int] | None = None,
         image_size: int = 224,
+        tiles: Sequence[int] = (1, 1),
         roi: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.name = exact_tag(name)
         self.image_size = image_size
+        rows, columns = tiles
+        self.tiling = Tiling(rows, columns, image_size)
         self.model, self.source = load_pretrained(self.name, weights, image_size)
         random = self.source.text == "random"
         self.weights_sha256 = None if random else tensors_sha256(self.model.state_dict())
@@ -94,13 +100,21 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Return feature maps of the selected levels, a list of ``(N, C, h, w)``, for uint8 images ``(N, 3, H, W)``."""
+        return self.join(self.maps(self.tiles(images)))
+
+    def tiles(self, images: Tensor) -> Tensor:
+        """Return normalised tiles of uint8 images ``(N, 3, H, W)``, blank outside of the region of interest."""
         x = torch.addcmul(self.offset, images, self.scale)
         if self.roi is not None:
             x *= self.roi
-        return self.maps(x.contiguous(memory_format=torch.channels_last))
+        return self.tiling.split(x).contiguous(memory_format=torch.channels_last)
+
+    def join(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Join the feature maps of tiles to those of images."""
+        return [self.tiling.join(level) for level in maps]
 
     def maps(self, x: Tensor) -> list[Tensor]:
-        """Return feature maps like `forward`, but for normalised images ``(N, 3, H, W)``."""
+        """Return the feature maps of normalised tiles ``(T, 3, size, size)``."""
         middle = [i for i in self.indices if i < self._count]
         wants_head = len(middle) < len(self.indices)
         final, maps = self.model.forward_intermediates(
@@ -165,7 +179,8 @@ class Backbone(nn.Module):
         has_head = final.shape[2:] == maps[-1].shape[2:] and final.shape[1] != maps[-1].shape[1]
         outputs = [*maps, final] if has_head else maps
         levels = [
-            Level(i, o.shape[1], o.shape[-1], round(self.image_size / o.shape[-1])) for i, o in enumerate(outputs)
+            Level(i, o.shape[1], *self.tiling.cells(o.shape[-1]), round(self.image_size / o.shape[-1]))
+            for i, o in enumerate(outputs)
         ]
         return len(maps), has_head, levels
 

@@ -5,6 +5,7 @@ Only the headers of images are read; masks are small and decoded once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -80,6 +81,17 @@ def roi_fits(roi: Path, images: Sequence[Path]) -> None:
     wrong = [mismatch for mismatch in _each(_mismatch, [(roi, image) for image in images], "images") if mismatch]
     if wrong:
         raise UserError(f"data.roi={wrong[0]} ({len(wrong)} of {len(images)} images): draw it on one of the images")
+
+
+def has_detail(frame: Frame, paths: Sequence[Path]) -> None:
+    """Raise a UserError if tiles would enlarge every image: there would be nothing more to see in them."""
+    sizes = _each(image_size, paths, "images")
+    if all(width < frame.width and height < frame.height for width, height in sizes):
+        path, (width, height) = max(zip(paths, sizes, strict=True), key=lambda each: math.prod(each[1]))
+        raise UserError(
+            f"data.tiles need images of {frame.width} x {frame.height} pixels, the largest, {path}, has only {width} x "
+            f"{height}: set fewer data.tiles, or a smaller backbone.image_size"
+        )
 
 
 def _mismatch(pair: tuple[Path, Path]) -> str | None:

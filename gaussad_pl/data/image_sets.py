@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, StackDataset, Subset
 
 from gaussad_pl.augment import Nuisance
+from gaussad_pl.backbones.tiling import Tiling, tile_counts
 from gaussad_pl.data import checks
 from gaussad_pl.data.augmented_validation import augmented_validation
 from gaussad_pl.data.frame import Fit, Frame
@@ -40,7 +41,7 @@ class ImageSets(L.LightningDataModule, ABC):
 
     Args:
         name: name of the dataset, for results and folders.
-        image_size: side in pixels of the square that images are resized to, once.
+        image_size: side in pixels of a tile; images are resized once.
         folds: number of folds for the training images. Fold `fold` is held out for validation, up to 500 images of it.
             0: no validation, and the Gaussian is estimated from every training image.
         fold: the fold that is held out.
@@ -60,6 +61,7 @@ class ImageSets(L.LightningDataModule, ABC):
         damages: name -> strength of the damaged copies that the loss and the damage weight use.
         pairs: train on pairs of a good image and a damaged copy of it, instead of on views of good images.
         fit: how images of other proportions become square; see `gaussad_pl.data.frame.Frame`.
+        tiles: rows and columns of overlapping tiles that an image consists of, as in "2x3", or one number for both.
         roi: file of the region of interest, black where nothing is inspected; None to inspect whole images.
 
     Attributes:
@@ -89,6 +91,7 @@ class ImageSets(L.LightningDataModule, ABC):
         pairs: bool = False,
         fit: Fit = "squash",
         roi: str | None = None,
+        tiles: int | str = 1,
     ) -> None:
         super().__init__()
         if folds == 1 or folds < 0 or not 0 <= fold < max(folds, 1):
@@ -104,7 +107,8 @@ class ImageSets(L.LightningDataModule, ABC):
             raise UserError(f"seed={seed}: expected a number from 0 to 2**32 - 1")
         self.name = name
         self.roi = Path(roi) if roi else None
-        self._whole = Frame(image_size, image_size, fit)
+        self.tiling = Tiling(*tile_counts(tiles), image_size)
+        self._whole = Frame(*self.tiling.shape, fit)
         self.folds = folds
         self.fold = fold
         self.seed = seed
@@ -131,6 +135,11 @@ class ImageSets(L.LightningDataModule, ABC):
             UserError: the file of the region cannot be read, or the region is empty.
         """
         return self._whole if self.roi is None else replace(self._whole, roi=read_roi(self.roi, self._whole))
+
+    @property
+    def tiles(self) -> list[int]:
+        """Rows and columns of the tiles of an image."""
+        return [self.tiling.rows, self.tiling.columns]
 
     @property
     def region(self) -> Tensor | None:
@@ -175,6 +184,8 @@ class ImageSets(L.LightningDataModule, ABC):
         checks.readable(paths)
         if self.roi is not None:
             checks.roi_fits(self.roi, paths)
+        if self.tiling.rows * self.tiling.columns > 1:
+            checks.has_detail(self._whole, paths)
         _ = self._masks
 
     def group_images(self, features: Features) -> None:

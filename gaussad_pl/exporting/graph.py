@@ -36,14 +36,15 @@ class Graph(nn.Module):
         self.register_buffer("calibration", detector.calibration.scores.float())
         self.gaussians = nn.ModuleList(GaussianInOnnx(gaussian.mean, gaussian.whitener) for gaussian in model.gaussians)
         roi, levels = model.backbone.roi, model.backbone.levels
-        self.cells = [None if roi is None else cell_weights(roi, (level.side, level.side)) for level in levels]
+        self.cells = [None if roi is None else cell_weights(roi, (level.height, level.width)) for level in levels]
         self.segmenter = model.segmenter
         self.maps = None if model.segmenter is None else Maps(model.segmenter.head)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the `OUTPUTS` for RGB images ``(N, height, width, 3)`` uint8, without a map if the model has none."""
         x = images.permute(0, 3, 1, 2).float() * self.scale + self.offset
-        features = self.backbone.maps(x if self.backbone.roi is None else x * self.backbone.roi)
+        x = x if self.backbone.roi is None else x * self.backbone.roi
+        features = self.backbone.join(self.backbone.maps(self.backbone.tiling.split(x)))
         pooled = [average(level, weights) for level, weights in zip(features, self.cells, strict=True)]
         distances = torch.stack([g(level) for g, level in zip(self.gaussians, pooled, strict=True)], dim=1)
         score = distances @ self.level_weights
@@ -75,14 +76,16 @@ def average(level: Tensor, weights: Tensor | None) -> Tensor:
 class Maps(nn.Module):
     """Computes the anomaly maps of a `MapHead` with ONNX operations."""
 
-    upsample: Tensor
+    rows: Tensor
+    columns: Tensor
 
     def __init__(self, head: MapHead) -> None:
         super().__init__()
         self.head = copy.deepcopy(head)
         self.head.gaussians = head.gaussians.for_onnx()  # type: ignore[assignment]
-        self.register_buffer("upsample", upsample_matrix(head.shape[0], torch.zeros(())))
+        for name, cells in zip(("rows", "columns"), head.shape, strict=True):
+            self.register_buffer(name, upsample_matrix(cells, torch.zeros(())))
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Return anomaly maps ``(N, 256, 256)`` from the feature maps of the backbone."""
-        return self.head.visible(self.upsample @ self.head.grid(maps) @ self.upsample.T)
+        return self.head.visible(self.rows @ self.head.grid(maps) @ self.columns.T)

@@ -45,7 +45,7 @@ class Detector(BaseDetector):
         self.provenance = dict(provenance)
         backbone = model.backbone
         roi = None if backbone.roi is None else backbone.roi.cpu().numpy()
-        self.frame = Frame(backbone.image_size, backbone.image_size, fit, roi)
+        self.frame = Frame(*backbone.tiling.shape, fit, roi)
         self.levels = [level.index for level in model.backbone.levels]
         self.median = 0.0 if model.segmenter is None else float(model.segmenter.median)
         self.limit = math.inf if model.segmenter is None else float(model.segmenter.threshold)
@@ -130,7 +130,12 @@ def pruned(model: GaussianModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
     last = max([*needed, *(segmenter.head.places if segmenter is not None else [])], default=0)
     levels = [level.index for level in backbone.levels[: last + 1]]
     settings: dict[str, Any] = {
-        "backbone": {"name": backbone.name, "image_size": backbone.image_size, "levels": levels},
+        "backbone": {
+            "name": backbone.name,
+            "image_size": backbone.image_size,
+            "tiles": [backbone.tiling.rows, backbone.tiling.columns],
+            "levels": levels,
+        },
         "segmentation": None if segmenter is None else segmenter.chosen,
     }
     used = {id(parameter) for parameter in backbone.parameters_of(levels)}

@@ -54,7 +54,7 @@ class MapHead(nn.Module):
         self.form = form
         self.clusters = clusters
         self.levels = [levels[i].index for i in places]
-        self.shape = max((levels[i].side, levels[i].side) for i in places)
+        self.shape = max((levels[i].height, levels[i].width) for i in places)
         width = sum(levels[i].channels for i in places)
         self.features = features = min(width, FEATURES)
         self.register_buffer("projection", None)

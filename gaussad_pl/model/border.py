@@ -34,13 +34,13 @@ def border_contrast(images: Tensor) -> Tensor:
         ``(N,)``; 1 where the whole image is plain.
     """
     grey = images.float().mean(1, keepdim=True) / 255
-    size = max(1, images.shape[-1] // CELLS)
+    size = [max(1, side // CELLS) for side in images.shape[-2:]]
     mean, square = (F.avg_pool2d(x, size)[..., :CELLS, :CELLS] for x in (grey, grey.square()))
     contrast = (square - mean.square()).clamp(min=0).sqrt()[:, 0]
-    side, first = contrast.shape[-1], (contrast.shape[-1] - CENTRE) // 2
-    border = torch.ones(side, side, dtype=torch.bool, device=images.device)
+    border = torch.ones(contrast.shape[1:], dtype=torch.bool, device=images.device)
     border[BORDER:-BORDER, BORDER:-BORDER] = False
-    centre = contrast[:, first : first + CENTRE, first : first + CENTRE].mean((1, 2))
+    top, left = ((side - CENTRE) // 2 for side in border.shape)
+    centre = contrast[:, top : top + CENTRE, left : left + CENTRE].mean((1, 2))
     return torch.where(centre > 1e-6, contrast[:, border].mean(1) / centre.clamp(min=1e-6), 1.0)
 
 

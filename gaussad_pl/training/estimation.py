@@ -123,9 +123,7 @@ class EstimatingModule(L.LightningModule):
         shown = tracked(batches, "Estimating the Gaussian")
         for key, batch in zip(keys, shown, strict=True):
             images = batch["image"].to(self.device)
-            maps = self.model.backbone(images)
-            if self.frozen is not None:
-                self.frozen.remember(key, images, maps)
+            maps = self.maps(key, images)
             if patches:
                 unchanged = (batch["view"] == 0).to(self.device)
                 self.segmenter.observe([level[unchanged] for level in maps])
@@ -144,10 +142,11 @@ class EstimatingModule(L.LightningModule):
         """
         if self.frozen is not None and key in self.frozen:
             return self.frozen.features(key)
-        maps = self.model.backbone(images.to(self.device))
-        if self.frozen is not None:
-            self.frozen.remember(key, images, maps)
-        return self.model.backbone.pool(maps)
+        return self.model.backbone.pool(self.maps(key, images.to(self.device)))
+
+    def maps(self, key: tuple[str, int], images: Tensor) -> list[Tensor]:
+        """Feature maps of a recurring batch ``(N, 3, H, W)``, whose frozen part is remembered while fitting."""
+        return self.model.backbone(images) if self.frozen is None else self.frozen.maps(key, images)
 
     @torch.no_grad()
     def estimate_damage(self, pairs: Iterable[Batch]) -> None:

@@ -147,8 +147,7 @@ class GaussianAD(ChoosingModule):
         """Freeze what the loss does not reach, such as what follows the deepest level: DDP would wait for it."""
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         if stage == "fit":
-            size = self.model.backbone.image_size
-            maps = self.model.backbone(torch.zeros(1, 3, size, size, device=self.device))
+            maps = self.model.backbone(torch.zeros(1, 3, *self.model.backbone.tiling.shape, device=self.device))
             if isinstance(self.objective, Ranking):
                 loss = torch.stack([maps[i].mean() for i in self.objective.levels]).sum()
             else:
@@ -170,12 +169,10 @@ class GaussianAD(ChoosingModule):
         with self._full_precision():
             if self.frozen is not None and key in self.frozen:
                 return {"distances": self.model.distances(self.frozen.features(key)), "group": batch["group"]}
-            maps = self.model.backbone(batch["image"])
+            maps = self.maps(key, batch["image"])
             found = {"distances": self.model.distances(self.model.backbone.pool(maps)), "group": batch["group"]}
             if self.collector is not None:
                 self.collector.add(batch, maps, found["distances"])
-            if self.frozen is not None:
-                self.frozen.remember(key, batch["image"], maps)
             if self.patch_target is not None:
                 found["patches"] = self.segmenter.head.grid(maps).mean((1, 2))
             return found
