@@ -32,7 +32,6 @@ from gaussad_pl.cli.hydra_command import keep_freed_memory
 from gaussad_pl.data.base import ImageDataModule
 from gaussad_pl.files import write_json
 from gaussad_pl.metrics.image import auroc
-from gaussad_pl.model.anomaly_maps import map_score
 from gaussad_pl.training.experiment import Outcome, accept, fine_tune_module, frozen_state, judge
 from gaussad_pl.training.forgetting import ForgettingStop
 from gaussad_pl.training.module import GaussianAD
@@ -111,7 +110,7 @@ def frozen_map(folder: Path, seed: int, overrides: list[str]) -> dict[str, Any]:
     frozen_state(quiet_trainer(config, [forgetting]), module, data, forgetting, every, outcome)
     maps, segmenter = outcome.final.maps, module.segmenter
     assert maps is not None
-    scores = (map_score(maps).double() - segmenter.centre[1]) / segmenter.spread[1]
+    scores = (segmenter.map_score(maps).double() - segmenter.centre[1]) / segmenter.spread[1]
     return {
         "scores": scores.tolist(),
         "weights": segmenter.weights.tolist(),

@@ -33,14 +33,16 @@ def compose_job(folder: Path, seed: int, overrides: Sequence[str]) -> DictConfig
 def build(config: DictConfig) -> tuple[ImageDataModule, GaussianAD]:
     """Build datamodule and module after seeding all random number generators."""
     L.seed_everything(config.seed, verbose=False)
-    module: GaussianAD = instantiate(config.model)
+    data: ImageDataModule = instantiate(config.data)
+    module: GaussianAD = instantiate(config.model, backbone={"tiles": data.tiles}, roi=data.region)
     return grouped_data(config), module
 
 
 def grouped_data(config: DictConfig) -> ImageDataModule:
     """Build a datamodule with the splits of a run; a separate backbone on the CPU finds near-duplicates."""
     data: ImageDataModule = instantiate(config.data)
-    data.group_images(partial(pooled_middle, Backbone(**config.model.backbone), torch.device("cpu")))
+    backbone = Backbone(**config.model.backbone, tiles=data.tiles, roi=data.region)
+    data.group_images(partial(pooled_middle, backbone, torch.device("cpu")))
     _ = data.split
     return data
 

@@ -34,10 +34,11 @@ from PIL import Image
 from gaussad_pl.calibration.threshold import Threshold
 from gaussad_pl.cli.interruption import Interrupted
 from gaussad_pl.cli.options import command
-from gaussad_pl.data.images import FORMATS, fitted, resized, upright
+from gaussad_pl.data.frame import Frame
+from gaussad_pl.data.images import FORMATS, draft, fitted, upright
 from gaussad_pl.errors import UserError
 from gaussad_pl.inference.exported import load_detector
-from gaussad_pl.inference.heat import CONTOUR, HeatScale, border, enlarged
+from gaussad_pl.inference.heat import CONTOUR, HeatScale, border
 from gaussad_pl.inference.prediction import BaseDetector, Prediction
 from gaussad_pl.inference.runs import find_detector
 from gaussad_pl.web.server import Server
@@ -99,7 +100,7 @@ class Demo:
             UserError: the image cannot be read.
         """
         threshold = self.detector.threshold(fpr)
-        pixels, photo = read(file, self.detector.size)
+        pixels, photo = read(file, self.detector.frame)
         (prediction,) = self.detector.predictions(self.detector.detect(pixels[None]), threshold)
         return {
             "score": prediction.score if np.isfinite(prediction.score) else None,
@@ -117,17 +118,17 @@ def _content(threshold: Threshold) -> dict[str, Any]:
     return {"fpr": threshold.fpr, "threshold": value, "line": threshold.line, "undecided": threshold.reason}
 
 
-def read(file: BinaryIO, size: int) -> tuple[torch.Tensor, Image.Image]:
-    """Read the pixels for the detector ``(3, size, size)`` uint8, and a picture with the original aspect ratio.
+def read(file: BinaryIO, frame: Frame) -> tuple[torch.Tensor, Image.Image]:
+    """Read the pixels for the detector ``(3, height, width)`` uint8, and a picture with the original aspect ratio.
 
     Raises:
         UserError: the file is not an image, or has too many pixels.
     """
     try:
         with Image.open(file, formats=FORMATS) as image:
-            image.draft(None, (2 * size, 2 * size))  # as in read_image, for the same score as predict
+            draft(image, frame)  # as in read_image, for the same score as predict
             whole = upright(image)
-            pixels = torch.from_numpy(np.array(resized(whole, (size, size)))).permute(2, 0, 1)
+            pixels = torch.from_numpy(frame.pixels(whole).copy()).permute(2, 0, 1)
             return pixels, fitted(whole, SIDE)
     except Image.DecompressionBombError as error:
         most = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
@@ -143,7 +144,8 @@ def _heat(prediction: Prediction, detector: BaseDetector, size: tuple[int, int])
     """Render the map as a layer on the picture, transparent where it is far below the threshold."""
     if prediction.map is None:
         return None
-    scale, values = HeatScale.of(detector.median, detector.limit, prediction.map), enlarged(prediction.map, size)
+    scale = HeatScale.of(detector.median, detector.limit, prediction.map)
+    values = detector.frame.restored(prediction.map, size)
     layer = 255 * scale.rgba(values)
     layer[border(values > scale.threshold)] = (*CONTOUR, 255)
     return _data(Image.fromarray(layer.round().astype(np.uint8)))

@@ -78,15 +78,15 @@ def evaluate(options: Options) -> None:
     detector = load_detector(path, "cuda" if on_gpu else "cpu")
     samples, trained_on = labelled(options, detector)
     checks.readable([sample.path for sample in samples])
-    masks = checks.stacked_masks(checks.read_masks(samples))
+    masks = checks.stacked_masks(checks.read_masks(samples, detector.frame))
     names = [sample.path for sample in samples]
-    images = load_images(names, detector.size, None, f"Decoding {len(names)} images")
+    images = load_images(names, detector.frame, None, f"Decoding {len(names)} images")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise unwritable(out, error) from error
     found = detect(detector, images)
-    evaluation = Evaluation(samples, found.distances, found.scores, detector.levels, found.maps, masks)
+    evaluation = Evaluation(samples, found.distances, found.scores, detector.levels, found.maps, masks, detector.frame)
     evaluation.write_scores(out / "scores.csv")
     dataset: Any = StackDataset(image=images)  # type: ignore[arg-type]
     scale = pictures.heat_scale(evaluation, detector.median, detector.limit)
@@ -128,7 +128,7 @@ def labelled(options: Options, detector: BaseDetector) -> tuple[list[Sample], bo
 
 @torch.no_grad()
 def detect(detector: BaseDetector, images: Tensor) -> Detection:
-    """Score images ``(N, 3, size, size)`` uint8, in PyTorch with the very computation of training.
+    """Score images ``(N, 3, height, width)`` uint8, in PyTorch with the very computation of training.
 
     `Detector.detect` folds the batch normalisation, which changes the scores by rounding; without it, the test images
     of a run have the same scores as in the run.

@@ -9,12 +9,13 @@ python -m gaussad_pl.export ckpt=<folder of runs or detector.safetensors>
   images     number of images for the check                             (32)
   overwrite  true: replace an existing file                             (false)
 
-The graph takes RGB images (N, size, size, 3) uint8, for any N, and returns score (N), p_value (N), distances
-(N, levels) and, if the detector has maps, map (N, 256, 256). The caller resizes images to a square of the model's size
-with Pillow's bilinear filter, as gaussad_pl.data.images.read_image does; other filters give other scores. All else is
-inside the graph: normalisation, backbone, Gaussians and calibration. The metadata hold the calibration as JSON, from
-which thresholds are computed, and the threshold of the default false-alarm rate. It is null if the calibration images
-are too few for a threshold: then no image is good or bad, all are undecided.
+The graph takes RGB images (N, height, width, 3) uint8, for any N, and returns score (N), p_value (N), distances
+(N, levels) and, if the detector has maps, map (N, 256, 256). The caller fits images to height and width of the model,
+squashed, padded or cropped as its fit says, with Pillow's bilinear filter; other filters give other scores.
+docs/examples/onnx_client.py shows how. All else is inside the graph: normalisation, backbone, Gaussians, calibration.
+The metadata hold the calibration as JSON, from which thresholds are computed, and the threshold of the default
+false-alarm rate. It is null if the calibration images are too few for a threshold: then no image is good or bad, but
+all are undecided.
 
 The file is written only if its results on these images agree with PyTorch, in ONNX Runtime and, if installed, in
 OpenVINO. On processors with bfloat16, set INFERENCE_PRECISION_HINT=f32 in OpenVINO: three digits are too few here.
@@ -27,6 +28,7 @@ from gaussad_pl.cli.start import start
 if __name__ == "__main__":
     start(__doc__)  # before the imports below, which take seconds
 
+import base64
 import json
 import logging
 import warnings
@@ -41,6 +43,7 @@ import numpy as np
 import torch
 
 from gaussad_pl.cli.options import command
+from gaussad_pl.data.frame import Frame
 from gaussad_pl.errors import UserError
 from gaussad_pl.exporting.agreement import check, check_images
 from gaussad_pl.exporting.graph import OUTPUTS, Graph
@@ -100,7 +103,7 @@ def onnx_model(detector: Detector) -> bytes:
         raise UserError(
             f"the detector has {total / 1e9:.1f} GB, ONNX is limited to 2: train with fewer map_levels or clusters"
         )
-    proto = to_onnx(graph, detector.size, OUTPUTS if graph.maps is not None else OUTPUTS[:-1])
+    proto = to_onnx(graph, detector.frame, OUTPUTS if graph.maps is not None else OUTPUTS[:-1])
     for key, content in zip(KEYS, metadata(detector), strict=True):
         entry = proto.metadata_props.add()
         entry.key, entry.value = key, json.dumps(content)
@@ -108,9 +111,9 @@ def onnx_model(detector: Detector) -> bytes:
     return sealed(proto.SerializeToString())
 
 
-def to_onnx(graph: torch.nn.Module, size: int, outputs: Sequence[str]) -> Any:
-    """Convert a module that takes ``(N, size, size, 3)`` uint8 to an ONNX model for any N."""
-    example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
+def to_onnx(graph: torch.nn.Module, frame: Frame, outputs: Sequence[str]) -> Any:
+    """Convert a module that takes ``(N, height, width, 3)`` uint8 to an ONNX model for any N."""
+    example = torch.zeros(2, frame.height, frame.width, 3, dtype=torch.uint8)
     level = logging.getLogger("onnxscript").level
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")  # about torch's own internals
@@ -137,14 +140,17 @@ def to_onnx(graph: torch.nn.Module, size: int, outputs: Sequence[str]) -> Any:
 
 def metadata(detector: Detector) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Return the metadata of the file, in the order of `KEYS`."""
-    known, threshold = detector.calibration, detector.threshold()
+    known, threshold, roi = detector.calibration, detector.threshold(), detector.frame.roi
     header = {
         "format": FORMAT,
-        "size": detector.size,
+        "height": detector.frame.height,
+        "width": detector.frame.width,
+        "fit": detector.frame.fit,
+        "roi": None if roi is None else base64.b64encode(np.packbits(roi).tobytes()).decode(),
         "levels": detector.levels,
         "median": detector.median,
         "limit": detector.limit if np.isfinite(detector.limit) else None,
-        "input": "images: uint8 (N, size, size, 3), RGB, resized to a square by Pillow's bilinear filter",
+        "input": "images: uint8 (N, height, width, 3), RGB, fitted by Pillow's bilinear filter",
         "verdict": "bad if the score is above the threshold, else good; undecided if the threshold is null",
         "threshold": None if threshold.rule == "none" else threshold.value,
         "fpr": threshold.fpr,

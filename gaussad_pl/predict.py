@@ -154,7 +154,7 @@ def score(
     start: int,
 ) -> Iterator[Row]:
     """Yield one row per image, in order and numbered from ``start``; only a few batches are in memory at once."""
-    numbered = enumerate(decoded(images, detector.size, ahead=2 * batch_size), start)
+    numbered = enumerate(decoded(images, detector.frame, ahead=2 * batch_size), start)
     while batch := list(islice(numbered, batch_size)):
         readable = [pixels for _, (_, pixels) in batch if isinstance(pixels, Tensor)]
         predictions: Iterator[Prediction] = iter(())
@@ -178,7 +178,8 @@ def draw(row: Row, detector: BaseDetector, folder: Path) -> Row:
     try:
         with replacing(path) as partial:
             image = read_picture(row.path, SIDE)
-            overlay(image, row.prediction, detector.median, detector.limit, row.path.name).save(partial, "PNG")
+            drawn = overlay(image, row.prediction, detector.frame, detector.median, detector.limit, row.path.name)
+            drawn.save(partial, "PNG")
     except Exception as error:  # concerns only this picture
         cause = error.__cause__
         if isinstance(error, UnwritableError) and isinstance(cause, OSError) and cause.errno in UNWRITABLE:

@@ -38,6 +38,7 @@ from torch import Tensor
 from gaussad_pl.calibration.recalibration import BATCH, recalibrate
 from gaussad_pl.calibration.threshold import RATES, images_needed
 from gaussad_pl.cli.options import command
+from gaussad_pl.data.frame import Frame
 from gaussad_pl.data.loading import decoded
 from gaussad_pl.errors import UserError
 from gaussad_pl.files import unwritable
@@ -78,7 +79,7 @@ def run(options: Options) -> int:
             "and export the new detector"
         )
     old = Detector.load(ckpt, "cuda" if torch.cuda.is_available() else "cpu")
-    images, left_out = good_images(options.good, old.size)
+    images, left_out = good_images(options.good, old.frame)
     model, calibration = recalibrate(old.model, images, options.gaussians)
     units = ["units of the score", "contour of the maps"] if model.segmenter is not None else []
     changed = ["calibration", *units, *(["means of the Gaussians"] if options.gaussians else [])]
@@ -93,7 +94,7 @@ def run(options: Options) -> int:
         "version": __version__,
     }
     earlier = old.provenance.get("recalibrations", [])
-    new = Detector(model, calibration, {**old.provenance, "recalibrations": [*earlier, change]})
+    new = Detector(model, calibration, {**old.provenance, "recalibrations": [*earlier, change]}, old.frame.fit)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -107,14 +108,14 @@ def run(options: Options) -> int:
     return UNREADABLE if left_out else 0
 
 
-def good_images(good: str, size: int) -> tuple[Tensor, list[str]]:
-    """Read the images of a source, ``(N, 3, size, size)`` uint8, and return the errors of those that cannot be read.
+def good_images(good: str, frame: Frame) -> tuple[Tensor, list[str]]:
+    """Read the images of a source, ``(N, 3, height, width)`` uint8, and return the errors of those that cannot be read.
 
     Raises:
         UserError: there is no such source, or fewer images can be read than the largest of the usual rates needs.
     """
     found = count_images(good, "good")
-    results = [image for _, image in decoded(image_paths(good, "good"), size, ahead=2 * BATCH)]
+    results = [image for _, image in decoded(image_paths(good, "good"), frame, ahead=2 * BATCH)]
     images = [image for image in results if isinstance(image, Tensor)]
     errors = [str(image) for image in results if not isinstance(image, Tensor)]
     if len(images) < images_needed(max(RATES)):

@@ -123,7 +123,7 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
         data.prepare_data()
         data.check()
         run_folder.same_images(folder, inventory(data.samples))
-        module: GaussianAD = instantiate(config.model)
+        module: GaussianAD = instantiate(config.model, backbone={"tiles": data.tiles}, roi=data.region)
         callbacks = instantiate(config.callbacks)
         loggers: list[Logger] = list(instantiate(config.get("logger") or {}).values())
         trainer = make_trainer(config.trainer, list(callbacks.values()), loggers)
@@ -181,7 +181,7 @@ def conduct(
     cross_fit = settings["cross_conformal"] and re_estimates
     calibration = calibrate(module.model, data, cross_fit, outcome.fine_tuned, everything)
     origin = provenance(settings, data, module.model)
-    detector = Detector.of(module.model, calibration, origin)
+    detector = Detector.of(module.model, calibration, origin, data.frame.fit)
     results |= decisions(calibration, outcome.final, detector.limit, tested=bool(data.samples.test))
     results |= origin | {"cost": cost(fit_seconds, time.perf_counter() - start)}
     scale = pictures.heat_scale(outcome.final, detector.median, detector.limit)
@@ -233,7 +233,9 @@ def show(folder: Path, results: dict[str, Any]) -> None:
     if symmetry := results.get("symmetry"):
         count = symmetry["orientations"]
         used = f"used, each image in {count} orientations" if count > 1 else "not used"
-        console.print(f"flipped and turned copies: {used}, by the augmented validation", highlight=False, soft_wrap=True)
+        console.print(
+            f"flipped and turned copies: {used}, by the augmented validation", highlight=False, soft_wrap=True
+        )
     if results["frozen"]["image_auroc"] is None:
         console.print("no metrics: the test needs good and bad images, and there are only images of one of the two")
     show_decisions(console, results)

@@ -39,7 +39,7 @@ def test_levels_tell_the_shape_of_each_feature_map(name: str) -> None:
     maps = model(IMAGES[MODELS[name]])
     assert len(maps) == len(model.levels) >= 3
     for feature_map, level in zip(maps, model.levels, strict=True):
-        assert feature_map.shape == (2, level.channels, level.side, level.side)
+        assert feature_map.shape == (2, level.channels, level.height, level.width)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -19,6 +19,7 @@ from rich.console import Console
 from benchmarks import analysis, fine_tuning, segmentation, verdicts
 from benchmarks.speed import growth, start
 from gaussad_pl.calibration.conformal import Calibration
+from gaussad_pl.data.frame import Frame
 from gaussad_pl.data.samples import Sample
 from gaussad_pl.results.evaluation import Evaluation
 from gaussad_pl.training.signals import DISTANCE, SIGNALS, judge
@@ -55,10 +56,14 @@ def test_verdicts_count_good_parts_lost_and_bad_parts_found_where_a_threshold_is
     calibration = Calibration.of(torch.arange(19.0), torch.zeros(19, 1), "none")  # thresholds at 18 (5 %) and 17 (10 %)
     samples = [Sample(Path(f"{kind}{i}.png"), kind) for kind in ("good", "bad") for i in range(2)]
     scores = torch.tensor([0.0, 17.5, 17.5, 30.0], dtype=torch.float64)
-    found = verdicts.verdicts(calibration, Evaluation(samples, torch.zeros(4, 1), scores, [0], None, torch.zeros(0)))
+    found = verdicts.verdicts(
+        calibration, Evaluation(samples, torch.zeros(4, 1), scores, [0], None, torch.zeros(0), Frame(8, 8))
+    )
     assert (found["0.05"], found["0.1"]) == ({"lost": 0, "found": 0.5}, {"lost": 0.5, "found": 1})
     few = Calibration.of(torch.arange(18.0), torch.zeros(18, 1), "none")
-    found = verdicts.verdicts(few, Evaluation(samples, torch.zeros(4, 1), scores, [0], None, torch.zeros(0)))
+    found = verdicts.verdicts(
+        few, Evaluation(samples, torch.zeros(4, 1), scores, [0], None, torch.zeros(0), Frame(8, 8))
+    )
     assert found["0.05"] == {"lost": None, "found": None} and found["0.1"]["found"] == 1
 
 

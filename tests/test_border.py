@@ -63,4 +63,4 @@ def test_weights_are_the_share_of_the_neighbourhood_within_the_image(side: int) 
         for column in range(side):
             rows, columns = (range(i - reach, i + reach + 1) for i in (row, column))
             expected[row, column] = np.mean([0 <= r < side and 0 <= c < side for r in rows for c in columns])
-    np.testing.assert_allclose(border_weights(side), expected, rtol=1e-6)
+    np.testing.assert_allclose(border_weights((side, side)), expected, rtol=1e-6)

@@ -94,7 +94,7 @@ def test_patches_belong_to_the_damage_when_half_covered_or_the_most_covered_of_t
     masks = torch.zeros(3, 8, 8, dtype=torch.bool)
     masks[0, :2, :2], masks[0, 2, 2] = True, True  # one whole patch, a quarter of another
     masks[1, 5, 5] = True  # less than half of any
-    assert covered(masks, 4).nonzero().tolist() == [[0, 0], [1, 10]]
+    assert covered(masks, (4, 4)).nonzero().tolist() == [[0, 0], [1, 10]]
 
 
 def test_the_soft_minimum_is_near_the_smaller_and_symmetric() -> None:
@@ -106,7 +106,7 @@ def test_the_soft_minimum_is_near_the_smaller_and_symmetric() -> None:
 
 def test_the_union_joins_the_distances_of_both_densities_and_weighs_both() -> None:
     patches = torch.randn(12, 9, 5, generator=torch.Generator().manual_seed(1))
-    union = UnionGaussians.build(side=3, features=5, clusters=2, seed=0)
+    union = UnionGaussians.build(torch.zeros(9, 2), features=5, clusters=2, seed=0)
     union.damage = Damage(torch.eye(5).double(), 1.0)
     assert union.position.damage is union.cluster.damage is union.damage
     union.observe(patches)

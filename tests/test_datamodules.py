@@ -18,6 +18,7 @@ import torch
 from gaussad_pl.data import image_sets
 from gaussad_pl.data.batches import DrawSampler, view_seed
 from gaussad_pl.data.folder import Folder
+from gaussad_pl.data.frame import Frame
 from gaussad_pl.data.images import read_image
 from gaussad_pl.data.mvtec import MVTec
 from gaussad_pl.errors import UserError
@@ -112,7 +113,7 @@ def test_every_test_image_comes_once_in_order_with_its_label(parts: Path) -> Non
     batches = list(data.test_dataloader())
     images = torch.cat([batch["image"] for batch in batches])
     for image, sample in zip(images, data.test_samples, strict=True):
-        assert torch.equal(image, torch.tensor(read_image(sample.path, 32)).permute(2, 0, 1))
+        assert torch.equal(image, torch.tensor(read_image(sample.path, Frame(32, 32))).permute(2, 0, 1))
     labels = torch.cat([batch["label"] for batch in batches]).tolist()
     assert labels == [sample.label for sample in data.test_samples] and sum(labels) == 6
 

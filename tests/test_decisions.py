@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 
 from gaussad_pl.calibration.conformal import Calibration
+from gaussad_pl.data.frame import Frame
 from gaussad_pl.data.samples import Sample
 from gaussad_pl.inference.runs import next_command
 from gaussad_pl.results.decisions import contour, decisions, notes, show
@@ -24,7 +25,9 @@ def made(good: int = 41, bad: int = 119, shift: float = 0.0, n: int = 120, **cha
     samples = [Sample(Path(f"/parts/{kind}/{i}.png"), kind) for i, kind in enumerate(kinds)]
     scores = torch.cat([torch.linspace(0, 1, good) + shift, torch.linspace(0, 2, bad)]).double()
     maps = torch.arange(len(kinds) * 16.0).reshape(-1, 4, 4)
-    evaluation = Evaluation(samples, torch.rand(len(kinds), 2), scores, [1, 4], maps, torch.zeros_like(maps).bool())
+    evaluation = Evaluation(
+        samples, torch.rand(len(kinds), 2), scores, [1, 4], maps, torch.zeros_like(maps).bool(), Frame(8, 8)
+    )
     known = Calibration.of(torch.linspace(0, 1, n), torch.rand(n, 2), "some images")
     return decisions(known, evaluation, limit=4.5, **changes)
 

@@ -29,6 +29,7 @@ from PIL import Image
 
 from gaussad_pl import demo
 from gaussad_pl.calibration.conformal import Calibration
+from gaussad_pl.data.frame import Frame
 from gaussad_pl.data.images import read_image
 from gaussad_pl.data.loading import load_images
 from gaussad_pl.demo import Demo
@@ -57,7 +58,7 @@ DROP = """bytes => {
 def detector(parts: Path) -> Detector:
     torch.manual_seed(0)
     good = sorted((parts / "screw" / "train" / "good").iterdir())
-    images = load_images(good, TINY["image_size"], None, "")  # type: ignore[call-overload]
+    images = load_images(good, Frame(64, 64), None, "")  # type: ignore[call-overload]
     model = GaussianModel(TINY, segmentation={"form": "shared", "map_levels": [1, 2], "combine": "both"}).eval()
     with torch.no_grad():
         for gaussian, level in zip(model.gaussians, model.backbone.pooled(images), strict=True):
@@ -144,7 +145,7 @@ def test_pictures_keep_the_proportions_of_the_image(detector: Detector, tmp_path
     tall = Image.new("RGB", (300, 100))
     tall.getexif()[0x0112] = 6  # the camera was turned
     tall.save(tmp_path / "tall.jpg", exif=tall.getexif())
-    pixels, photo = demo.read((tmp_path / "tall.jpg").open("rb"), detector.size)
+    pixels, photo = demo.read((tmp_path / "tall.jpg").open("rb"), detector.frame)
     assert pixels.shape == (3, 64, 64) and photo.size[1] == 3 * photo.size[0] + 1 == demo.SIDE
 
 
@@ -219,8 +220,8 @@ def test_a_detector_gets_the_same_pixels_from_the_page_as_from_a_file(
     path = tmp_path / f"a.{suffix}"
     image.save(path, exif=image.getexif(), **options)
     with path.open("rb") as file:
-        pixels, _ = demo.read(file, 32)
-    assert torch.equal(pixels.permute(1, 2, 0), torch.from_numpy(read_image(path, 32).copy()))
+        pixels, _ = demo.read(file, Frame(32, 32))
+    assert torch.equal(pixels.permute(1, 2, 0), torch.from_numpy(read_image(path, Frame(32, 32)).copy()))
 
 
 def test_too_many_pixels_are_a_clear_answer(server: Server, parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,7 +233,7 @@ def test_too_many_pixels_are_a_clear_answer(server: Server, parts: Path, monkeyp
 def test_images_are_decoded_one_at_a_time(server: Server, parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     most, now, counting, read = 0, 0, threading.Lock(), demo.read
 
-    def counted(file: Any, size: int) -> Any:
+    def counted(file: Any, frame: Frame) -> Any:
         nonlocal most, now
         with counting:
             now += 1
@@ -240,7 +241,7 @@ def test_images_are_decoded_one_at_a_time(server: Server, parts: Path, monkeypat
         time.sleep(0.05)
         with counting:
             now -= 1
-        return read(file, size)
+        return read(file, frame)
 
     monkeypatch.setattr(demo, "read", counted)
     with ThreadPoolExecutor(6) as pool:

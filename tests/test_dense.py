@@ -309,12 +309,12 @@ def test_a_single_level_is_only_rearranged() -> None:
     ],
 )
 def test_the_middle_levels_are_the_deepest_at_strides_8_and_16(sides: list[int], expected: list[int]) -> None:
-    levels = [Level(index, 3, side, 224 // side) for index, side in enumerate(sides)]
+    levels = [Level(index, 3, side, side, 224 // side) for index, side in enumerate(sides)]
     assert middle_levels(levels) == expected
 
 
 def test_middle_levels_are_places_among_the_chosen_levels() -> None:
-    levels = [Level(index, 3, side, 224 // side) for index, side in ((2, 56), (5, 28), (7, 14))]
+    levels = [Level(index, 3, side, side, 224 // side) for index, side in ((2, 56), (5, 28), (7, 14))]
     assert middle_levels(levels) == [1, 2]
 
 

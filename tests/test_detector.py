@@ -24,6 +24,7 @@ from gaussad_pl.calibration import cross_conformal
 from gaussad_pl.calibration.conformal import Calibration
 from gaussad_pl.calibration.cross_conformal import calibrate, held_out
 from gaussad_pl.data.folder import Folder
+from gaussad_pl.data.frame import Frame
 from gaussad_pl.data.images import read_image
 from gaussad_pl.density.whitening import SingularCovarianceError
 from gaussad_pl.errors import UserError
@@ -241,7 +242,7 @@ def test_any_flipped_bit_is_one_clear_line_or_changes_nothing(file: Path, detect
         except UserError as error:
             assert "\n" not in str(error) and str(file) in str(error)
         else:
-            assert found.provenance == detector.provenance and found.size == detector.size
+            assert found.provenance == detector.provenance and found.frame == detector.frame
             assert torch.equal(found.calibration.scores, detector.calibration.scores)
 
 
@@ -350,7 +351,7 @@ def test_every_kind_of_image_gives_the_same_score(detector: Detector, tmp_path: 
         pixels / 255,
         torch.from_numpy(alpha).permute(2, 0, 1),
     ]
-    one = detector.detect(torch.from_numpy(read_image(path, 64).copy()).permute(2, 0, 1)[None]).scores
+    one = detector.detect(torch.from_numpy(read_image(path, Frame(64, 64)).copy()).permute(2, 0, 1)[None]).scores
     for kind in kinds:
         (found,) = detector(kind)
         assert found.score == pytest.approx(float(one), rel=1e-5), type(kind)
@@ -439,7 +440,7 @@ def fitted(data: Folder, images: list[int], segmentation: bool) -> GaussianAD:
     module = GaussianAD(TINY, segmentation=settings).eval()
     module.estimate(data.reference_dataloader(images), segmentation)
     if segmentation:
-        module.segmenter.head.border.copy_(torch.linspace(0.1, 1, module.segmenter.head.side))
+        module.segmenter.head.border.copy_(torch.linspace(0.1, 1, module.segmenter.head.shape[1]))
     return module
 
 

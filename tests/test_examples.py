@@ -21,8 +21,12 @@ from PIL import Image
 from test_predict import ckpt, drawn, rows, run, undecided  # noqa: F401  # ckpt and undecided are fixtures
 
 from gaussad_pl import export
+from gaussad_pl.data.frame import Fit, Frame
+from gaussad_pl.data.images import read_image
+from gaussad_pl.inference.artefact import NAME
 from gaussad_pl.inference.detector import Detector
 
+FITS: tuple[Fit, ...] = ("squash", "pad", "crop")
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "docs" / "examples"
 
@@ -44,9 +48,17 @@ def loaded() -> ModuleType:
 
 
 @pytest.fixture(scope="module")
-def exported(ckpt: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def padded(ckpt: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A detector that keeps the proportions of its images."""
+    one, path = Detector.load(ckpt), tmp_path_factory.mktemp("padded") / NAME
+    Detector(one.model, one.calibration, one.provenance, "pad").save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def exported(padded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("exported") / "detector.onnx"
-    path.write_bytes(export.onnx_model(Detector.load(ckpt)))
+    path.write_bytes(export.onnx_model(Detector.load(padded)))
     return path
 
 
@@ -91,17 +103,25 @@ def printed(text: str) -> dict[str, tuple[str, float]]:
 @exporting
 @pytest.mark.slow
 def test_the_python_client_says_what_predict_says(
-    exported: Path, ckpt: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    exported: Path, padded: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = {file: judged(file, images, tmp_path / file.name) for file in (exported, ckpt)}
-    assert {verdict for verdict, _ in found[ckpt].values()} == {"good", "bad"}
+    found = {file: judged(file, images, tmp_path / file.name) for file in (exported, padded)}
+    assert {verdict for verdict, _ in found[padded].values()} == {"good", "bad"}
     capsys.readouterr()
-    assert loaded().main([str(exported), *found[ckpt]]) == 0
+    assert loaded().main([str(exported), *found[padded]]) == 0
     ours = printed(capsys.readouterr().out)
     assert ours == found[exported]
     assert {path: verdict for path, (verdict, _) in ours.items()} == {
-        path: verdict for path, (verdict, _) in found[ckpt].items()
+        path: verdict for path, (verdict, _) in found[padded].items()
     }
+
+
+@exporting
+@pytest.mark.parametrize("fit", FITS)
+def test_the_python_client_fits_images_as_predict_does(fit: Fit, images: Path) -> None:
+    for path in images.iterdir():
+        frame = Frame(48, 80, fit)
+        np.testing.assert_array_equal(loaded().read(path, frame.height, frame.width, fit), read_image(path, frame))
 
 
 @exporting
@@ -133,7 +153,8 @@ RESIZE = """
 #include <cstdio>
 #include "ppm.hpp"
 int main(int, char** a) {
-    const Image found = resized(read_ppm(a[1]), std::stoi(a[2]), std::stoi(a[3]));
+    const Fit fits[] = {Fit::squash, Fit::pad, Fit::crop};
+    const Image found = fitted(read_ppm(a[1]), std::stoi(a[2]), std::stoi(a[3]), fits[std::stoi(a[4])]);
     std::fwrite(found.pixels.data(), 1, found.pixels.size(), stdout);
 }
 """
@@ -141,7 +162,7 @@ int main(int, char** a) {
 
 @compiling
 @pytest.mark.slow
-def test_the_cpp_client_resizes_as_pillow_does(images: Path, tmp_path: Path) -> None:
+def test_the_cpp_client_fits_and_resizes_as_pillow_does(images: Path, tmp_path: Path) -> None:
     (tmp_path / "resize.cpp").write_text(RESIZE)
     subprocess.run(
         ["g++", "-std=c++17", f"-I{EXAMPLES}", tmp_path / "resize.cpp", "-o", tmp_path / "resize"], check=True
@@ -152,13 +173,20 @@ def test_the_cpp_client_resizes_as_pillow_does(images: Path, tmp_path: Path) -> 
         image.save(tmp_path / "image.ppm")
         for width, height in ((64, 64), image.size, (31, 400), (1, 1)):
             line = [tmp_path / "resize", tmp_path / "image.ppm", str(width), str(height)]
-            ours = np.frombuffer(subprocess.run(line, capture_output=True, check=True).stdout, dtype=np.uint8)
+            ours, *kept = (
+                np.frombuffer(subprocess.run([*line, fit], capture_output=True, check=True).stdout, dtype=np.uint8)
+                for fit in "012"
+            )
             filtered = Image.Resampling.BILINEAR
             rows_first = image.resize((width, image.height), filtered).resize((width, height), filtered)
             assert ours.tobytes() == rows_first.tobytes(), (name, width, height)
             theirs = np.asarray(image.resize((width, height), filtered)).ravel()
             tall = image.height * width > image.width * height
             assert np.abs(ours.astype(int) - theirs).max() <= tall, (name, width, height)
+            for fit, found in zip(FITS[1:], kept, strict=True):
+                wanted = Frame(height, width, fit).pixels(image).ravel()
+                assert np.abs(found.astype(int) - wanted).max() <= 1, (name, width, height, fit)
+                assert found.tobytes() == wanted.tobytes() or image.height > image.width, (name, width, height, fit)
 
 
 def unpacked(folder: Path) -> Path:

@@ -165,7 +165,8 @@ def test_without_a_map_and_without_calibration_images_there_are_scores() -> None
 def test_the_metadata_are_json_without_paths_of_this_machine(clusters: Detector, model: bytes) -> None:
     held = open_session(model).get_modelmeta().custom_metadata_map
     header, calibration, provenance = (json.loads(held[key]) for key in KEYS)
-    assert (header["size"], header["limit"], header["median"]) == (64, 9, 4)
+    assert (header["height"], header["width"], header["fit"]) == (64, 64, "squash")
+    assert (header["limit"], header["median"]) == (9, 4)
     assert set(header["versions"]) >= {"gaussad_pl", "torch", "onnx"}
     default = clusters.threshold()
     assert (header["fpr"], header["threshold"], header["undecided"]) == (default.fpr, default.value, "")
@@ -216,7 +217,7 @@ def test_the_exported_detector_has_the_api_of_the_other(clusters: Detector, mode
     (tmp_path / "detector.onnx").write_bytes(model)
     loaded = load_detector(tmp_path / "detector.onnx")
     assert isinstance(loaded, ExportedDetector)
-    for name in ("size", "levels", "median", "limit", "provenance"):
+    for name in ("frame", "levels", "median", "limit", "provenance"):
         assert getattr(loaded, name) == getattr(clusters, name)
     assert loaded.threshold(0.05) == clusters.threshold(0.05)
     torch.testing.assert_close(loaded.calibration.distances, clusters.calibration.distances, rtol=0, atol=0)
@@ -432,7 +433,7 @@ def test_the_benchmark_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.slow
 def test_the_bare_backbone_of_the_benchmark_is_no_more_than_that(clusters: Detector) -> None:
-    model = export.to_onnx(exported.Bare(clusters).eval(), 64, ["level"])
+    model = export.to_onnx(exported.Bare(clusters).eval(), clusters.frame, ["level"])
     found = np.asarray(
         exported.load("onnxruntime", model.SerializeToString())(IMAGES[:2].permute(0, 2, 3, 1).numpy())[0]
     )

@@ -17,6 +17,7 @@ from PIL import Image
 from test_train import run
 
 from gaussad_pl import Detector, UserError, fit
+from gaussad_pl.data.frame import Frame
 from gaussad_pl.data.images import read_image
 from gaussad_pl.inference.pixels import write_images
 
@@ -177,7 +178,7 @@ def test_written_images_are_read_as_they_were_given(tmp_path: Path) -> None:
     write_images([deep, alpha, Image.fromarray(deep), tmp_path / "part"], tmp_path / "written")
     paths = sorted((tmp_path / "written").iterdir())
     assert [path.name for path in paths] == ["000000.png", "000001.png", "000002.png", "000003_part.png"]
-    pixels = [read_image(path, 8) for path in paths]
+    pixels = [read_image(path, Frame(8, 8)) for path in paths]
     expected = np.rint(deep / 257).astype(np.uint8)
     assert np.array_equal(pixels[0][..., 0], expected) and np.array_equal(pixels[0], pixels[2])
     assert np.array_equal(pixels[1], alpha[..., :3]) and np.array_equal(pixels[1], pixels[3])

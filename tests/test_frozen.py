@@ -42,7 +42,7 @@ def test_remembered_images_give_the_features_of_the_changed_weights(name: str) -
     stages = FrozenStages(model)
     assert 0 < stages.cut < len(model.levels)
     with torch.no_grad():
-        stages.remember("a", IMAGES, model(IMAGES))
+        stages.maps("a", IMAGES)
         before = model.pooled(IMAGES)
         change_trained(model)
         expected, actual = model.pooled(IMAGES), stages.features("a")
@@ -57,7 +57,7 @@ def test_a_choice_of_levels_is_cut_as_well(levels: list[int]) -> None:
     stages = FrozenStages(model)
     assert stages.cut
     with torch.no_grad():
-        stages.remember(0, IMAGES, model(IMAGES))
+        stages.maps(0, IMAGES)
         change_trained(model)
         assert_same(stages.features(0), model.pooled(IMAGES))
 
@@ -71,7 +71,7 @@ def test_the_images_are_remembered_where_nothing_can_be_cut(name: str) -> None:
     stages = FrozenStages(model)
     assert stages.cut == 0
     with torch.no_grad():
-        stages.remember(0, images, model(images))
+        stages.maps(0, images)
         change_trained(model)
         assert_same(stages.features(0), model.pooled(images))
 
@@ -80,7 +80,7 @@ def test_what_does_not_fit_is_not_remembered(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(frozen, "LIMIT", 1000)
     model = backbone()
     stages = FrozenStages(model)
-    stages.remember(0, IMAGES, model(IMAGES))
+    stages.maps(0, IMAGES)
     assert 0 not in stages
 
 

@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 from test_predict import ckpt, drawn, run  # noqa: F401  # ckpt is a fixture
 from test_report import make_run
 
+from gaussad_pl.data.frame import Frame
 from gaussad_pl.data.images import read_image
 from gaussad_pl.data.loading import load_images
 from gaussad_pl.errors import UserError
@@ -80,7 +81,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def everything(detector: BaseDetector) -> list[Any]:
-    pixels = torch.zeros(1, 3, detector.size, detector.size, dtype=torch.uint8)
+    pixels = torch.zeros(1, 3, detector.frame.height, detector.frame.width, dtype=torch.uint8)
     found, kept = detector.detect(pixels), detector.calibration
     return [
         *(found.scores.tolist(), found.distances.tolist(), kept.scores.tolist(), kept.distances.tolist()),
@@ -146,16 +147,16 @@ def test_image_cache(tmp_path: Path) -> None:
     paths = [tmp_path / f"{i}.png" for i in range(3)]
     for path, image in zip(paths, drawn(3, 0), strict=True):
         image.save(path)
-    expected = load_images(paths, 16, tmp_path / "cache", "").clone()
+    expected = load_images(paths, Frame(16, 16), tmp_path / "cache", "").clone()
     (file,) = (tmp_path / "cache").iterdir()
     for _ in damaged(file):
-        assert torch.equal(load_images(paths, 16, tmp_path / "cache", ""), expected)
+        assert torch.equal(load_images(paths, Frame(16, 16), tmp_path / "cache", ""), expected)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA"])
 def test_png(mode: str, tmp_path: Path) -> None:
     drawn(1, 0)[0].resize((16, 16)).convert(mode).save(tmp_path / "a.png")
-    one_line_or_same(tmp_path / "a.png", lambda: read_image(tmp_path / "a.png", 8).tolist(), 150)
+    one_line_or_same(tmp_path / "a.png", lambda: read_image(tmp_path / "a.png", Frame(8, 8)).tolist(), 150)
 
 
 @pytest.mark.filterwarnings("ignore")  # of damaged TIFF files
@@ -165,7 +166,7 @@ def test_image_without_checksums(suffix: str, tmp_path: Path) -> None:
     drawn(1, 0)[0].save(path)
     for _ in damaged(path, 150):
         try:
-            assert read_image(path, 8).shape == (8, 8, 3)
+            assert read_image(path, Frame(8, 8)).shape == (8, 8, 3)
         except UserError as error:
             assert "\n" not in str(error) and path.name in str(error)
 

@@ -24,14 +24,16 @@ pytestmark = pytest.mark.slow
 class Quadrants(CellGaussians):
     """One Gaussian for each quadrant of the grid of patches."""
 
-    def __init__(self, side: int, features: int) -> None:
+    def __init__(self, places: Tensor, features: int) -> None:
         super().__init__(4, features)
-        self.half, self.side = side // 2, side
+        row, column = (places > places.float().mean(0)).long().T
+        self.members = [(2 * row + column == i).nonzero().squeeze(1) for i in range(4)]
+        self.order = torch.cat(self.members).argsort()
         self._seen: list[Tensor] = []
 
     @classmethod
-    def build(cls, side: int, features: int, clusters: int, seed: int) -> Self:
-        return cls(side, features)
+    def build(cls, places: Tensor, features: int, clusters: int, seed: int) -> Self:
+        return cls(places, features)
 
     def observe(self, patches: Tensor) -> None:
         self._seen.append(patches.double())
@@ -45,15 +47,11 @@ class Quadrants(CellGaussians):
 
     def split(self, patches: Tensor) -> list[Tensor]:
         """The patches ``(N, P, D)`` of each quadrant."""
-        grid = patches.unflatten(1, (self.side, self.side))
-        halves = [grid[:, : self.half], grid[:, self.half :]]
-        return [part.flatten(1, 2) for h in halves for part in (h[:, :, : self.half], h[:, :, self.half :])]
+        return [patches[:, members] for members in self.members]
 
     def join(self, distances: list[Tensor]) -> Tensor:
         """Distances ``(N, P)`` from those of each quadrant."""
-        rows, columns = (self.half, self.side - self.half), (self.half, self.side - self.half)
-        squares = [d.unflatten(1, (rows[i // 2], columns[i % 2])) for i, d in enumerate(distances)]
-        return torch.cat([torch.cat(squares[:2], 2), torch.cat(squares[2:], 2)], 1).flatten(1)
+        return torch.cat(distances, 1)[:, self.order]
 
     def forward(self, patches: Tensor) -> Tensor:
         quadrants = enumerate(self.split(patches))

@@ -26,6 +26,7 @@ from gaussad_pl import predict
 from gaussad_pl.calibration.conformal import Calibration
 from gaussad_pl.cli.options import parse
 from gaussad_pl.data import loading
+from gaussad_pl.data.frame import Frame
 from gaussad_pl.data.images import read_image
 from gaussad_pl.data.loading import decoded
 from gaussad_pl.errors import UserError
@@ -322,11 +323,11 @@ def test_a_folder_named_like_a_pattern_is_a_folder(tmp_path: Path) -> None:
 def test_images_are_decoded_in_order_and_never_far_ahead(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started, lock = [], threading.Lock()
 
-    def slow(path: Path, size: int) -> np.ndarray:
+    def slow(path: Path, frame: Frame) -> np.ndarray:
         with lock:
             started.append(path)
         time.sleep(0.001 * (len(started) % 3))
-        return read_image(path, size)
+        return read_image(path, frame)
 
     monkeypatch.setattr(loading, "read_image", slow)
     paths = [images / f"{i % 4}.png" for i in range(60)]
@@ -338,16 +339,16 @@ def test_images_are_decoded_in_order_and_never_far_ahead(images: Path, monkeypat
             asked += 1
             yield path
 
-    for done, (path, found) in enumerate(decoded(endless(), 32, ahead=5), start=1):
+    for done, (path, found) in enumerate(decoded(endless(), Frame(32, 32), ahead=5), start=1):
         assert path == paths[done - 1] and asked <= done + 5
         assert isinstance(found, torch.Tensor) and found.shape == (3, 32, 32)
-        assert torch.equal(found, torch.from_numpy(read_image(path, 32).copy()).permute(2, 0, 1))
+        assert torch.equal(found, torch.from_numpy(read_image(path, Frame(32, 32)).copy()).permute(2, 0, 1))
     assert done == 60
 
 
 def test_what_cannot_be_read_is_yielded_not_raised(images: Path) -> None:
     (images / "1.png").write_text("text")
-    found = dict(decoded([images / "0.png", images / "1.png", images / "none.png"], 32, ahead=1))
+    found = dict(decoded([images / "0.png", images / "1.png", images / "none.png"], Frame(32, 32), ahead=1))
     assert [isinstance(value, UserError) for value in found.values()] == [False, True, True]
 
 
@@ -390,9 +391,8 @@ def shown(limit: float, size: tuple[int, int] = (SIDE, SIDE), **changes: Any) ->
     values = np.zeros((256, 256), np.float32)
     values[64:128, 64:128], values[64:128, 128:] = 1, 0.2
     prediction = Prediction(**{**PREDICTION, "map": values, **changes})
-    return np.asarray(overlay(Image.new("RGB", size, (100, 100, 100)), prediction, 0.1, limit, "Teil ä.png")).astype(
-        int
-    )
+    image = Image.new("RGB", size, (100, 100, 100))
+    return np.asarray(overlay(image, prediction, Frame(64, 64), 0.1, limit, "Teil ä.png")).astype(int)
 
 
 PREDICTION: dict[str, Any] = {"score": 1.5, "p_value": 0.01, "verdict": "bad", "threshold": 1.0, "distances": {0: 1.0}}

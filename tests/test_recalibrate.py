@@ -135,7 +135,7 @@ def test_every_density_of_patches_moves_with_its_patches(form: str) -> None:
     random = torch.Generator().manual_seed(0)
     patches = torch.randn(40, 16, 6, generator=random)
     by = torch.linspace(-0.3, 0.3, 6)
-    density = DENSITIES[form].build(4, 6, 3, 0)
+    density = DENSITIES[form].build(torch.zeros(16, 2), 6, 3, 0)
     density.observe(patches)
     density.estimate()
     expected = density(patches)

@@ -28,6 +28,7 @@ from gaussad_pl.calibration.conformal import Calibration
 from gaussad_pl.calibration.threshold import Threshold, undecided
 from gaussad_pl.cli.hydra_command import CONF
 from gaussad_pl.data.base import ImageDataModule
+from gaussad_pl.data.frame import Frame
 from gaussad_pl.data.inventory import images_sha256
 from gaussad_pl.data.samples import Sample
 from gaussad_pl.errors import UserError
@@ -53,6 +54,7 @@ def evaluation(**changes: Any) -> Evaluation:
         "levels": [2, 5],
         "maps": torch.rand(4, 8, 8),
         "masks": torch.zeros(4, 8, 8, dtype=torch.bool).index_fill(0, torch.tensor([2, 3]), True).tril(),
+        "frame": Frame(8, 8),
     }
     return Evaluation(**{**columns, **changes})
 

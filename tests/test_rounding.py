@@ -28,7 +28,7 @@ Y = SPREAD * torch.randn(7, 5, FEATURES, generator=RANDOM)
 
 
 def union() -> UnionGaussians:
-    found = UnionGaussians.build(side=3, features=FEATURES, clusters=3, seed=0)
+    found = UnionGaussians.build(torch.zeros(9, 2), features=FEATURES, clusters=3, seed=0)
     found.damage = Damage(torch.eye(FEATURES).double(), 0.3)
     found.observe(torch.randn(20, 9, FEATURES, generator=torch.Generator().manual_seed(1)))
     found.estimate()
@@ -77,7 +77,7 @@ def test_a_file_takes_a_byte_for_each_number_below_the_diagonal_and_gives_back_t
     assert sum(t.nbytes for name, t in stored.items() if "position.whitener" in name) == 9 * (5 * FEATURES - 10 + 5)
     _, found = read_artefact(tmp_path / "a.safetensors")
     assert found.keys() == state.keys() and all(torch.equal(found[name], state[name]) for name in state)
-    fresh = UnionGaussians.build(side=3, features=FEATURES, clusters=3, seed=0)
+    fresh = UnionGaussians.build(torch.zeros(9, 2), features=FEATURES, clusters=3, seed=0)
     fresh.load_state_dict(found)  # takes the number of rows from the state
     patches = torch.randn(2, 9, FEATURES, generator=RANDOM)
     assert torch.equal(fresh(patches), density(patches))

@@ -29,7 +29,7 @@ from gaussad_pl.training.map_choice import MARGIN, choose_map
 from gaussad_pl.training.map_validation import MapValidation, MapValidationCollector, UpsampledMaps
 from gaussad_pl.training.module import GaussianAD
 
-LEVELS = [Level(0, 2, 32, 2), Level(1, 3, 8, 8), Level(2, 2, 4, 16)]
+LEVELS = [Level(0, 2, 32, 32, 2), Level(1, 3, 8, 8, 8), Level(2, 2, 4, 4, 16)]
 GOOD, COPIES = 6, 2  # good images, and augmented copies of each
 
 
@@ -39,7 +39,7 @@ def segmenter(**settings: Any) -> Segmenter:
 
 def random_maps(count: int, rng: torch.Generator) -> list[Tensor]:
     """Feature maps of images, one a level."""
-    return [torch.randn(count, level.channels, level.side, level.side, generator=rng) for level in LEVELS]
+    return [torch.randn(count, level.channels, level.height, level.width, generator=rng) for level in LEVELS]
 
 
 def groups(good: int = GOOD) -> Tensor:
@@ -226,9 +226,10 @@ def test_levels_that_are_not_there_are_a_clear_error(given: Any) -> None:
 
 
 def test_maps_are_smoothed_when_they_are_looked_at() -> None:
-    grids = {"a": torch.rand(70, 4, 4), "b": torch.rand(2, 8, 8)}
-    maps = UpsampledMaps(grids)
-    assert list(maps) == ["a", "b"] and len(maps) == 2
+    heads = segmenter().candidates
+    grids = {name: torch.rand(70, 8, 8) for name in heads}
+    maps = UpsampledMaps(grids, heads)
+    assert list(maps) == list(heads) and len(maps) == len(heads)
     for name, grid in grids.items():
         torch.testing.assert_close(maps[name], smooth(grid))
 
@@ -454,7 +455,7 @@ def test_maps_of_a_bounded_number_of_images_and_all_their_copies_are_compared(mo
     seen, first = MapValidationCollector(model), 0
     for batch in validation_batches():
         row = torch.arange(first, first := first + len(batch["group"]))
-        maps = [torch.zeros(len(row), level.channels, level.side, level.side) for level in model.backbone.levels]
+        maps = [torch.zeros(len(row), level.channels, level.height, level.width) for level in model.backbone.levels]
         seen.add(batch, maps, row[:, None].expand(-1, len(model.backbone.levels)).float())
     found = seen.validation()
     assert torch.bincount(found.groups).tolist() == [4, 4, 4]
@@ -631,7 +632,7 @@ def test_detections_of_batches_join_in_order(estimated: tuple[GaussianAD, dict[s
 def test_wide_patches_are_projected_to_orthonormal_directions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gaussad_pl.model.anomaly_maps.FEATURES", 3)
     wide = segmenter(form="shared", seed=1).head
-    maps = [torch.randn(2, level.channels, level.side, level.side) for level in LEVELS]
+    maps = [torch.randn(2, level.channels, level.height, level.width) for level in LEVELS]
     assert wide.projection is not None
     torch.testing.assert_close(wide.projection.T @ wide.projection, torch.eye(3))
     assert wide.patches(maps).shape == (2, 64, 3)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY
+from PIL import Image
 from test_datamodules import mvtec
 from torch import Tensor
 
@@ -160,6 +161,16 @@ def test_copies_are_not_tried_with_many_images(parts: Path, monkeypatch: pytest.
     monkeypatch.setattr(selection, "COPIED", 4 * 24 - 1)
     assert selection.orientations_to_try(data) == [1]
     assert selection.orientations_to_try(mvtec(parts, symmetry="flips")) == [4]
+
+
+def test_images_are_not_turned_where_a_region_or_tiles_forbid_it(parts: Path, tmp_path: Path) -> None:
+    roi = tmp_path / "roi.png"
+    Image.new("L", (64, 64), 255).save(roi)
+    assert selection.orientations_to_try(mvtec(parts, symmetry="auto", roi=str(roi))) == [1]
+    assert selection.orientations_to_try(mvtec(parts, symmetry="auto", tiles="2x1")) == [1, 4]
+    for settings in ({"symmetry": "flips", "roi": str(roi)}, {"symmetry": "all", "tiles": "2x1"}):
+        with pytest.raises(UserError, match="set data.symmetry=none, or leave out data.roi and data.tiles"):
+            mvtec(parts, **settings)
 
 
 def test_an_unknown_symmetry_is_a_clear_error(parts: Path) -> None:

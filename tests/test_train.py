@@ -23,6 +23,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from gaussad_pl import evaluate, train
 from gaussad_pl.calibration.conformal import Calibration
+from gaussad_pl.data.frame import Frame
 from gaussad_pl.data.samples import Sample
 from gaussad_pl.inference.detector import Detector
 from gaussad_pl.results import dashboard
@@ -382,7 +383,9 @@ def test_wandb_without_a_key_and_a_sweep_without_jobs_are_one_line(
 
 
 def test_names_in_brackets_are_shown_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    one = Evaluation([Sample(Path("a.png"))], torch.zeros(1, 1), torch.zeros(1), [0], None, torch.zeros(1, 4, 4) > 0)
+    one = Evaluation(
+        [Sample(Path("a.png"))], torch.zeros(1, 1), torch.zeros(1), [0], None, torch.zeros(1, 4, 4) > 0, Frame(4, 4)
+    )
     decided = decisions(Calibration.of(torch.zeros(9), torch.zeros(9, 1), "none"), one, np.inf)
     train.show(tmp_path / "[a]", {"dataset": "[b]", "frozen": {"image_auroc": None}, **decided})
     said = capsys.readouterr().out
@@ -393,7 +396,9 @@ def test_names_in_brackets_are_shown_as_they_are(tmp_path: Path, capsys: pytest.
 def test_the_summary_says_why_fine_tuning_is_not_used(
     reason: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    one = Evaluation([Sample(Path("a.png"))], torch.zeros(1, 1), torch.zeros(1), [0], None, torch.zeros(1, 4, 4) > 0)
+    one = Evaluation(
+        [Sample(Path("a.png"))], torch.zeros(1, 1), torch.zeros(1), [0], None, torch.zeros(1, 4, 4) > 0, Frame(4, 4)
+    )
     state = {"image_auroc": None}
     forgetting = {"fine_tuning_used": False, "history": [], **({"skipped": reason} if reason else {})}
     decided = decisions(Calibration.of(torch.zeros(9), torch.zeros(9, 1), "none"), one, np.inf)

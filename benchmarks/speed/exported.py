@@ -17,6 +17,7 @@ from benchmarks.speed.scoring import SIZE, images, models
 from benchmarks.speed.timing import Row, interleaved
 from gaussad_pl.backbones.folding import folded
 from gaussad_pl.calibration.conformal import Calibration
+from gaussad_pl.data.frame import Frame
 from gaussad_pl.data.images import read_image
 from gaussad_pl.data.loading import decoded
 from gaussad_pl.inference.detector import Detector
@@ -66,7 +67,7 @@ def detectors() -> Iterator[tuple[str, Detector]]:
 def _rows(name: str, detector: Detector, paths: list[Path], repeats: int) -> list[Row]:
     from gaussad_pl.export import onnx_model, to_onnx
 
-    files = onnx_model(detector), to_onnx(Bare(detector).eval(), detector.size, ["level"]).SerializeToString()
+    files = onnx_model(detector), to_onnx(Bare(detector).eval(), detector.frame, ["level"]).SerializeToString()
     threshold = detector.threshold(0.1).value
     rows = []
     for runtime in RUNTIMES:
@@ -91,10 +92,10 @@ def _rows(name: str, detector: Detector, paths: list[Path], repeats: int) -> lis
             rows.append(Row(2, f"{where}, batch {batch}", times["whole"] / times["eager"], "eager torch, 1 thread"))
         candidates = {
             "bare": lambda bare=bare, x=x: [bare(x[i : i + 1]) for i in range(len(paths))],  # type: ignore[misc]
-            "in turns": lambda: [verdict(read_image(path, SIZE)) for path in paths],
+            "in turns": lambda: [verdict(read_image(path, Frame(SIZE, SIZE))) for path in paths],
             "ahead": lambda: [
                 verdict(pixels.permute(1, 2, 0).contiguous().numpy())
-                for _, pixels in decoded(paths, SIZE, ahead=4)
+                for _, pixels in decoded(paths, Frame(SIZE, SIZE), ahead=4)
                 if isinstance(pixels, Tensor)
             ],
         }

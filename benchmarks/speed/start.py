@@ -17,6 +17,7 @@ from PIL import Image
 from torchvision.io import decode_image, read_file
 
 from benchmarks.speed.timing import Row, interleaved
+from gaussad_pl.data.frame import Frame
 from gaussad_pl.data.loading import load_images
 
 COUNT = 64  # PNGs
@@ -95,7 +96,7 @@ def decoding(folder: Path, repeats: int) -> list[Row]:
 
         return run
 
-    ours = {"ours": lambda: load_images(paths, 224, None, "")}
+    ours = {"ours": lambda: load_images(paths, Frame(224, 224), None, "")}
     times = interleaved({**ours, **{name: on_all_cores(read) for name, read in readers.items()}}, repeats)
     fastest = min(readers, key=lambda name: times[name])
     rows = [

@@ -26,7 +26,10 @@ public:
         const auto held = session_.GetModelMetadata().LookupCustomMetadataMapAllocated("gaussad_pl", allocator);
         if (!held) throw std::runtime_error("not a detector from gaussad_pl.export");
         const std::string header = held.get();
-        size_ = std::atoi(value(header, "size"));
+        height_ = std::atoi(value(header, "height"));
+        width_ = std::atoi(value(header, "width"));
+        const std::string fit = value(header, "fit");
+        fit_ = fit.compare(0, 5, "\"pad\"") == 0 ? Fit::pad : fit.compare(0, 6, "\"crop\"") == 0 ? Fit::crop : Fit::squash;
         const std::string threshold = value(header, "threshold");
         decides_ = threshold.compare(0, 4, "null") != 0;
         if (decides_) threshold_ = std::strtod(threshold.c_str(), nullptr);
@@ -36,11 +39,11 @@ public:
     bool decides() const { return decides_; }
 
     Judgement judge(const Image& image) {
-        Image square = resized(image, size_, size_);
-        const std::array<std::int64_t, 4> shape{1, size_, size_, 3};
+        Image input_image = fitted(image, width_, height_, fit_);
+        const std::array<std::int64_t, 4> shape{1, height_, width_, 3};
         const auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
         const auto input = Ort::Value::CreateTensor<std::uint8_t>(
-            memory, square.pixels.data(), square.pixels.size(), shape.data(), shape.size());
+            memory, input_image.pixels.data(), input_image.pixels.size(), shape.data(), shape.size());
         const char* inputs[] = {"images"};
         const char* outputs[] = {"score", "p_value"};
         const auto found = session_.Run(Ort::RunOptions{nullptr}, inputs, &input, 1, outputs, 2);
@@ -50,7 +53,7 @@ public:
     }
 
 private:
-    // The place of a value in the header, which is JSON without nested "size" or "threshold".
+    // The place of a value in the header, which is JSON without nested keys of these names.
     static const char* value(const std::string& header, const std::string& name) {
         const auto place = header.find('"' + name + "\": ");
         if (place == std::string::npos) throw std::runtime_error("the detector has no " + name);
@@ -59,7 +62,8 @@ private:
 
     Ort::Env environment_{ORT_LOGGING_LEVEL_ERROR, "gaussad_pl"};
     Ort::Session session_;
-    int size_ = 0;
+    int height_ = 0, width_ = 0;
+    Fit fit_ = Fit::squash;
     bool decides_ = false;
     double threshold_ = 0;
 };

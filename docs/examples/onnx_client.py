@@ -23,7 +23,8 @@ class Client:
     """An exported detector.
 
     Attributes:
-        size: side in pixels of the images that the graph takes.
+        height, width: of the images that the graph takes, in pixels.
+        fit: how images are fitted to it: "squash", "pad" or "crop".
         threshold: scores above it are bad; None if there were too few calibration images to decide.
         undecided: the reason, if there is no threshold.
     """
@@ -32,13 +33,15 @@ class Client:
         self.session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         metadata = self.session.get_modelmeta().custom_metadata_map
         header = json.loads(metadata["gaussad_pl"])
-        self.size: int = header["size"]
+        self.height: int = header["height"]
+        self.width: int = header["width"]
+        self.fit: str = header["fit"]
         self.threshold: float | None = header["threshold"]
         self.undecided: str = header["undecided"]
         self.calibration = np.array(json.loads(metadata["calibration"])["scores"])  # in ascending order
 
     def judge(self, image: np.ndarray) -> tuple[str, float]:
-        """Return verdict and p-value of an RGB image ``(size, size, 3)`` uint8."""
+        """Return verdict and p-value of an RGB image ``(height, width, 3)`` uint8."""
         (score,) = self.session.run(["score"], {"images": image[None]})[0].astype(float)
         larger = len(self.calibration) - np.searchsorted(self.calibration, score)
         p_value = (1 + larger) / (1 + len(self.calibration))
@@ -47,10 +50,11 @@ class Client:
         return "good" if score <= self.threshold else "bad", p_value
 
 
-def read(path: str | Path, size: int) -> np.ndarray:
-    """Decode an image to RGB ``(size, size, 3)`` uint8 as in training; other ways give other scores."""
+def read(path: str | Path, height: int, width: int, fit: str) -> np.ndarray:
+    """Decode an image to RGB ``(height, width, 3)`` uint8 as in training; other ways give other scores."""
     with Image.open(path, formats=FORMATS) as file:
-        file.draft(None, (2 * size, 2 * size))  # a JPEG file is decoded at a fraction of its size
+        side = 2 * max(height, width)
+        file.draft(None, (side, side))  # a JPEG file is decoded at a fraction of its size
         image = ImageOps.exif_transpose(file)
         if image.mode.startswith("I"):  # 16 bits
             image = Image.fromarray(np.rint(np.asarray(image) * np.float32(255 / 65535)).astype(np.uint8))
@@ -58,7 +62,29 @@ def read(path: str | Path, size: int) -> np.ndarray:
             raise ValueError("floating-point images are for gaussad_pl.predict: convert it to 8 or 16 bits")
         if image.mode == "RGBA":  # dropped before resizing, which would weight the colours with it
             image = Image.merge("RGB", image.split()[:3])
-        return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
+        return fitted(image.convert("RGB"), height, width, fit)
+
+
+def fitted(image: Image.Image, height: int, width: int, fit: str) -> np.ndarray:
+    """Squash, pad or crop an image to ``(height, width, 3)``."""
+    taken, filled = image.size, (width, height)
+    if fit == "pad":
+        filled = largest(image.size, within=filled)
+    elif fit == "crop":
+        taken = largest(filled, within=image.size)
+    left, top = (image.width - taken[0]) // 2, (image.height - taken[1]) // 2
+    content = image.resize(filled, Image.Resampling.BILINEAR, (left, top, left + taken[0], top + taken[1]))
+    across, down = width - filled[0], height - filled[1]
+    margins = (down // 2, down - down // 2), (across // 2, across - across // 2), (0, 0)
+    return np.pad(np.asarray(content), margins, "edge")
+
+
+def largest(proportions: tuple[int, int], within: tuple[int, int]) -> tuple[int, int]:
+    """Return the largest size (width, height) of these proportions within another one."""
+    (width, height), (most_wide, most_high) = proportions, within
+    if width * most_high >= height * most_wide:
+        return most_wide, max(1, (2 * height * most_wide + width) // (2 * width))
+    return max(1, (2 * width * most_high + height) // (2 * height)), most_high
 
 
 def main(arguments: list[str]) -> int:
@@ -72,7 +98,7 @@ def main(arguments: list[str]) -> int:
         code = 3
     for path in arguments[1:]:
         try:
-            image = read(path, client.size)
+            image = read(path, client.height, client.width, client.fit)
         except Exception as error:  # decoders raise almost anything when given garbage
             print(f"cannot read {path} ({error})", file=sys.stderr)
             code = 1

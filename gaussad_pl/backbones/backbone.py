@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from gaussad_pl.backbones.tiling import Tiling
 from gaussad_pl.backbones.weights import exact_tag, load_pretrained
 from gaussad_pl.errors import UserError
 from gaussad_pl.fingerprints import tensors_sha256
@@ -24,13 +26,14 @@ class Level:
     Attributes:
         index: position among all feature maps of the network, starting from the shallowest.
         channels: number of channels, C.
-        side: height and width in cells.
-        reduction: side of the image divided by the side of the map, as in timm's feature info.
+        height, width: in cells.
+        reduction: side of a tile divided by the side of its map, as in timm's feature info.
     """
 
     index: int
     channels: int
-    side: int
+    height: int
+    width: int
     reduction: int
 
 
@@ -45,7 +48,9 @@ class Backbone(nn.Module):
         name: timm model name; with its tag (``tf_efficientnet_b4.aa_in1k``) it always refers to the same weights.
         weights: "auto", "bundled", "hub", "random" or a file; see `gaussad_pl.backbones.weights.load_pretrained`.
         levels: indices of the levels to use; None for all.
-        image_size: side of the square input images in pixels.
+        image_size: side of the square input of the network in pixels.
+        tiles: rows and columns of tiles of this size that an image consists of; see `gaussad_pl.backbones.tiling`.
+        roi: region of interest, ``(H, W)`` bool; pixels outside of it are blanked, and do not count in pooled features.
 
     Attributes:
         name: timm model name with its tag.
@@ -60,13 +65,22 @@ class Backbone(nn.Module):
     model: Any  # timm's models share `forward_intermediates`, but no base class that declares it
     scale: Tensor
     offset: Tensor
+    roi: Tensor | None
 
     def __init__(
-        self, name: str, weights: str = "auto", levels: Sequence[int] | None = None, image_size: int = 224
+        self,
+        name: str,
+        weights: str = "auto",
+        levels: Sequence[int] | None = None,
+        image_size: int = 224,
+        tiles: Sequence[int] = (1, 1),
+        roi: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.name = exact_tag(name)
         self.image_size = image_size
+        rows, columns = tiles
+        self.tiling = Tiling(rows, columns, image_size)
         self.model, self.source = load_pretrained(self.name, weights, image_size)
         random = self.source.text == "random"
         self.weights_sha256 = None if random else tensors_sha256(self.model.state_dict())
@@ -76,6 +90,7 @@ class Backbone(nn.Module):
         mean, std = torch.tensor(config["mean"]).reshape(3, 1, 1), torch.tensor(config["std"]).reshape(3, 1, 1)
         self.register_buffer("scale", 1 / (255 * std), persistent=False)
         self.register_buffer("offset", -mean / std, persistent=False)
+        self.register_buffer("roi", roi)
         self.eval()
         self.model.to(memory_format=torch.channels_last)  # nearly twice as fast on CPUs
         self._options = {"extra_blocks": True} if _accepts_extra_blocks(self.model) else {}
@@ -85,10 +100,21 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Return feature maps of the selected levels, a list of ``(N, C, h, w)``, for uint8 images ``(N, 3, H, W)``."""
-        return self.maps(torch.addcmul(self.offset, images, self.scale).contiguous(memory_format=torch.channels_last))
+        return self.join(self.maps(self.tiles(images)))
+
+    def tiles(self, images: Tensor) -> Tensor:
+        """Return normalised tiles of uint8 images ``(N, 3, H, W)``, blank outside of the region of interest."""
+        x = torch.addcmul(self.offset, images, self.scale)
+        if self.roi is not None:
+            x *= self.roi
+        return self.tiling.split(x).contiguous(memory_format=torch.channels_last)
+
+    def join(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Join the feature maps of tiles to those of images."""
+        return [self.tiling.join(level) for level in maps]
 
     def maps(self, x: Tensor) -> list[Tensor]:
-        """Return feature maps like `forward`, but for normalised images ``(N, 3, H, W)``."""
+        """Return the feature maps of normalised tiles ``(T, 3, size, size)``."""
         middle = [i for i in self.indices if i < self._count]
         wants_head = len(middle) < len(self.indices)
         final, maps = self.model.forward_intermediates(
@@ -99,7 +125,11 @@ class Backbone(nn.Module):
 
     def pooled(self, images: Tensor) -> list[Tensor]:
         """Return the globally average-pooled features of the selected levels: a list of ``(N, C)``."""
-        return pool(self(images))
+        return self.pool(self(images))
+
+    def pool(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Average each feature map ``(N, C, h, w)`` over the region of interest: a list of ``(N, C)``."""
+        return pool(maps, self.roi)
 
     @property
     def frozen_levels(self) -> int:
@@ -149,18 +179,27 @@ class Backbone(nn.Module):
         has_head = final.shape[2:] == maps[-1].shape[2:] and final.shape[1] != maps[-1].shape[1]
         outputs = [*maps, final] if has_head else maps
         levels = [
-            Level(i, o.shape[1], o.shape[-1], round(self.image_size / o.shape[-1])) for i, o in enumerate(outputs)
+            Level(i, o.shape[1], *self.tiling.cells(o.shape[-1]), round(self.image_size / o.shape[-1]))
+            for i, o in enumerate(outputs)
         ]
         return len(maps), has_head, levels
 
 
-def pool(maps: Sequence[Tensor]) -> list[Tensor]:
-    """Average each feature map ``(N, C, h, w)`` over its cells: a list of ``(N, C)``.
+def pool(maps: Sequence[Tensor], roi: Tensor | None = None) -> list[Tensor]:
+    """Average each feature map ``(N, C, h, w)`` over its cells, or over a region ``(H, W)``: a list of ``(N, C)``.
 
     >>> [features.shape for features in pool([torch.zeros(2, 16, 8, 8), torch.zeros(2, 32, 4, 4)])]
     [torch.Size([2, 16]), torch.Size([2, 32])]
     """
-    return [feature_map.mean((-2, -1)) for feature_map in maps]
+    if roi is None:
+        return [feature_map.mean((-2, -1)) for feature_map in maps]
+    return [(level * cell_weights(roi, (level.shape[2], level.shape[3]))).sum((-2, -1)) for level in maps]
+
+
+def cell_weights(roi: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Weights of the cells of a feature map in its average over a region ``(H, W)``, of the given shape, sum 1."""
+    covered = F.adaptive_avg_pool2d(roi[None].float(), shape)[0]
+    return covered / covered.sum()
 
 
 def _accepts_extra_blocks(model: Any) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor, nn
 
-from gaussad_pl.backbones.backbone import Backbone, pool
+from gaussad_pl.backbones.backbone import Backbone
 
 LIMIT = 4 * 2**30  # bytes in the cache; batches that do not fit run through the frozen stages each time
 
@@ -42,31 +42,40 @@ class FrozenStages:
                     return
 
     def before(self, images: Tensor) -> list[Tensor]:
-        """Return the maps before the cut of ``images`` ``(N, 3, H, W)``, uint8; an empty list without a cut."""
-        return self._front(images) if self.cut else []
+        """Return the maps before the cut of ``images`` ``(N, 3, H, W)``, uint8, as ``(N, tiles, C, h, w)``.
+
+        Without a cut, the list is empty.
+        """
+        if not self.cut:
+            return []
+        return [level.unflatten(0, (len(images), -1)) for level in self._front.maps(self.backbone.tiles(images))]
 
     def behind(self, rest: Backbone, images: Tensor, before: Sequence[Tensor]) -> list[Tensor]:
         """Return all maps of ``images``, given those ``before`` the cut; ``rest`` is `rest` or a copy of it."""
-        return [*before, *rest.maps(before[-1])[self.cut :]] if self.cut else rest(images)
+        if not self.cut:
+            return rest(images)
+        tiles = [level.flatten(0, 1) for level in before]
+        return rest.join([*tiles, *rest.maps(tiles[-1])[self.cut :]])
 
     def __contains__(self, key: Hashable) -> bool:
         return key in self._cache
 
-    def remember(self, key: Hashable, images: Tensor, maps: Sequence[Tensor]) -> None:
-        """Cache a batch: the map at the cut (or the images) and the pooled features of the levels before it."""
-        if key in self._cache:
-            return
-        stem, features = maps[self.cut - 1] if self.cut else images, pool(maps[: self.cut])
+    def maps(self, key: Hashable, images: Tensor) -> list[Tensor]:
+        """Return all maps of a batch, and cache that at the cut (or the images) and the pooled features before it."""
+        tiles = self.backbone.maps(self.backbone.tiles(images))
+        maps = self.backbone.join(tiles)
+        stem, features = tiles[self.cut - 1] if self.cut else images, self.backbone.pool(maps[: self.cut])
         size = sum(part.nbytes for part in (stem, *features))
-        if size <= self._free:
+        if key not in self._cache and size <= self._free:
             self._free -= size
             self._cache[key] = (stem, features)
+        return maps
 
     def features(self, key: Hashable) -> list[Tensor]:
         """Return the pooled features of all levels for a cached batch and the current weights: a list of ``(N, C)``."""
         stem, features = self._cache[key]
-        maps = self.rest.maps(stem)[self.cut :] if self.cut else self.backbone(stem)
-        return [*features, *pool(maps)]
+        maps = self.rest.join(self.rest.maps(stem)[self.cut :]) if self.cut else self.backbone(stem)
+        return [*features, *self.backbone.pool(maps)]
 
 
 def _reproduces(rest: Backbone, maps: Sequence[Tensor], cut: int) -> bool:

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gaussad_pl.backbones.backbone import pool
 from gaussad_pl.calibration.conformal import Calibration
 from gaussad_pl.calibration.folds import folds_for
 from gaussad_pl.data.base import ImageDataModule
@@ -22,7 +21,6 @@ from gaussad_pl.data.part_features import middle, whitened
 from gaussad_pl.data.splitting import partition
 from gaussad_pl.density.gaussian import SingularCovarianceError
 from gaussad_pl.density.moments import Moments, merge, moments, update_moments
-from gaussad_pl.model.anomaly_maps import smooth
 from gaussad_pl.model.detection import Detection
 from gaussad_pl.model.model import GaussianModel, level_distances
 from gaussad_pl.progress import tracked
@@ -147,7 +145,7 @@ def _moments(model: GaussianModel, data: ImageDataModule, images: list[int], poo
     if not augmented:
         return total
     for batch in data.reference_dataloader(images, augmented):
-        total = update_moments(total, pool(model.backbone(batch["image"].to(model.level_weights.device))))
+        total = update_moments(total, model.backbone.pooled(batch["image"].to(model.level_weights.device)))
     return total
 
 
@@ -174,7 +172,7 @@ def _with_maps(model: GaussianModel, pooled: Tensor, estimate: Iterable[Tensor],
     gaussians.estimate()
     scores, first = [], 0
     for batch in score:
-        maps = smooth(head.place(gaussians(batch)))
+        maps = head.smooth(head.place(gaussians(batch)))
         scores.append(model.segmenter.score(pooled[first : first + len(batch)], maps))
         first += len(batch)
     return torch.cat(scores)
@@ -197,7 +195,7 @@ class _Patches:
                 batch = self._by_image(self.model.segmenter.head.patches(maps))
                 if len(images) * batch[0].nbytes <= CACHE:
                     cached.append(batch.cpu())
-            yield [self._by_image(level) for level in pool(maps)]
+            yield [self._by_image(level) for level in self.model.backbone.pool(maps)]
         self.cached = [patches for batch in cached for patches in batch] or None
 
     def patches(self, images: list[int], chosen: list[int], copies: bool = False) -> Iterator[Tensor]:

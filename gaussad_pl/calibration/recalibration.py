@@ -16,13 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gaussad_pl.backbones.backbone import pool
 from gaussad_pl.calibration.conformal import Calibration
 from gaussad_pl.calibration.folds import folds_for
 from gaussad_pl.data.near_duplicates import near_duplicates
 from gaussad_pl.data.part_features import middle, whitened
 from gaussad_pl.data.splitting import partition
-from gaussad_pl.model.anomaly_maps import map_score
 from gaussad_pl.model.detection import Detection
 from gaussad_pl.model.model import GaussianModel
 
@@ -56,7 +54,7 @@ def recalibrate(model: GaussianModel, images: Tensor, move_means: bool) -> tuple
 
     Args:
         model: the model; it is not changed.
-        images: ``(N, 3, size, size)`` uint8, at least two.
+        images: ``(N, 3, height, width)`` uint8, at least two.
         move_means: also move the means of the Gaussians to the new images, see `moved`.
 
     Returns:
@@ -84,7 +82,7 @@ def recalibrate(model: GaussianModel, images: Tensor, move_means: bool) -> tuple
     scores = found.scores
     if result.segmenter is not None:
         assert found.maps is not None
-        pooled, mapped = result.scores(found.distances.double()).cpu(), map_score(found.maps)
+        pooled, mapped = result.scores(found.distances.double()).cpu(), result.segmenter.map_score(found.maps)
         result.segmenter.set_contour(found.maps)
         result.segmenter.set_units(pooled, mapped)
         units = result.segmenter
@@ -94,11 +92,13 @@ def recalibrate(model: GaussianModel, images: Tensor, move_means: bool) -> tuple
 
 
 def deviations(model: GaussianModel, images: Tensor) -> Deviations:
-    """Compute the deviations of images ``(N, 3, size, size)`` uint8 from the Gaussians of a model."""
+    """Compute the deviations of images ``(N, 3, height, width)`` uint8 from the Gaussians of a model."""
     levels, patches = [], []
     for batch in images.split(BATCH):
         maps = model.backbone(batch.to(model.level_weights.device))
-        levels.append([level - gaussian.mean for level, gaussian in zip(pool(maps), model.gaussians, strict=True)])
+        levels.append(
+            [level - gaussian.mean for level, gaussian in zip(model.backbone.pool(maps), model.gaussians, strict=True)]
+        )
         if model.segmenter is not None:
             head = model.segmenter.head
             patches.append(head.gaussians.deviations(head.patches(maps)))
@@ -135,7 +135,7 @@ def shift(deviations: Tensor) -> Tensor:
 
 
 def score(model: GaussianModel, images: Tensor) -> Detection:
-    """Score images ``(N, 3, size, size)`` uint8, on the CPU."""
+    """Score images ``(N, 3, height, width)`` uint8, on the CPU."""
     return Detection.join([model(batch.to(model.level_weights.device)).cpu() for batch in images.split(BATCH)])
 
 

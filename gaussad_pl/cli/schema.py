@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 from gaussad_pl.augment import VICINAL, Nuisance
 from gaussad_pl.backbones.backbone import Backbone
+from gaussad_pl.backbones.tiling import tile_counts
 from gaussad_pl.data.demo import Demo
 from gaussad_pl.data.folder import Folder
 from gaussad_pl.data.mvtec import MVTec
@@ -34,7 +35,12 @@ from gaussad_pl.training.ranking import Ranking
 
 OURS = (MVTec, Folder, Demo, GaussianAD, AverageWeights, ForgettingStop, Ranking, top_k)
 NESTED = {"nuisance": Nuisance, "backbone": Backbone, "segmentation": Segmenter}  # groups without a _target_
-NOT_SET = {Segmenter: ("levels",), top_k: ("signals",)}  # arguments that are not settings
+NOT_SET = {
+    Segmenter: ("levels", "roi"),
+    Backbone: ("roi", "tiles"),
+    GaussianAD: ("roi",),
+    top_k: ("signals",),
+}  # arguments that are not settings
 STRICT = ConfigDict(strict=True, extra="forbid")
 OPEN = ConfigDict(strict=True, extra="allow")
 
@@ -73,6 +79,13 @@ def _below_folds(fold: int, info: ValidationInfo) -> int:
     return fold
 
 
+def _are_tiles(value: int | str) -> bool:
+    try:
+        return bool(tile_counts(value))
+    except ValueError:
+        return False
+
+
 WEIGHTS = ("auto", "bundled", "hub", "random")
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -92,6 +105,10 @@ LIMITS: dict[str, Any] = {
     **dict.fromkeys(("light_copies", "moved_copies", "warmup_steps"), Count),
     **dict.fromkeys(("batch_size", "eval_batch_size", "patience", "k"), Positive),
     "steps_per_epoch": Positive | None,
+    "tiles": Annotated[
+        int | str, _must(_are_tiles, "rows x columns of tiles, as in 2x3, or one number for both, at least 1")
+    ],
+    "roi": Annotated[str | None, _must(lambda value: Path(value).is_file(), "the file of a mask")],
     "holdout": Annotated[float, Field(gt=0, lt=1)],
     "weights": Annotated[
         str, _must(lambda value: value in WEIGHTS or Path(value).is_file(), f"{', '.join(WEIGHTS)} or a file")

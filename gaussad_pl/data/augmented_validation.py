@@ -9,12 +9,15 @@ from torch import Tensor
 from torch.utils.data import Dataset, StackDataset
 
 from gaussad_pl.augment import vicinal_copies
+from gaussad_pl.augment.drawing import Mask
 
 COPIED = 60  # least images of each group of the validation: fewer held-out images are copied several times
 MOST_COPIES = 10
 
 
-def augmented_validation(held_out: Tensor, augmentations: Mapping[str, float], seed: int) -> Dataset[dict[str, Tensor]]:
+def augmented_validation(
+    held_out: Tensor, augmentations: Mapping[str, float], seed: int, roi: Mask | None = None
+) -> Dataset[dict[str, Tensor]]:
     """Combine held-out good images (group 0) with one copy of each by every augmentation (groups 1, 2, ...).
 
     A few held-out images are repeated, with different copies of each.
@@ -23,6 +26,7 @@ def augmented_validation(held_out: Tensor, augmentations: Mapping[str, float], s
         held_out: ``(N, 3, H, W)`` uint8.
         augmentations: name -> strength.
         seed: of the copies.
+        roi: region of interest, ``(H, W)``, outside of which copies are unchanged.
 
     Returns:
         Items with ``image``; ``group``; ``mask``, the pixels that the augmentation changed; and ``source``, the number
@@ -30,7 +34,7 @@ def augmented_validation(held_out: Tensor, augmentations: Mapping[str, float], s
     """
     repeats = min(MOST_COPIES, -(-COPIED // len(held_out)))
     normal = held_out.repeat(repeats, 1, 1, 1)
-    augmented = [vicinal_copies(normal, name, strength, seed) for name, strength in augmentations.items()]
+    augmented = [vicinal_copies(normal, name, strength, seed, roi) for name, strength in augmentations.items()]
     copies, masks = zip(*augmented, strict=True)
     return StackDataset(
         image=torch.cat([normal, *copies]),  # type: ignore[arg-type]  # accepts tensors, contrary to its annotations

@@ -34,7 +34,7 @@ class ImageDataModule(ImageSets):
 
     def _pair_loader(self, batches: Iterable[list[PairDraw]]) -> DataLoader[dict[str, Tensor]]:
         half = {index: number for number, part in enumerate(self.halves) for index in part}
-        return DataLoader(Pairs(self.good_images, self.damages, half), batch_size=None, sampler=batches)
+        return DataLoader(Pairs(self.good_images, self.damages, half, self.frame.roi), batch_size=None, sampler=batches)
 
     def reference_dataloader(
         self, images: Sequence[int] | None = None, views: Sequence[int] | None = None

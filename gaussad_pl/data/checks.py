@@ -5,6 +5,7 @@ Only the headers of images are read; masks are small and decoded once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gaussad_pl.data.frame import Frame
 from gaussad_pl.data.images import MASK_SIZE, image_size, read_mask
 from gaussad_pl.data.samples import Sample
 from gaussad_pl.errors import UserError
@@ -43,18 +45,19 @@ def readable(paths: Sequence[Path]) -> None:
     _each(image_size, paths, "images")
 
 
-def read_masks(samples: Sequence[Sample]) -> list[NDArray[np.bool_] | None]:
-    """Read the mask of each sample, bool ``(256, 256)``; None for samples without one.
+def read_masks(samples: Sequence[Sample], frame: Frame) -> list[NDArray[np.bool_] | None]:
+    """Read the mask of each sample, fitted to the frame, bool ``(256, 256)``; None for samples without one.
 
     Raises:
         UserError: a mask cannot be read, or its aspect ratio differs from that of its image.
     """
     masked = [sample for sample in samples if sample.mask is not None]
-    wrong = [mismatch for mismatch in _each(_mask_mismatch, masked, "masks") if mismatch]
+    paths = [sample.mask for sample in masked if sample.mask is not None]
+    pairs = zip(paths, (sample.path for sample in masked), strict=True)
+    wrong = [f"mask {mismatch}" for mismatch in _each(_mismatch, list(pairs), "masks") if mismatch]
     if wrong:
         raise UserError(f"{wrong[0]} ({len(wrong)} of {len(masked)} masks): draw masks on the original images")
-    paths = [sample.mask for sample in samples if sample.mask is not None]
-    masks = iter(_each(lambda path: read_mask(path, MASK_SIZE), paths, "masks"))
+    masks = iter(_each(lambda path: read_mask(path, frame, MASK_SIZE), paths, "masks"))
     return [None if sample.mask is None else next(masks) for sample in samples]
 
 
@@ -73,15 +76,33 @@ def not_all_the_same(images: Tensor, paths: Sequence[Path]) -> None:
         )
 
 
-def _mask_mismatch(sample: Sample) -> str | None:
+def roi_fits(roi: Path, images: Sequence[Path]) -> None:
+    """Raise a UserError if the aspect ratio of the region of interest differs from that of an image."""
+    wrong = [mismatch for mismatch in _each(_mismatch, [(roi, image) for image in images], "images") if mismatch]
+    if wrong:
+        raise UserError(f"data.roi={wrong[0]} ({len(wrong)} of {len(images)} images): draw it on one of the images")
+
+
+def has_detail(frame: Frame, paths: Sequence[Path]) -> None:
+    """Raise a UserError if tiles would enlarge every image: there would be nothing more to see in them."""
+    sizes = _each(image_size, paths, "images")
+    if all(width < frame.width and height < frame.height for width, height in sizes):
+        path, (width, height) = max(zip(paths, sizes, strict=True), key=lambda each: math.prod(each[1]))
+        raise UserError(
+            f"data.tiles need images of {frame.width} x {frame.height} pixels, the largest, {path}, has only {width} x "
+            f"{height}: set fewer data.tiles, or a smaller backbone.image_size"
+        )
+
+
+def _mismatch(pair: tuple[Path, Path]) -> str | None:
     """Describe a mask whose aspect ratio differs from that of its image by more than rounding; None if it fits."""
-    assert sample.mask is not None
+    mask, image = pair
     for whole in (False, True):  # decode before complaining: some files store their orientation after the pixels
-        width, height = image_size(sample.path, whole)
-        mask_width, mask_height = image_size(sample.mask, whole)
+        width, height = image_size(image, whole)
+        mask_width, mask_height = image_size(mask, whole)
         if abs(mask_width * height - mask_height * width) <= width + height:
             return None
-    return f"mask {sample.mask} has {mask_width} x {mask_height} pixels, its image {sample.path} {width} x {height}"
+    return f"{mask} has {mask_width} x {mask_height} pixels, its image {image} {width} x {height}"
 
 
 def _each(read: Callable[[T], object], items: Sequence[T], what: str) -> list:

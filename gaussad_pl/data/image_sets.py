@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,13 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, StackDataset, Subset
 
 from gaussad_pl.augment import Nuisance
+from gaussad_pl.backbones.tiling import Tiling, tile_counts
 from gaussad_pl.data import checks
 from gaussad_pl.data.augmented_validation import augmented_validation
 from gaussad_pl.data.batches import View
+from gaussad_pl.data.frame import Fit, Frame
 from gaussad_pl.data.grouping import AUTO, Grouping, Split, split_images
+from gaussad_pl.data.images import read_roi
 from gaussad_pl.data.loading import load_images
 from gaussad_pl.data.near_duplicates import in_order
 from gaussad_pl.data.part_features import Features
@@ -40,7 +44,7 @@ class ImageSets(L.LightningDataModule, ABC):
 
     Args:
         name: name of the dataset, for results and folders.
-        image_size: side in pixels to which images are resized once.
+        image_size: side in pixels of a tile; images are resized once.
         folds: number of folds for the training images. Fold `fold` is held out for validation, up to 500 images of it.
             0: no validation, and the Gaussian is estimated from every training image.
         fold: the fold that is held out.
@@ -62,6 +66,9 @@ class ImageSets(L.LightningDataModule, ABC):
             `gaussad_pl.data.grouping.Grouping`.
         damages: name -> strength of the damaged copies that the loss and the damage weight use.
         pairs: train on pairs of a good image and a damaged copy of it, instead of on views of good images.
+        fit: how images of other proportions become square; see `gaussad_pl.data.frame.Frame`.
+        tiles: rows and columns of overlapping tiles that an image consists of, as in "2x3", or one number for both.
+        roi: file of the region of interest, black where nothing is inspected; None to inspect whole images.
 
     Attributes:
         holdout: fraction of the good images that is kept for the test if all test images are bad; None for none.
@@ -90,6 +97,9 @@ class ImageSets(L.LightningDataModule, ABC):
         damages: Mapping[str, float] = DAMAGES,
         pairs: bool = False,
         symmetry: str = "none",
+        fit: Fit = "squash",
+        roi: str | None = None,
+        tiles: int | str = 1,
     ) -> None:
         super().__init__()
         if folds == 1 or folds < 0 or not 0 <= fold < max(folds, 1):
@@ -106,7 +116,9 @@ class ImageSets(L.LightningDataModule, ABC):
         if not 0 <= seed < 2**32:
             raise UserError(f"seed={seed}: expected a number from 0 to 2**32 - 1")
         self.name = name
-        self.image_size = image_size
+        self.roi = Path(roi) if roi else None
+        self.tiling = Tiling(*tile_counts(tiles), image_size)
+        self._whole = Frame(*self.tiling.shape, fit)
         self.folds = folds
         self.fold = fold
         self.seed = seed
@@ -116,6 +128,11 @@ class ImageSets(L.LightningDataModule, ABC):
         light, moved = Nuisance(**{**nuisance, "shift": 0, "scale": 0, "rotate": 0}), Nuisance(**nuisance)
         self._nuisances = [None, *[light] * light_copies, *[moved] * moved_copies]
         self.symmetry = symmetry
+        if symmetry != AUTO_SYMMETRY and ORIENTATIONS[symmetry] > self.possible_orientations:
+            raise UserError(
+                f"data.symmetry={symmetry} turns images, which neither a region of interest nor rows and columns of "
+                "tiles that differ allow: set data.symmetry=none, or leave out data.roi and data.tiles"
+            )
         self.orientations = ORIENTATIONS.get(symmetry, 1)
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
@@ -127,10 +144,36 @@ class ImageSets(L.LightningDataModule, ABC):
     def scan(self) -> Samples:
         """Find the images. Called once."""
 
+    @cached_property
+    def frame(self) -> Frame:
+        """The frame that images are fitted to, with the region of interest.
+
+        Raises:
+            UserError: the file of the region cannot be read, or the region is empty.
+        """
+        return self._whole if self.roi is None else replace(self._whole, roi=read_roi(self.roi, self._whole))
+
+    @property
+    def tiles(self) -> list[int]:
+        """Rows and columns of the tiles of an image."""
+        return [self.tiling.rows, self.tiling.columns]
+
+    @property
+    def region(self) -> Tensor | None:
+        """The region of interest, ``(H, W)`` bool; None for whole images."""
+        return None if self.frame.roi is None else torch.from_numpy(self.frame.roi.copy())
+
     @property
     def views(self) -> list[View]:
         """Views of each training image that the Gaussian and the loss use, the `unchanged_views` first."""
         return [(orientation, nuisance) for nuisance in self._nuisances for orientation in range(self.orientations)]
+
+    @property
+    def possible_orientations(self) -> int:
+        """Number of orientations that an image can have: a region of interest lies in one place only."""
+        if self.roi is not None:
+            return ORIENTATIONS["none"]
+        return ORIENTATIONS["all" if self.tiling.rows == self.tiling.columns else "flips"]
 
     @property
     def unchanged_views(self) -> range:
@@ -171,7 +214,12 @@ class ImageSets(L.LightningDataModule, ABC):
         """
         if self._grouping.setting != AUTO:
             _ = self.split
-        checks.readable([sample.path for sample in [*self.samples.train, *self.samples.test]])
+        paths = [sample.path for sample in [*self.samples.train, *self.samples.test]]
+        checks.readable(paths)
+        if self.roi is not None:
+            checks.roi_fits(self.roi, paths)
+        if self.tiling.rows * self.tiling.columns > 1:
+            checks.has_detail(self._whole, paths)
         _ = self._masks
 
     def group_images(self, features: Features) -> None:
@@ -259,7 +307,7 @@ class ImageSets(L.LightningDataModule, ABC):
             raise UserError("no image is held out for validation: set folds=5 (or another number of at least 2)")
         if not self.augmentations:
             raise UserError("the augmented validation has no augmentations: choose augmentation=subtle")
-        return augmented_validation(self.good_images[self.split[1]], self.augmentations, self.seed)
+        return augmented_validation(self.good_images[self.split[1]], self.augmentations, self.seed, self.frame.roi)
 
     @cached_property
     def halves(self) -> list[list[int]]:
@@ -294,7 +342,7 @@ class ImageSets(L.LightningDataModule, ABC):
 
     @cached_property
     def _masks(self) -> list[NDArray[np.bool_] | None]:
-        return checks.read_masks(self.samples.test)
+        return checks.read_masks(self.samples.test, self.frame)
 
     @cached_property
     def test_masks(self) -> Tensor:
@@ -303,7 +351,7 @@ class ImageSets(L.LightningDataModule, ABC):
 
     def _load(self, samples: Sequence[Sample], what: str) -> Tensor:
         paths = [sample.path for sample in samples]
-        return load_images(paths, self.image_size, self.cache, f"Decoding {len(paths)} {what} images")
+        return load_images(paths, self.frame, self.cache, f"Decoding {len(paths)} {what} images")
 
 
 def _only_bad(samples: Sequence[Sample]) -> bool:

@@ -1,4 +1,4 @@
-"""Decoding of image files and masks into arrays of one size."""
+"""Decoding of image files and masks into arrays that fill a frame."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -9,6 +9,7 @@ from threading import Condition
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from gaussad_pl.data.frame import Frame, resized
 from gaussad_pl.errors import UserError
 
 # Only these decoders are tried, regardless of the suffix: some of Pillow's formats start external programs.
@@ -19,24 +20,23 @@ PIXELS = 2**27  # limit for all images being decoded at once, four bytes each; a
 STRIP = 2**22  # pixels that are converted at once
 
 
-def read_image(path: Path, size: int) -> np.ndarray:
-    """Decode an image to RGB and resize it to a square, ignoring its aspect ratio.
+def read_image(path: Path, frame: Frame) -> np.ndarray:
+    """Decode an image to RGB and fit it to a frame.
 
     EXIF orientation is applied and alpha is dropped. 16-bit images are scaled by their full range (65535 becomes 255),
     even if the camera used only 12 bits; floating-point images by the smallest of 1, 255, 65535 that no value exceeds.
 
     Returns:
-        `(size, size, 3)` uint8.
+        `(height, width, 3)` uint8.
 
     Raises:
         UserError: the file cannot be read, or its values have no obvious scale.
     """
     with _open(path, whole=True) as file:
-        # Decode JPEG at 1/2, 1/4 or 1/8 of its size, but at least twice the target, so that the resize antialiases.
-        file.draft(None, (2 * size, 2 * size))
+        draft(file, frame)
         with _decoding.room(math.prod(file.size)):
             try:
-                return square(file, size)
+                return frame.pixels(upright(file))
             finally:
                 file.close()  # otherwise its pixels would outlive the reservation
 
@@ -75,16 +75,10 @@ def image_size(path: Path, whole: bool = False) -> tuple[int, int]:
         return (height, width) if turned else (width, height)
 
 
-def square(image: Image.Image, size: int) -> np.ndarray:
-    """Convert an image to RGB and resize it to a square, as `read_image` does with a file.
-
-    Returns:
-        `(size, size, 3)` uint8.
-
-    Raises:
-        ValueError: its values have no obvious scale.
-    """
-    return np.asarray(resized(upright(image), (size, size)))
+def draft(file: Image.Image, frame: Frame) -> None:
+    """Have a JPEG file decoded at 1/2, 1/4 or 1/8 of its size, but at least twice the frame: the resize antialiases."""
+    side = 2 * max(frame.height, frame.width)  # of both, as the image may be turned
+    file.draft(None, (side, side))
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -108,14 +102,6 @@ def upright(image: Image.Image) -> Image.Image:
         image = image.copy()
         del image.info["transparency"]
     return image.convert("RGB")
-
-
-def resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Resize an image from `upright` to (width, height) and convert it to RGB, dropping alpha."""
-    if image.mode == "RGBA":  # by band: converting would need the memory of a second full image
-        bands = [image.getchannel(name).resize(size, Image.Resampling.BILINEAR) for name in "RGB"]
-        return Image.merge("RGB", bands)
-    return image.resize(size, Image.Resampling.BILINEAR).convert("RGB")  # greyscale: a third of the work
 
 
 def fitted(image: Image.Image, side: int) -> Image.Image:
@@ -156,29 +142,52 @@ def _scales(values: np.ndarray) -> Sequence[int]:
     return (1, 255, 65535) if values.dtype.kind == "f" else (65535,)
 
 
-def read_mask(path: Path, size: int) -> np.ndarray:
-    """Decode a defect mask: True where the brightest channel exceeds half of the full scale.
+def read_mask(path: Path, frame: Frame, side: int) -> np.ndarray:
+    """Decode a defect mask and fit it to a frame: True where the brightest channel exceeds half of the full scale.
 
     Full scale is the smallest of 1, 255, 65535 that no value exceeds, so masks of 0/1 and of 0/255 work at any depth.
 
     Returns:
-        `(size, size)` bool, resized to a square without interpolation.
+        `(side, side)` bool, the whole frame, resized without interpolation.
 
     Raises:
         UserError: the file cannot be read, or all non-zero values are too small for a mask.
     """
     with _open(path, whole=True) as file:
-        image = ImageOps.exif_transpose(file)
-        if not (image.mode == "L" or _is_deep(image)):
-            image.info.pop("transparency", None)
-            image = image.convert("RGB")
-        values = np.asarray(image)
-        if values.ndim == 3:
-            values = values.max(axis=2)
+        values = _brightest(file)
         mask = values > _full_scale(values.min(), values.max(), (1, 255, 65535)) / 2
         if values.any() and not mask.any():
             raise UserError(f"mask {path} has values up to {values.max()}: expected 0 and 1, or 0 and 255; convert it")
-        return np.asarray(Image.fromarray(mask).resize((size, size), Image.Resampling.NEAREST))
+        return frame.mask(mask, (side, side))
+
+
+def read_roi(path: Path, frame: Frame) -> np.ndarray:
+    """Decode a region of interest, all pixels that are not black, and fit it to a frame.
+
+    Returns:
+        `(height, width)` bool.
+
+    Raises:
+        UserError: the file cannot be read, or the region is empty.
+    """
+    with _open(path, whole=True) as file:
+        values = _brightest(file)
+        if not values.any():
+            raise UserError(f"data.roi={path} is all black: paint white what is to be inspected")
+        region = frame.mask(values > 0, (frame.height, frame.width))
+        if not region.any():
+            raise UserError(f"data.roi={path} has nothing within what data.fit={frame.fit} keeps: set data.fit=pad")
+        return region
+
+
+def _brightest(file: Image.Image) -> np.ndarray:
+    """Return the brightest channel of an upright image, ``(H, W)``."""
+    image = ImageOps.exif_transpose(file)
+    if not (image.mode == "L" or _is_deep(image)):
+        image.info.pop("transparency", None)
+        image = image.convert("RGB")
+    values = np.asarray(image)
+    return values.max(axis=2) if values.ndim == 3 else values
 
 
 class _Decoding:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gaussad_pl.data.frame import Frame
 from gaussad_pl.data.images import read_image
 from gaussad_pl.errors import UserError
 from gaussad_pl.progress import tracked
@@ -30,8 +31,8 @@ MEMORY = 4 * 2**30  # most bytes of decoded images kept in memory
 log = logging.getLogger(__name__)
 
 
-def decoded(paths: Iterable[Path], size: int, ahead: int) -> Iterator[tuple[Path, Tensor | UserError]]:
-    """Yield each path with its image, uint8 ``(3, size, size)``, or with the error, in the order of the paths.
+def decoded(paths: Iterable[Path], frame: Frame, ahead: int) -> Iterator[tuple[Path, Tensor | UserError]]:
+    """Yield each path with its image, uint8 ``(3, height, width)``, or with the error, in the order of the paths.
 
     Threads, as many as torch uses, decode up to ``ahead`` images in advance.
     """
@@ -39,7 +40,7 @@ def decoded(paths: Iterable[Path], size: int, ahead: int) -> Iterator[tuple[Path
     pool = ThreadPoolExecutor(torch.get_num_threads())  # decoding and resizing release the GIL
     try:
         for path in paths:
-            waiting.append((path, pool.submit(read_image, path, size)))
+            waiting.append((path, pool.submit(read_image, path, frame)))
             if len(waiting) > ahead:
                 yield _result(*waiting.popleft())
         while waiting:
@@ -48,47 +49,47 @@ def decoded(paths: Iterable[Path], size: int, ahead: int) -> Iterator[tuple[Path
         pool.shutdown(cancel_futures=True)  # otherwise Ctrl-C would wait for all of them
 
 
-def load_images(paths: Sequence[Path], size: int, cache: Path | None, description: str) -> Tensor:
+def load_images(paths: Sequence[Path], frame: Frame, cache: Path | None, description: str) -> Tensor:
     """Decode all images, with a progress bar titled `description`.
 
     With the folder `cache`, the result is stored there in one file and memory-mapped: it is read as needed, and
-    processes on one machine share the memory. The file name depends on the images' paths, times and sizes, so that
-    changed images are decoded again, as are those of a damaged file. Any number of processes may use the folder at
-    once. Without a folder, images of more than 4 GiB in total are kept in a temporary file, with a warning.
+    processes on one machine share the memory. The file name depends on the frame and on the images' paths, times and
+    sizes, so that changed images are decoded again, as are those of a damaged file. Any number of processes may use the
+    folder at once. Without a folder, images of more than 4 GiB in total are kept in a temporary file, with a warning.
 
     Returns:
-        `(N, 3, size, size)` uint8, contiguous. Treat it as read-only: writing to a memory-mapped one does not
+        `(N, 3, height, width)` uint8, contiguous. Treat it as read-only: writing to a memory-mapped one does not
         change the file, but ends the sharing of memory.
 
     Raises:
         UserError: images cannot be read (names the first and their number), or the cache cannot be written.
     """
-    shape = (len(paths), 3, size, size)
+    shape = (len(paths), 3, frame.height, frame.width)
     if cache is None and math.prod(shape) > MEMORY:
         with TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # the mapped file outlives its name
             log.warning(
-                "%d images of %d px take %.1f GB: kept in a file in %s instead of memory. Set data.cache=folder to "
-                "keep them for later runs, too",
-                *(len(paths), size, math.prod(shape) / 1e9, Path(folder).parent),
+                "%d images of %d x %d px take %.1f GB: kept in a file in %s instead of memory. Set data.cache=folder "
+                "to keep them for later runs, too",
+                *(len(paths), frame.width, frame.height, math.prod(shape) / 1e9, Path(folder).parent),
             )
-            return load_images(paths, size, Path(folder), description)
+            return load_images(paths, frame, Path(folder), description)
     if cache is None or not paths:
         images = torch.empty(shape, dtype=torch.uint8)
-        for i, image in enumerate(_all(paths, size, description)):
+        for i, image in enumerate(_all(paths, frame, description)):
             images[i] = image
         return images
-    file = cache / f"{_fingerprint(paths, size)}.npy"
+    file = cache / f"{_fingerprint(paths, frame)}.npy"
     if (cached := _open_cached(file, shape)) is None:
-        _store(_all(paths, size, description), shape, file)
+        _store(_all(paths, frame, description), shape, file)
         cached = _open_cached(file, shape)
     if cached is None:
         raise UserError(f"the image cache {file} changed while it was being written: try again or use another folder")
     return cached
 
 
-def _all(paths: Sequence[Path], size: int, description: str) -> Iterator[Tensor]:
+def _all(paths: Sequence[Path], frame: Frame, description: str) -> Iterator[Tensor]:
     """Yield all images with a progress bar; unreadable ones are counted and raised at the end."""
-    images = tracked(decoded(paths, size, ahead=4 * torch.get_num_threads()), description, total=len(paths))
+    images = tracked(decoded(paths, frame, ahead=4 * torch.get_num_threads()), description, total=len(paths))
     errors = []
     for _, image in images:
         if isinstance(image, UserError):
@@ -106,8 +107,8 @@ def _result(path: Path, future: Future[np.ndarray]) -> tuple[Path, Tensor | User
         return path, error
 
 
-def _fingerprint(paths: Sequence[Path], size: int) -> str:
-    digest = hashlib.sha256(f"version {CACHE_VERSION}, size {size}".encode())
+def _fingerprint(paths: Sequence[Path], frame: Frame) -> str:
+    digest = hashlib.sha256(f"version {CACHE_VERSION}, {frame}".encode())
     for path in paths:
         try:
             stat = path.stat()

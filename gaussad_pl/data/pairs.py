@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from gaussad_pl.augment import VICINAL, draw_severity
+from gaussad_pl.augment import damaged_copy
+from gaussad_pl.augment.drawing import Mask
 from gaussad_pl.data.symmetry import oriented
 from gaussad_pl.distributed import shard
 
@@ -26,12 +27,16 @@ class Pairs(Dataset[dict[str, Tensor]]):
         images: all good images, ``(M, 3, H, W)`` uint8.
         families: augmentation -> its mean severity.
         half: of each image that may be drawn, by its index.
+        roi: region of interest, ``(H, W)``, outside of which copies are unchanged.
     """
 
-    def __init__(self, images: Tensor, families: Mapping[str, float], half: Mapping[int, int]) -> None:
+    def __init__(
+        self, images: Tensor, families: Mapping[str, float], half: Mapping[int, int], roi: Mask | None = None
+    ) -> None:
         self.images = images
         self.families = list(families.items())
         self.half = half
+        self.roi = roi
 
     def __getitem__(self, draws: Sequence[PairDraw]) -> dict[str, Tensor]:
         images, copies, masks = map(torch.stack, zip(*(self._pair(*draw) for draw in draws), strict=True))
@@ -45,7 +50,7 @@ class Pairs(Dataset[dict[str, Tensor]]):
         image, other = (each.permute(1, 2, 0).contiguous().numpy() for each in pair)
         name, strength = self.families[family]
         rng = np.random.default_rng(seed)
-        copy, mask = VICINAL[name](image, other, rng, draw_severity(strength, rng))
+        copy, mask = damaged_copy(name, image, other, rng, strength, self.roi)
         return pair[0], torch.from_numpy(copy).permute(2, 0, 1), torch.from_numpy(mask)
 
 

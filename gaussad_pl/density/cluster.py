@@ -50,7 +50,7 @@ class ClusterGaussians(CellGaussians):
         self._random = torch.Generator().manual_seed(seed)
 
     @classmethod
-    def build(cls, side: int, features: int, clusters: int, seed: int) -> Self:
+    def build(cls, places: Tensor, features: int, clusters: int, seed: int) -> Self:
         return cls(clusters, features, seed, PARTITIONS)
 
     def observe(self, patches: Tensor) -> None:
@@ -152,7 +152,7 @@ class SharedGaussian(ClusterGaussians):
     has_clusters: ClassVar[bool] = False
 
     @classmethod
-    def build(cls, side: int, features: int, clusters: int, seed: int) -> Self:
+    def build(cls, places: Tensor, features: int, clusters: int, seed: int) -> Self:
         return cls(1, features, seed)
 
 

@@ -111,16 +111,16 @@ class DamageMoment:
         return all_reduce_sum(self._outer.clone()) / count.to(self._outer.device)
 
 
-def covered(mask: Tensor, side: int, least: float = COVERED) -> Tensor:
+def covered(mask: Tensor, shape: tuple[int, int], least: float = COVERED) -> Tensor:
     """Patches that belong to the damage of their image: a share of ``least`` damaged, or else the most damaged one.
 
     Args:
         mask: damaged pixels, ``(N, H, W)`` bool.
-        side: of the grid of patches.
+        shape: rows and columns of the grid of patches.
         least: 0 for every patch with a damaged pixel.
 
     Returns:
-        ``(N, side * side)`` bool.
+        ``(N, rows * columns)`` bool.
     """
-    share = torch.nn.functional.adaptive_avg_pool2d(mask[:, None].float(), side).flatten(1)
+    share = torch.nn.functional.adaptive_avg_pool2d(mask[:, None].float(), shape).flatten(1)
     return (share > 0) & (share >= share.amax(1, keepdim=True).clamp(max=least))

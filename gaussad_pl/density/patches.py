@@ -35,11 +35,11 @@ class PatchDensity(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def build(cls, side: int, features: int, clusters: int, seed: int) -> Self:
+    def build(cls, places: Tensor, features: int, clusters: int, seed: int) -> Self:
         """Make an unfitted density.
 
         Args:
-            side: of the square grid of patches, in patches.
+            places: row and column of each of the P patches of an image, ``(P, 2)``.
             features: D.
             clusters: number of clusters, for densities that have them.
             seed: of whatever the density draws at random.

@@ -22,8 +22,8 @@ class PositionGaussians(CellGaussians):
         self._sums: tuple[Tensor, Tensor, Tensor] | None = None  # pivot, sum, outer
 
     @classmethod
-    def build(cls, side: int, features: int, clusters: int, seed: int) -> Self:
-        return cls(side**2, features)
+    def build(cls, places: Tensor, features: int, clusters: int, seed: int) -> Self:
+        return cls(len(places), features)
 
     def observe(self, patches: Tensor) -> None:
         x = patches.transpose(0, 1).double()

@@ -21,14 +21,14 @@ class UnionGaussians(PatchDensity):
 
     has_clusters: ClassVar[bool] = True
 
-    def __init__(self, side: int, features: int, clusters: int, seed: int) -> None:
+    def __init__(self, places: Tensor, features: int, clusters: int, seed: int) -> None:
         super().__init__()
-        self.position = PositionGaussians.build(side, features, clusters, seed)
+        self.position = PositionGaussians.build(places, features, clusters, seed)
         self.cluster = ClusterGaussians(clusters, features, seed)
 
     @classmethod
-    def build(cls, side: int, features: int, clusters: int, seed: int) -> Self:
-        return cls(side, features, clusters, seed)
+    def build(cls, places: Tensor, features: int, clusters: int, seed: int) -> Self:
+        return cls(places, features, clusters, seed)
 
     @property
     def damage(self) -> Damage | None:

@@ -26,7 +26,7 @@ Run = Callable[[np.ndarray], list[np.ndarray]]  # from images to the outputs of 
 
 
 def check_images(detector: Detector, source: str, count: int) -> tuple[Tensor, str]:
-    """Return up to ``count`` images ``(N, 3, size, size)``, evenly spread over a source, and a description of them.
+    """Return up to ``count`` images ``(N, 3, height, width)``, evenly spread over a source, and a description of them.
 
     Without a source, these are images of the training data, or random ones if those are no longer available.
 
@@ -36,11 +36,12 @@ def check_images(detector: Detector, source: str, count: int) -> tuple[Tensor, s
     source = source or _training_images(detector)
     if not source:
         random = torch.Generator().manual_seed(0)
-        pixels = torch.randint(256, (count, 3, detector.size, detector.size), generator=random, dtype=torch.uint8)
+        shape = (count, 3, detector.frame.height, detector.frame.width)
+        pixels = torch.randint(256, shape, generator=random, dtype=torch.uint8)
         return pixels, "RANDOM images, as the training data are not available: give source=<real images>"
     paths = [path for path in image_paths(source) if "ground_truth" not in path.parts]
     chosen = [paths[i * len(paths) // count] for i in range(count)] if len(paths) > count else paths
-    readable = [pixels for _, pixels in decoded(chosen, detector.size, ahead=BATCH) if isinstance(pixels, Tensor)]
+    readable = [pixels for _, pixels in decoded(chosen, detector.frame, ahead=BATCH) if isinstance(pixels, Tensor)]
     if not readable:
         raise UserError(f"source={source} has no readable images to check the graph on: give other ones")
     return torch.stack(readable), f"images of {source}"

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from gaussad_pl.backbones.folding import folded
 from gaussad_pl.calibration.conformal import Calibration
+from gaussad_pl.data.frame import Fit, Frame
 from gaussad_pl.errors import UserError
 from gaussad_pl.inference.artefact import NAME, read_artefact, write_artefact
 from gaussad_pl.inference.prediction import BaseDetector
@@ -33,24 +34,30 @@ class Detector(BaseDetector):
     """A detector that scores images with PyTorch.
 
     Attributes:
-        model: takes ``(N, 3, size, size)`` uint8; levels that are not needed are removed, see `pruned`.
+        model: takes ``(N, 3, height, width)`` uint8; levels that are not needed are removed, see `pruned`.
     """
 
-    def __init__(self, model: GaussianModel, calibration: Calibration, provenance: Mapping[str, Any]) -> None:
+    def __init__(
+        self, model: GaussianModel, calibration: Calibration, provenance: Mapping[str, Any], fit: Fit = "squash"
+    ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.calibration = calibration
         self.provenance = dict(provenance)
-        self.size = model.backbone.image_size
+        backbone = model.backbone
+        roi = None if backbone.roi is None else backbone.roi.cpu().numpy()
+        self.frame = Frame(*backbone.tiling.shape, fit, roi)
         self.levels = [level.index for level in model.backbone.levels]
         self.median = 0.0 if model.segmenter is None else float(model.segmenter.median)
         self.limit = math.inf if model.segmenter is None else float(model.segmenter.threshold)
 
     @classmethod
-    def of(cls, model: GaussianModel, calibration: Calibration, provenance: Mapping[str, Any]) -> Self:
+    def of(
+        cls, model: GaussianModel, calibration: Calibration, provenance: Mapping[str, Any], fit: Fit = "squash"
+    ) -> Self:
         """Create a detector on the CPU from a copy of a trained model."""
         settings, state = pruned(model)
         needed = calibration.first_levels(len(settings["backbone"]["levels"]))
-        return cls(_build(settings, state), needed, provenance)
+        return cls(_build(settings, state), needed, provenance, fit)
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu") -> Self:
@@ -73,6 +80,7 @@ class Detector(BaseDetector):
             scores, distances = (tensors.pop(f"calibration.{name}") for name in ("scores", "distances"))
             calibration = Calibration(scores, distances, **header["calibration"])
             model, provenance = _build(header["model"], tensors), dict(header["provenance"])
+            fit = header.get("fit", "squash")  # older versions have no other
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, UserError) as error:
             reason = " ".join(str(error).split())[:300]
             raise UserError(
@@ -81,7 +89,7 @@ class Detector(BaseDetector):
             ) from error
         if torch.device(device).type == "cuda":
             forbid_tf32()
-        return cls(model.to(device), calibration, provenance)
+        return cls(model.to(device), calibration, provenance, fit)
 
     def save(self, path: str | Path) -> None:
         """Write the detector to a file that `load` reads: tensors and JSON, no code."""
@@ -93,12 +101,13 @@ class Detector(BaseDetector):
             "model": settings,
             "calibration": {"scheme": self.calibration.scheme, "different": self.calibration.different},
             "provenance": self.provenance,
+            "fit": self.frame.fit,
         }
         write_artefact(Path(path), header, state)
 
     @torch.inference_mode()
     def detect(self, pixels: Tensor) -> Detection:
-        """Return scores, distances and maps of ``pixels`` ``(N, 3, size, size)`` uint8, on the CPU."""
+        """Return scores, distances and maps of ``pixels`` ``(N, 3, height, width)`` uint8, on the CPU."""
         return self._folded_model(pixels.to(self.model.backbone.scale.device)).cpu()
 
     @cached_property
@@ -121,7 +130,12 @@ def pruned(model: GaussianModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
     last = max([*needed, *(segmenter.head.places if segmenter is not None else [])], default=0)
     levels = [level.index for level in backbone.levels[: last + 1]]
     settings: dict[str, Any] = {
-        "backbone": {"name": backbone.name, "image_size": backbone.image_size, "levels": levels},
+        "backbone": {
+            "name": backbone.name,
+            "image_size": backbone.image_size,
+            "tiles": [backbone.tiling.rows, backbone.tiling.columns],
+            "levels": levels,
+        },
         "segmentation": None if segmenter is None else segmenter.chosen,
     }
     used = {id(parameter) for parameter in backbone.parameters_of(levels)}
@@ -137,7 +151,8 @@ def pruned(model: GaussianModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def _build(settings: Mapping[str, Any], state: Mapping[str, Tensor]) -> GaussianModel:
     """Build a model from the settings and the state that `pruned` returns."""
     with torch.random.fork_rng(devices=[]):  # weights are drawn and overwritten: keep the caller's random state
-        model = GaussianModel({**settings["backbone"], "weights": "random"}, segmentation=settings["segmentation"])
+        backbone, roi = {**settings["backbone"], "weights": "random"}, state.get("backbone.roi")
+        model = GaussianModel(backbone, segmentation=settings["segmentation"], roi=roi)
     state = dict(state)
     model.backbone.scale.copy_(state.pop("backbone.scale"))
     model.backbone.offset.copy_(state.pop("backbone.offset"))

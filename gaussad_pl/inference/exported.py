@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,16 +10,18 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gaussad_pl.calibration.conformal import Calibration
+from gaussad_pl.data.frame import Frame
 from gaussad_pl.errors import UserError
 from gaussad_pl.inference import seal
 from gaussad_pl.inference.prediction import BaseDetector
 from gaussad_pl.inference.seal import is_sealed
 from gaussad_pl.model.detection import Detection
 
-FORMAT = 1  # increase it if older versions cannot read the files
+FORMAT = 2  # increase it if older versions cannot read the files; 1 had one size for both sides, and no fit
 SUFFIX = ".onnx"
 KEYS = ("gaussad_pl", "calibration", "provenance")  # metadata entries, each in JSON
 INPUT = "images"
@@ -43,7 +46,10 @@ class ExportedDetector(BaseDetector):
             KeyError, TypeError, ValueError, RuntimeError: the metadata were not written by gaussad_pl.export.
         """
         header, calibration, provenance = (json.loads(metadata[key]) for key in KEYS)
-        self.size = int(header["size"])
+        if header["format"] == 1:
+            header |= {"height": header["size"], "width": header["size"], "fit": "squash", "roi": None}
+        shape = int(header["height"]), int(header["width"])
+        self.frame = Frame(*shape, header["fit"], None if header["roi"] is None else _region(header["roi"], shape))
         self.levels = [int(level) for level in header["levels"]]
         scores = torch.tensor(calibration["scores"], dtype=torch.float64)
         distances = torch.tensor(calibration["distances"], dtype=torch.float32).reshape(len(scores), len(self.levels))
@@ -55,7 +61,7 @@ class ExportedDetector(BaseDetector):
         self.median = float(header.get("median", 0))  # files of older versions have none
         self.limit = float("inf") if header["limit"] is None else float(header["limit"])
         (images,) = session.get_inputs()
-        if images.name != INPUT or images.shape[1:] != [self.size, self.size, 3]:
+        if images.name != INPUT or images.shape[1:] != [self.frame.height, self.frame.width, 3]:
             raise ValueError(f"the input of the graph is {images.name} {images.shape}")
         self._session = session
 
@@ -93,10 +99,16 @@ class ExportedDetector(BaseDetector):
             ) from error
 
     def detect(self, pixels: Tensor) -> Detection:
-        """Return scores, distances and maps of ``pixels`` ``(N, 3, size, size)`` uint8."""
+        """Return scores, distances and maps of ``pixels`` ``(N, 3, height, width)`` uint8."""
         images = np.ascontiguousarray(pixels.permute(0, 2, 3, 1).numpy())
         score, _, distances, *maps = (torch.from_numpy(output) for output in self._session.run(None, {INPUT: images}))
         return Detection(distances, score.double(), maps[0] if maps else None)
+
+
+def _region(text: str, shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """Decode the region of interest, whose pixels are packed into bits."""
+    bits = np.frombuffer(base64.b64decode(text, validate=True), np.uint8)
+    return np.unpackbits(bits, count=shape[0] * shape[1]).reshape(shape).astype(bool)
 
 
 def open_session(model: Path | bytes, device: torch.device = torch.device("cpu")) -> Any:  # noqa: B008  # a constant

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from gaussad_pl.model.detection import RARE
 
@@ -73,11 +72,6 @@ class HeatScale:
         layer = self.rgba(values)
         opacity = layer[..., 3:]
         return ((1 - opacity) * image + opacity * 255 * layer[..., :3]).round().astype(np.uint8)
-
-
-def enlarged(anomaly_map: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
-    """Resize a map ``(256, 256)`` of the squashed image to the (width, height) of a picture."""
-    return np.asarray(Image.fromarray(anomaly_map).resize(size, Image.Resampling.BILINEAR))
 
 
 def border(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:

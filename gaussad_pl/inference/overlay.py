@@ -7,7 +7,8 @@ import math
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from gaussad_pl.inference.heat import CONTOUR, HeatScale, border, enlarged
+from gaussad_pl.data.frame import Frame
+from gaussad_pl.inference.heat import CONTOUR, HeatScale, border
 from gaussad_pl.inference.prediction import Prediction
 
 SIDE = 384  # longer side of each panel in pixels
@@ -19,12 +20,15 @@ INK, MUTED = "#1d2329", "#5b6670"
 VERDICTS = {"bad": "#c8443c", "good": "#2a7f9e", "undecided": MUTED}
 
 
-def overlay(image: Image.Image, prediction: Prediction, zero: float, limit: float, name: str) -> Image.Image:
+def overlay(
+    image: Image.Image, prediction: Prediction, frame: Frame, zero: float, limit: float, name: str
+) -> Image.Image:
     """Draw an image and, beside it, the image under its anomaly map with a contour where the map exceeds ``limit``.
 
     Args:
         image: in its own proportions, at most `SIDE` pixels wide and high.
         prediction: without a map, only the image is drawn.
+        frame: that the image was fitted to.
         zero: median pixel of the maps of good images, where the colour scale begins.
         limit: value that hardly any pixel of the map of a good image exceeds.
         name: file name for the title.
@@ -32,7 +36,7 @@ def overlay(image: Image.Image, prediction: Prediction, zero: float, limit: floa
     panels, scale = [image], None
     if prediction.map is not None:
         scale = HeatScale.of(zero, limit, prediction.map)
-        panels.append(_under_map(image, prediction.map, scale))
+        panels.append(_under_map(image, frame.restored(prediction.map, image.size), scale))
     content = sum(panel.width + GAP for panel in panels) - GAP
     width = max(content, WIDTH)
     picture = Image.new("RGB", (width, TITLE + image.height + (BAR if scale else 0)), "white")
@@ -46,8 +50,7 @@ def overlay(image: Image.Image, prediction: Prediction, zero: float, limit: floa
     return picture
 
 
-def _under_map(image: Image.Image, anomaly_map: np.ndarray, scale: HeatScale) -> Image.Image:
-    values = enlarged(anomaly_map, image.size)
+def _under_map(image: Image.Image, values: np.ndarray, scale: HeatScale) -> Image.Image:
     mixed = scale.blended(np.asarray(image), values)
     mixed[border(values > scale.threshold)] = CONTOUR
     return Image.fromarray(mixed)

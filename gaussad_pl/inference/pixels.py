@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gaussad_pl.data.images import read_image, shallow, square, upright
+from gaussad_pl.data.frame import Frame
+from gaussad_pl.data.images import read_image, shallow, upright
 from gaussad_pl.data.samples import IMAGE_SUFFIXES
 from gaussad_pl.errors import UserError
 
@@ -20,8 +21,8 @@ from gaussad_pl.errors import UserError
 Images = Any
 
 
-def each_pixels(images: Images, size: int) -> Iterator[Tensor]:
-    """Yield each image as ``(3, size, size)`` uint8, resized as `gaussad_pl.data.images.read_image` does.
+def each_pixels(images: Images, frame: Frame) -> Iterator[Tensor]:
+    """Yield each image as ``(3, height, width)`` uint8, fitted as `gaussad_pl.data.images.read_image` does.
 
     Arrays have their channels last, tensors first: grey, grey with alpha, RGB or RGBA; alpha is dropped. Values of more
     than 8 bits are scaled like those of files. A PIL image is decoded at full size, but a JPEG given by its path may be
@@ -30,11 +31,11 @@ def each_pixels(images: Images, size: int) -> Iterator[Tensor]:
     Raises:
         UserError: a file cannot be read, or an object is not an image.
 
-    >>> [pixels.shape for pixels in each_pixels(np.zeros((2, 8, 6, 3), dtype=np.uint8), size=4)]
+    >>> [pixels.shape for pixels in each_pixels(np.zeros((2, 8, 6, 3), dtype=np.uint8), Frame(4, 4))]
     [torch.Size([3, 4, 4]), torch.Size([3, 4, 4])]
     """
     for image in _each(images):
-        yield torch.from_numpy(_pixels(image, size)).permute(2, 0, 1)
+        yield torch.from_numpy(_pixels(image, frame)).permute(2, 0, 1)
 
 
 def write_images(images: Images, folder: Path) -> None:
@@ -73,11 +74,11 @@ def _each(images: Images) -> Iterable[Any]:
     return [images]
 
 
-def _pixels(image: Any, size: int) -> np.ndarray:
+def _pixels(image: Any, frame: Frame) -> np.ndarray:
     if isinstance(image, (str, os.PathLike)):
-        return read_image(Path(image), size).copy()  # PyTorch does not support read-only arrays
+        return read_image(Path(image), frame).copy()  # PyTorch does not support read-only arrays
     try:
-        return square(_image(image), size).copy()
+        return frame.pixels(upright(_image(image))).copy()
     except (ValueError, OSError) as error:
         raise UserError(f"not an image: {error}") from error
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gaussad_pl.calibration.conformal import Calibration
 from gaussad_pl.calibration.threshold import Threshold, Verdict
+from gaussad_pl.data.frame import Frame
 from gaussad_pl.inference.pixels import Images, each_pixels
 from gaussad_pl.model.detection import Detection
 
@@ -30,7 +31,8 @@ class Prediction:
         verdict: "bad" if the score is above the threshold, else "good"; "undecided" if there is no threshold.
         threshold: for the target false-alarm rate; infinite if there is none.
         distances: Mahalanobis distance of each level, by the index of the level.
-        map: anomaly map ``(256, 256)`` float32 of the whole image; None if the model has no maps.
+        map: anomaly map ``(256, 256)`` float32 of the image as it was fitted to the frame, see
+            `gaussad_pl.data.frame.Frame.restored`; None if the model has no maps.
         reason: one sentence on why the image is undecided; empty otherwise.
     """
 
@@ -49,7 +51,7 @@ class BaseDetector(ABC):
     Attributes:
         calibration: source of p-values and thresholds.
         provenance: data, seed, weights, versions and settings of the training.
-        size: side in pixels to which all images are resized.
+        frame: that all images are fitted to.
         levels: index of each level that has a distance.
         median: median pixel of the maps of good images; 0 if unknown.
         limit: value that hardly any pixel of the map of a good image exceeds; infinite if there are no maps.
@@ -57,14 +59,14 @@ class BaseDetector(ABC):
 
     calibration: Calibration
     provenance: dict[str, Any]
-    size: int
+    frame: Frame
     levels: list[int]
     median: float
     limit: float
 
     @abstractmethod
     def detect(self, pixels: Tensor) -> Detection:
-        """Return scores, distances and maps of ``pixels`` ``(N, 3, size, size)`` uint8, on the CPU."""
+        """Return scores, distances and maps of ``pixels`` ``(N, 3, height, width)`` uint8, on the CPU."""
 
     def threshold(self, fpr: float | None = None) -> Threshold:
         """Return the threshold for a target false-alarm rate, without refitting; see `Calibration.threshold`.
@@ -86,7 +88,7 @@ class BaseDetector(ABC):
         """
         threshold = self.threshold(fpr)
         predictions: list[Prediction] = []
-        pixels = each_pixels(images, self.size)
+        pixels = each_pixels(images, self.frame)
         while batch := list(islice(pixels, BATCH)):
             predictions += self.predictions(self.detect(torch.stack(batch)), threshold)
         return predictions

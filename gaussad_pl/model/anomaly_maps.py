@@ -11,12 +11,14 @@ from torch.nn import functional as F
 
 from gaussad_pl.backbones.backbone import Level
 from gaussad_pl.data.images import MASK_SIZE
+from gaussad_pl.density.damage import covered
 from gaussad_pl.density.registry import DENSITIES
 from gaussad_pl.model.patches import embed
 
 SIZE = MASK_SIZE  # side of the anomaly maps in pixels
 BLUR = SIZE / 64  # standard deviation of the Gaussian blur of the maps in pixels
 FEATURES = 256  # of a patch, at most: hundreds of covariances of wide ones would not fit into memory
+LEAST = 0.1  # weight of the patches of the region at one of its pixels, at least: thin parts of it have none near
 TOP = 0.01  # share of the map whose mean is the map's image score
 
 
@@ -29,43 +31,80 @@ class MapHead(nn.Module):
         form: which patches share a Gaussian, a key of `gaussad_pl.density.registry.DENSITIES`.
         clusters: number of clusters, for the forms that have them.
         seed: of the clusters, and of the directions that wide patches are projected to.
+        roi: region of interest, ``(H, W)`` bool; patches that it covers less than half do not exist. None for all.
     """
 
     projection: Tensor | None
-    border: Tensor  # weight of each patch in the map, (side, side)
+    border: Tensor  # weight of each patch in the map, (rows, columns); 0 outside of the region of interest
+    chosen: Tensor | None  # positions in the grid of the P patches in the region, (P,); None for all
+    source: Tensor | None  # number of the patch of each position, P for none, (rows * columns,)
+    gain: Tensor | None  # makes up for patches that do not exist; 0 for pixels outside of the region, (256, 256)
 
-    def __init__(self, levels: Sequence[Level], places: Sequence[int], form: str, clusters: int, seed: int) -> None:
+    def __init__(
+        self,
+        levels: Sequence[Level],
+        places: Sequence[int],
+        form: str,
+        clusters: int,
+        seed: int,
+        roi: Tensor | None = None,
+    ) -> None:
         super().__init__()
         self.places = list(places)
         self.form = form
         self.clusters = clusters
         self.levels = [levels[i].index for i in places]
-        self.side = max(levels[i].side for i in places)
+        self.shape = max((levels[i].height, levels[i].width) for i in places)
         width = sum(levels[i].channels for i in places)
         self.features = features = min(width, FEATURES)
         self.register_buffer("projection", None)
         if width > FEATURES:
             random = torch.Generator().manual_seed(seed)
             self.projection = torch.linalg.qr(torch.randn(width, features, generator=random)).Q
-        self.register_buffer("border", torch.ones(self.side, self.side))
-        self.gaussians = DENSITIES[form].build(self.side, features, clusters, seed)
+        self.register_buffer("border", torch.ones(self.shape))
+        for name in ("chosen", "source", "gain"):
+            self.register_buffer(name, None, persistent=False)
+        if roi is not None:
+            self._inspect_only(roi)
+        self.gaussians = DENSITIES[form].build(self.border.nonzero(), features, clusters, seed)
+
+    def _inspect_only(self, roi: Tensor) -> None:
+        inside = covered(roi[None], self.shape)[0]
+        self.border = inside.float().view(self.shape)
+        self.chosen = inside.nonzero().squeeze(1)
+        self.source = torch.where(inside, inside.cumsum(0) - 1, len(self.chosen))
+        self.gain = map_region(roi) / smooth(self.border[None])[0].clamp(min=LEAST)
+
+    def inside(self, patches: Tensor) -> Tensor:
+        """Those of all positions ``(N, rows * columns, ...)`` that are in the region of interest: ``(N, P, ...)``."""
+        return patches if self.chosen is None else patches.index_select(1, self.chosen)
 
     def patches(self, maps: Sequence[Tensor]) -> Tensor:
         """Patches ``(N, P, D)`` of the backbone's feature maps; wide ones projected at random to D = 256 directions."""
-        patches = embed([maps[i] for i in self.places])
+        patches = self.inside(embed([maps[i] for i in self.places]))
         return patches if self.projection is None else patches @ self.projection
 
     def grid(self, maps: Sequence[Tensor]) -> Tensor:
-        """Mahalanobis distances of the patches where they lie, weighted near the border: ``(N, side, side)``."""
+        """Mahalanobis distances of the patches where they lie, weighted near the border: ``(N, rows, columns)``."""
         return self.place(self.gaussians(self.patches(maps)))
 
     def place(self, distances: Tensor) -> Tensor:
-        """Distances of patches ``(N, P)`` on the grid ``(N, side, side)``, weighted near the border."""
-        return distances.unflatten(1, (self.side, self.side)) * self.border
+        """Distances of patches ``(N, P)`` on the grid ``(N, rows, columns)``, weighted near the border."""
+        if self.source is not None:
+            distances = F.pad(distances, (0, 1)).index_select(1, self.source)
+        return distances.unflatten(1, self.shape) * self.border
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Anomaly maps ``(N, 256, 256)`` of the backbone's feature maps."""
-        return smooth(self.grid(maps))
+        return self.smooth(self.grid(maps))
+
+    def smooth(self, grid: Tensor) -> Tensor:
+        """Distances on a grid ``(N, rows, columns)`` as maps ``(N, 256, 256)``, 0 outside of the region of interest."""
+        return self.visible(smooth(grid))
+
+    def visible(self, maps: Tensor) -> Tensor:
+        """Maps ``(N, 256, 256)`` without what is outside of the region of interest."""
+        return maps if self.gain is None else maps * self.gain.to(maps.device)
 
 
 def smooth(grid: Tensor) -> Tensor:
@@ -82,7 +121,12 @@ def upsample_matrix(cells: int, like: Tensor) -> Tensor:
     return F.conv1d(F.pad(lines, (reach, reach), mode="reflect"), (kernel / kernel.sum())[None, None])[:, 0].T
 
 
-def map_score(maps: Tensor) -> Tensor:
-    """Mean of the highest percent of each map ``(N, H, W)``: ``(N,)``."""
+def map_region(roi: Tensor) -> Tensor:
+    """Region of interest ``(H, W)`` bool at the size of the maps, ``(256, 256)`` bool."""
+    return F.interpolate(roi[None, None].byte(), size=SIZE, mode="nearest-exact")[0, 0].bool()
+
+
+def map_score(maps: Tensor, share: float = 1) -> Tensor:
+    """Mean of the highest percent of each map ``(N, H, W)``, or of the share of it that is inspected: ``(N,)``."""
     flat = maps.flatten(1)
-    return flat.topk(max(1, round(TOP * flat.shape[1]))).values.mean(1)
+    return flat.topk(max(1, round(TOP * share * flat.shape[1]))).values.mean(1)

@@ -34,13 +34,13 @@ def border_contrast(images: Tensor) -> Tensor:
         ``(N,)``; 1 where the whole image is plain.
     """
     grey = images.float().mean(1, keepdim=True) / 255
-    size = max(1, images.shape[-1] // CELLS)
+    size = [max(1, side // CELLS) for side in images.shape[-2:]]
     mean, square = (F.avg_pool2d(x, size)[..., :CELLS, :CELLS] for x in (grey, grey.square()))
     contrast = (square - mean.square()).clamp(min=0).sqrt()[:, 0]
-    side, first = contrast.shape[-1], (contrast.shape[-1] - CENTRE) // 2
-    border = torch.ones(side, side, dtype=torch.bool, device=images.device)
+    border = torch.ones(contrast.shape[1:], dtype=torch.bool, device=images.device)
     border[BORDER:-BORDER, BORDER:-BORDER] = False
-    centre = contrast[:, first : first + CENTRE, first : first + CENTRE].mean((1, 2))
+    top, left = ((side - CENTRE) // 2 for side in border.shape)
+    centre = contrast[:, top : top + CENTRE, left : left + CENTRE].mean((1, 2))
     return torch.where(centre > 1e-6, contrast[:, border].mean(1) / centre.clamp(min=1e-6), 1.0)
 
 
@@ -49,7 +49,8 @@ def is_plain(contrast: Tensor) -> bool:
     return len(contrast) > 0 and contrast.median().item() < PLAIN
 
 
-def border_weights(side: int) -> Tensor:
-    """Share of the neighbourhood of each patch that lies within the image, ``(side, side)``; 1 away from the border."""
-    reach = max(1, round(REACH * side))
-    return F.avg_pool2d(torch.ones(1, 1, side, side), 2 * reach + 1, stride=1, padding=reach)[0, 0]
+def border_weights(shape: tuple[int, int]) -> Tensor:
+    """Share of the neighbourhood of each patch that lies within the image, ``shape``; 1 away from the border."""
+    reach = [max(1, round(REACH * side)) for side in shape]
+    size = [2 * each + 1 for each in reach]
+    return F.avg_pool2d(torch.ones(1, 1, *shape), size, stride=1, padding=reach)[0, 0]

@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from gaussad_pl.backbones.backbone import Backbone, pool
+from gaussad_pl.backbones.backbone import Backbone
 from gaussad_pl.density.gaussian import Gaussian
 from gaussad_pl.density.shrinkage import Covariance, Shrinkage
 from gaussad_pl.model.detection import Detection
@@ -29,6 +29,7 @@ class GaussianModel(nn.Module):
         shrinkage: of the covariances; see `gaussad_pl.density.gaussian.shrinkage`.
         covariance: structure of the covariances; see `gaussad_pl.density.gaussian.restrict`.
         segmentation: arguments of `gaussad_pl.model.segmenter.Segmenter`; None for no anomaly maps.
+        roi: region of interest, ``(H, W)`` bool; None for the whole image.
     """
 
     gaussians: Sequence[Gaussian]  # one a level
@@ -40,20 +41,21 @@ class GaussianModel(nn.Module):
         shrinkage: Shrinkage = "ledoit_wolf",
         covariance: Covariance = "full",
         segmentation: Mapping[str, Any] | None = None,
+        roi: Tensor | None = None,
     ) -> None:
         super().__init__()
-        self.backbone = Backbone(**backbone)
+        self.backbone = Backbone(**backbone, roi=roi)
         widths = [level.channels for level in self.backbone.levels]
         self.gaussians = nn.ModuleList(Gaussian(width, shrinkage, covariance) for width in widths)  # type: ignore[assignment]
         self.register_buffer("level_weights", torch.ones(len(widths)))
         self.segmenter: Segmenter | None = None
         if segmentation is not None:
-            self.segmenter = Segmenter(self.backbone.levels, **segmentation)
+            self.segmenter = Segmenter(self.backbone.levels, roi, **segmentation)
 
     def forward(self, images: Tensor) -> Detection:
         """Score a batch of images ``(N, 3, H, W)``, uint8: distances, scores and anomaly maps."""
         maps = self.backbone(images)
-        distances = self.distances(pool(maps))
+        distances = self.distances(self.backbone.pool(maps))
         pooled = self.scores(distances.double())
         if self.segmenter is None:
             return Detection(distances, pooled, None)

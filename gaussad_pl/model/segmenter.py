@@ -16,7 +16,7 @@ from gaussad_pl.backbones.backbone import Level
 from gaussad_pl.density.registry import DENSITIES
 from gaussad_pl.distributed import gather
 from gaussad_pl.errors import UserError
-from gaussad_pl.model.anomaly_maps import MapHead, map_score
+from gaussad_pl.model.anomaly_maps import MapHead, map_region, map_score
 from gaussad_pl.model.border import border_contrast, border_weights, is_plain
 from gaussad_pl.model.combination import COMBINATIONS, Combination, combine
 from gaussad_pl.model.detection import RARE
@@ -30,7 +30,7 @@ class Segmenter(nn.Module):
 
     Args:
         levels: of the backbone.
-        image_size: side of the images in pixels.
+        roi: region of interest, ``(H, W)`` bool; None for the whole image.
         form: partition of the patches; "auto" keeps candidates until `choose`.
         map_levels: levels (`Level.index`) that the patches are made of; "middle" for those of
             `gaussad_pl.density.patches.middle_levels`, "auto" to try them alone, too.
@@ -48,11 +48,13 @@ class Segmenter(nn.Module):
     spread: Tensor  # their standard deviations, (2,)
     weights: Tensor  # (2,)
     median: Tensor  # of the maps: the median pixel of held-out good images, (); 0 if unknown
+    region: Tensor | None  # of interest, (256, 256)
     threshold: Tensor  # of the maps, their contour: `RARE` of the pixels of held-out good images are above, ()
 
     def __init__(
         self,
         levels: Sequence[Level],
+        roi: Tensor | None = None,
         form: str = "auto",
         map_levels: Sequence[int] | Literal["auto", "middle"] = "auto",
         combine: Combination = "auto",
@@ -79,10 +81,12 @@ class Segmenter(nn.Module):
         for each, chosen in [*((each, places) for each in forms), *((forms[0], place) for place in alone)]:
             has_clusters = DENSITIES[each].has_clusters
             for size in sizes if has_clusters else sizes[:1]:
-                head = MapHead(levels, chosen, each, size, seed)
+                head = MapHead(levels, chosen, each, size, seed, roi)
                 of = f" of {size}" if has_clusters else ""
                 self.heads[f"{each}{of} {'+'.join(map(str, head.levels))}"] = head
         self.combine: Combination = combine
+        self.register_buffer("region", None if roi is None else map_region(roi), persistent=False)
+        self.share = 1.0 if self.region is None else float(self.region.float().mean())  # of the map that is inspected
         self.border = border
         self._contrast: list[Tensor] = []
         self.register_buffer("centre", torch.zeros(2))
@@ -118,7 +122,11 @@ class Segmenter(nn.Module):
 
     def score(self, pooled: Tensor, maps: Tensor) -> Tensor:
         """Scores ``(N,)`` of images, float64, from pooled scores ``(N,)`` and maps ``(N, 256, 256)``."""
-        return combine(pooled.double(), map_score(maps).double(), self.centre, self.spread, self.weights)
+        return combine(pooled.double(), self.map_score(maps).double(), self.centre, self.spread, self.weights)
+
+    def map_score(self, maps: Tensor) -> Tensor:
+        """Scores ``(N,)`` of maps ``(N, 256, 256)`` within the region of interest."""
+        return map_score(maps, self.share)
 
     def set_units(self, pooled: Tensor, mapped: Tensor) -> None:
         """Set the units of the score by pooled scores ``(N,)`` and scores of the maps ``(N,)`` of good images."""
@@ -128,7 +136,7 @@ class Segmenter(nn.Module):
 
     def set_contour(self, maps: Tensor) -> None:
         """Set median and contour by the maps ``(N, 256, 256)`` of good images."""
-        pixels = maps.flatten()
+        pixels = maps.flatten() if self.region is None else maps[:, self.region.to(maps.device)].flatten()
         self.median.copy_(pixels.median())
         self.threshold.copy_(pixels.topk(max(1, round(RARE * len(pixels)))).values[-1])
 
@@ -137,12 +145,14 @@ class Segmenter(nn.Module):
         self._contrast.append(border_contrast(images).cpu())
 
     def _set_border(self) -> None:
-        """Weight patches near the border by what `observe_border` has seen, and drop it."""
+        """Weight patches near the border by what `observe_border` has seen, and drop it; a region says enough."""
         contrast = torch.cat(gather(torch.cat([torch.zeros(0), *self._contrast])))
         self._contrast.clear()
+        if self.region is not None:
+            return
         plain = self.border == "auto" and is_plain(contrast)
         for head in self.candidates.values():
-            head.border.copy_(border_weights(head.side) if plain else torch.ones(()))
+            head.border.copy_(border_weights(head.shape) if plain else torch.ones(()))
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
         """Load a state; those of older versions lack the median and the border, as if they were 0 and 1."""

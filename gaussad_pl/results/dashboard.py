@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from gaussad_pl.calibration.threshold import Threshold
 from gaussad_pl.errors import UserError
-from gaussad_pl.inference.heat import HeatScale, enlarged
+from gaussad_pl.inference.heat import HeatScale
 from gaussad_pl.metrics.image import auroc, roc
 from gaussad_pl.results.dashboard_summary import origin, summary, tags
 from gaussad_pl.results.evaluation import Evaluation
@@ -151,14 +151,14 @@ def examples(
     table = wandb.Table(columns=list(COLUMNS))
     for group in notable(evaluation, threshold).values():
         for index in group.rows:
-            sample, mask = evaluation.samples[index], evaluation.masks[index].numpy()
-            image = picture(evaluation, images, index, SIDE)
+            sample, image = evaluation.samples[index], picture(evaluation, images, index, SIDE)
+            mask = evaluation.frame.restored(evaluation.masks[index].float().numpy(), image.size) > 0.5
             pictures: list[Image.Image | None] = [image, None, None]
             if scale is not None and evaluation.maps is not None:
-                values = enlarged(evaluation.maps[index].numpy(), image.size)
+                values = evaluation.frame.restored(evaluation.maps[index].numpy(), image.size)
                 pictures[1] = Image.fromarray(scale.blended(np.asarray(image), values))
             if mask.any():
-                pictures[2] = Image.fromarray(mask).resize(image.size)
+                pictures[2] = Image.fromarray(mask)
             shown = [each and wandb.Image(each.convert("RGB"), file_type="jpg") for each in pictures]
             table.add_data(group.name, sample.kind, float(evaluation.scores[index]), *shown, sample.path.as_posix())
     return table

@@ -46,8 +46,15 @@ def decisions(calibration: Calibration, evaluation: Evaluation, limit: float, te
         "operating_points": {
             f"{fpr:g}": {**asdict(point), "contradicted": point.contradicted} for fpr, point in points.items()
         },
-        "contour": None if evaluation.maps is None else contour(evaluation.maps[good], limit),
+        "contour": None if evaluation.maps is None else contour(inspected(evaluation)[good], limit),
     }
+
+
+def inspected(evaluation: Evaluation) -> Tensor:
+    """Return the pixels of the maps that are in the region of interest, ``(N, pixels)``."""
+    assert evaluation.maps is not None
+    rows, columns = evaluation.maps.shape[1:]
+    return evaluation.maps[:, torch.from_numpy(evaluation.frame.region((rows, columns)).copy())]
 
 
 def contour(maps: Tensor, limit: float) -> dict[str, float | None]:
@@ -56,7 +63,7 @@ def contour(maps: Tensor, limit: float) -> dict[str, float | None]:
     There is no test and no interval: the pixels of an image are not independent.
 
     Args:
-        maps: of good test images, ``(N, H, W)``.
+        maps: pixels of good test images, ``(N, pixels)``.
         limit: value at which the contour is drawn.
 
     Returns:

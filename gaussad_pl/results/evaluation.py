@@ -12,6 +12,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
+from gaussad_pl.data.frame import Frame
 from gaussad_pl.data.samples import Sample
 from gaussad_pl.files import replacing
 from gaussad_pl.metrics.image import auroc, image_metrics, require_finite
@@ -29,6 +30,7 @@ class Evaluation:
         levels: index of each of the L levels in the backbone.
         maps: anomaly maps ``(N, H, W)``, or None if the model computes none.
         masks: true defects ``(N, H, W)`` bool, empty for good images and for images without a mask.
+        frame: that the images were fitted to, with their maps and masks.
 
     Raises:
         UserError: a score, distance or map is not finite; the message names the image.
@@ -40,6 +42,7 @@ class Evaluation:
     levels: list[int]
     maps: Tensor | None
     masks: Tensor
+    frame: Frame
 
     def __post_init__(self) -> None:
         paths = [sample.path for sample in self.samples]

@@ -17,10 +17,10 @@ from torch.utils.data import Dataset
 
 from gaussad_pl.calibration.conformal import Calibration
 from gaussad_pl.calibration.threshold import Threshold, default_rate
-from gaussad_pl.data.images import read_picture
+from gaussad_pl.data.images import fitted, read_picture
 from gaussad_pl.data.samples import Sample
 from gaussad_pl.errors import UserError
-from gaussad_pl.inference.heat import CONTOUR, OUTLINE, HeatScale, enlarged
+from gaussad_pl.inference.heat import CONTOUR, OUTLINE, HeatScale
 from gaussad_pl.results import figures
 from gaussad_pl.results.evaluation import Evaluation
 
@@ -137,11 +137,12 @@ def overlays(
     grid = figure.add_gridspec(len(heights) + 1, 2, height_ratios=[*heights, 0.16])
     for line, (index, image) in enumerate(zip(group.rows, pictures, strict=True)):
         left, right = (figure.add_subplot(grid[line, column]) for column in (0, 1))
-        values = enlarged(evaluation.maps[index].numpy(), image.size)
+        shown = evaluation.maps[index], evaluation.masks[index].float()
+        values, mask = (evaluation.frame.restored(each.numpy(), image.size) for each in shown)
         left.imshow(image)
         right.imshow(scale.blended(np.asarray(image), values))
         _outline(right, values > scale.threshold, CONTOUR)
-        _outline(right, np.asarray(Image.fromarray(evaluation.masks[index].numpy()).resize(image.size)), OUTLINE)
+        _outline(right, mask > 0.5, OUTLINE)
         for panel in (left, right):
             panel.set_axis_off()
         left.set_title(_name(evaluation.samples[index]), fontsize=8, parse_math=False)
@@ -162,11 +163,12 @@ def overlays(
 
 
 def picture(evaluation: Evaluation, images: Dataset[dict[str, Tensor]], index: int, side: int) -> Image.Image:
-    """Return a test image in its own proportions, its longer side ``side`` pixels; a square if its file has gone."""
+    """Return a test image in its own proportions, its longer side ``side`` pixels; as fitted if its file has gone."""
     try:
         return read_picture(evaluation.samples[index].path, side)
     except UserError:
-        return Image.fromarray(images[index]["image"].permute(1, 2, 0).numpy()).resize((side, side))
+        pixels = Image.fromarray(images[index]["image"].permute(1, 2, 0).numpy())
+        return fitted(pixels, side)
 
 
 def _outline(panel: Axes, inside: NDArray[np.bool_], colour: tuple[int, int, int]) -> None:

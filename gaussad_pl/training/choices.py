@@ -10,7 +10,6 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from gaussad_pl.backbones.backbone import pool
 from gaussad_pl.data.base import ImageDataModule
 from gaussad_pl.training.estimation import Batch, EstimatingModule
 from gaussad_pl.training.map_choice import choose_map, rescore
@@ -68,7 +67,7 @@ class ChoosingModule(EstimatingModule):
         collector = MapValidationCollector(self.model)
         for batch in validation:
             maps = self.model.backbone(batch["image"].to(self.device))
-            collector.add(batch, maps, self.model.distances(pool(maps)))
+            collector.add(batch, maps, self.model.distances(self.model.backbone.pool(maps)))
         return collector.validation()
 
     @torch.no_grad()

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from gaussad_pl.backbones.backbone import pool
 from gaussad_pl.backbones.frozen_stages import FrozenStages
 from gaussad_pl.data.base import ImageDataModule
 from gaussad_pl.density.damage import Damage, DamageMoment, covered
@@ -124,14 +123,12 @@ class EstimatingModule(L.LightningModule):
         shown = tracked(batches, "Estimating the Gaussian")
         for key, batch in zip(keys, shown, strict=True):
             images = batch["image"].to(self.device)
-            maps = self.model.backbone(images)
-            if self.frozen is not None:
-                self.frozen.remember(key, images, maps)
+            maps = self.maps(key, images)
             if patches:
                 unchanged = batch["unchanged"].to(self.device)
                 self.segmenter.observe([level[unchanged] for level in maps])
                 self.segmenter.observe_border(images[unchanged])
-            yield pool(maps)
+            yield self.model.backbone.pool(maps)
 
     def pooled_features(self, key: tuple[str, int], images: Tensor) -> list[Tensor]:
         """Pooled features of a recurring batch for the current weights, behind the frozen stages if they remember it.
@@ -145,10 +142,11 @@ class EstimatingModule(L.LightningModule):
         """
         if self.frozen is not None and key in self.frozen:
             return self.frozen.features(key)
-        maps = self.model.backbone(images.to(self.device))
-        if self.frozen is not None:
-            self.frozen.remember(key, images, maps)
-        return pool(maps)
+        return self.model.backbone.pool(self.maps(key, images.to(self.device)))
+
+    def maps(self, key: tuple[str, int], images: Tensor) -> list[Tensor]:
+        """Feature maps of a recurring batch ``(N, 3, H, W)``, whose frozen part is remembered while fitting."""
+        return self.model.backbone(images) if self.frozen is None else self.frozen.maps(key, images)
 
     @torch.no_grad()
     def estimate_damage(self, pairs: Iterable[Batch]) -> None:
@@ -165,7 +163,9 @@ class EstimatingModule(L.LightningModule):
             maps = self.model.backbone(torch.cat([pair["image"], pair["copy"]]).to(self.device))
             for name, head in heads.items():
                 good, damaged = head.patches(maps).chunk(2)
-                moments_of[name].update((damaged - good)[covered(pair["mask"].to(self.device), head.side)])
+                moments_of[name].update(
+                    (damaged - good)[head.inside(covered(pair["mask"].to(self.device), head.shape))]
+                )
         for name, head in heads.items():
             head.gaussians.damage = Damage(moments_of[name].moment(), self.damage_weight)
 

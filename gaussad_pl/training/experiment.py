@@ -178,7 +178,7 @@ def test(trainer: L.Trainer, module: GaussianAD, data: ImageDataModule) -> Evalu
     trainer.test(module, datamodule=data, verbose=False)
     found = module.detected
     levels = [level.index for level in module.model.backbone.levels]
-    return Evaluation(data.test_samples, found.distances, found.scores, levels, found.maps, data.test_masks)
+    return Evaluation(data.test_samples, found.distances, found.scores, levels, found.maps, data.test_masks, data.frame)
 
 
 def fine_tuning_results(forgetting: ForgettingStop, outcome: Outcome, reason: str = "") -> dict[str, Any]:

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gaussad_pl.model.anomaly_maps import map_score
 from gaussad_pl.model.combination import COMBINATIONS, combine
 from gaussad_pl.model.segmenter import Segmenter
 from gaussad_pl.training.map_validation import MapValidation
@@ -29,12 +28,12 @@ def choose_map(segmenter: Segmenter, validation: MapValidation) -> dict[str, Any
     Returns:
         The choice, and the signals it was made by.
     """
-    signals = {name: _signals(validation, name) for name in segmenter.candidates}
+    signals = {name: _signals(segmenter, validation, name) for name in segmenter.candidates}
     best = max(signals, key=lambda name: selection_score(signals[name], complexity_penalty(segmenter, name)))
     segmenter.keep(best)
     maps = validation.maps[best]
     segmenter.set_contour(maps[validation.groups == 0])
-    pooled, mapped = validation.pooled.double(), map_score(maps).double()
+    pooled, mapped = validation.pooled.double(), segmenter.map_score(maps).double()
     set_units(segmenter, validation, maps)
     centre, spread = segmenter.centre.cpu(), segmenter.spread.cpu()
     combined = {
@@ -64,7 +63,7 @@ def rescore(segmenter: Segmenter, validation: MapValidation) -> float:
 def set_units(segmenter: Segmenter, validation: MapValidation, maps: Tensor) -> None:
     """Set the units of pooled and map score by their means and deviations on held-out good images."""
     good = validation.groups == 0
-    segmenter.set_units(validation.pooled[good], map_score(maps[good]))
+    segmenter.set_units(validation.pooled[good], segmenter.map_score(maps[good]))
 
 
 def selection_score(signals: Mapping[str, float], penalty: float) -> float:
@@ -79,6 +78,6 @@ def complexity_penalty(segmenter: Segmenter, name: str) -> float:
     return 2 * MARGIN * ((len(heads[name].levels) < levels) + (heads[name].clusters < clusters))
 
 
-def _signals(validation: MapValidation, name: str) -> dict[str, float]:
+def _signals(segmenter: Segmenter, validation: MapValidation, name: str) -> dict[str, float]:
     maps = validation.maps[name]
-    return validation.signals(map_score(maps), maps)
+    return validation.signals(segmenter.map_score(maps), maps)

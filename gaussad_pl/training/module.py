@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from gaussad_pl.backbones.backbone import pool
 from gaussad_pl.data.base import ImageDataModule
 from gaussad_pl.density.moments import all_reduce_moments, moments
 from gaussad_pl.density.shrinkage import Covariance, Shrinkage
@@ -40,7 +39,7 @@ class GaussianAD(ChoosingModule):
     Source: Rippel et al., "Transfer Learning Gaussian Anomaly Detection by Fine-tuning Representations", 2021.
 
     Args:
-        backbone, shrinkage, covariance, segmentation: see `gaussad_pl.model.model.GaussianModel`.
+        backbone, shrinkage, covariance, segmentation, roi: see `gaussad_pl.model.model.GaussianModel`.
         running: the Gaussian of the loss: "fixed" (that of the pretrained features), "epoch" (re-estimated after each
             epoch) or "ema" (follows the features of the training batches).
         refit: score with Gaussians re-estimated on the clean training images for the current weights; otherwise with
@@ -74,12 +73,13 @@ class GaussianAD(ChoosingModule):
         damage_weight: float | None = None,
         segmentation: dict[str, Any] | None = None,
         train_on: Literal["pooled", "patches"] = "pooled",
+        roi: Tensor | None = None,
     ) -> None:
-        model = GaussianModel(backbone, shrinkage, covariance, segmentation)
+        model = GaussianModel(backbone, shrinkage, covariance, segmentation, roi)
         super().__init__(
             level_rule, model=model, running=running, refit=refit, train_on=train_on, damage_weight=damage_weight
         )
-        self.save_hyperparameters(ignore=["optimizer", "level_rule", "objective"])
+        self.save_hyperparameters(ignore=["optimizer", "level_rule", "objective", "roi"])
         self.objective = objective
         self.optimizer = optimizer
         self.warmup_steps = warmup_steps
@@ -113,7 +113,7 @@ class GaussianAD(ChoosingModule):
         else:
             maps = [level.float() for level in self.model.backbone(batch["image"])]
             if self.running == "ema" and self.patch_target is None:
-                for target, level in zip(self.targets, pool(maps), strict=True):
+                for target, level in zip(self.targets, self.model.backbone.pool(maps), strict=True):
                     target.update(all_reduce_moments(moments(level)))
             with self._full_precision():
                 loss = self._loss(maps)
@@ -137,7 +137,9 @@ class GaussianAD(ChoosingModule):
     def _loss(self, maps: Sequence[Tensor]) -> Tensor:
         assert not isinstance(self.objective, Ranking)
         if self.patch_target is None:
-            return self.objective(level_distances(pool(maps), self.targets), self.model.level_weights)
+            return self.objective(
+                level_distances(self.model.backbone.pool(maps), self.targets), self.model.level_weights
+            )
         distances = self.patch_target(self.segmenter.head.patches(maps)).mean(1, keepdim=True)
         return self.objective(distances, distances.new_ones(1))
 
@@ -145,8 +147,7 @@ class GaussianAD(ChoosingModule):
         """Freeze what the loss does not reach, such as what follows the deepest level: DDP would wait for it."""
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         if stage == "fit":
-            size = self.model.backbone.image_size
-            maps = self.model.backbone(torch.zeros(1, 3, size, size, device=self.device))
+            maps = self.model.backbone(torch.zeros(1, 3, *self.model.backbone.tiling.shape, device=self.device))
             if isinstance(self.objective, Ranking):
                 loss = torch.stack([maps[i].mean() for i in self.objective.levels]).sum()
             else:
@@ -168,12 +169,10 @@ class GaussianAD(ChoosingModule):
         with self._full_precision():
             if self.frozen is not None and key in self.frozen:
                 return {"distances": self.model.distances(self.frozen.features(key)), "group": batch["group"]}
-            maps = self.model.backbone(batch["image"])
-            found = {"distances": self.model.distances(pool(maps)), "group": batch["group"]}
+            maps = self.maps(key, batch["image"])
+            found = {"distances": self.model.distances(self.model.backbone.pool(maps)), "group": batch["group"]}
             if self.collector is not None:
                 self.collector.add(batch, maps, found["distances"])
-            if self.frozen is not None:
-                self.frozen.remember(key, batch["image"], maps)
             if self.patch_target is not None:
                 found["patches"] = self.segmenter.head.grid(maps).mean((1, 2))
             return found
@@ -223,9 +222,10 @@ class GaussianAD(ChoosingModule):
             raise UserError(f"{path} is damaged or no checkpoint ({reason}): train it again")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         try:
-            settings = checkpoint[cls.CHECKPOINT_HYPER_PARAMS_KEY]
-            module = cls(**{**settings, "backbone": {**settings["backbone"], "weights": "random"}})
-            module.load_state_dict(checkpoint["state_dict"])
+            settings, state = checkpoint[cls.CHECKPOINT_HYPER_PARAMS_KEY], checkpoint["state_dict"]
+            backbone, roi = {**settings["backbone"], "weights": "random"}, state.get("model.backbone.roi")
+            module = cls(**{**settings, "backbone": backbone}, roi=roi)
+            module.load_state_dict(state)
         except (KeyError, TypeError, AttributeError, RuntimeError) as error:
             reason = " ".join(repr(error).split())[:200]
             raise UserError(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gaussad_pl.backbones.backbone import Backbone, pool
+from gaussad_pl.backbones.backbone import Backbone
 from gaussad_pl.backbones.frozen_stages import FrozenStages
 from gaussad_pl.density.gaussian import Gaussian
 from gaussad_pl.density.moments import moments
@@ -69,6 +69,7 @@ class Ranking:
 
     def __call__(self, batch: Mapping[str, Tensor]) -> Tensor:
         """The loss of a batch of pairs, see `gaussad_pl.data.pairs.Pairs`; all of them are from one half."""
+        pool = self._student.pool
         number, count = self._measured_by(int(batch["half"][0])), len(batch["image"])
         images = torch.cat([batch["image"], batch["copy"]])
         with torch.no_grad():

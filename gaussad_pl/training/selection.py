@@ -78,7 +78,8 @@ def orientations_to_try(data: ImageDataModule) -> list[int]:
     """
     if data.symmetry != AUTO:
         return [ORIENTATIONS[data.symmetry]]
-    affordable = [count for count in ORIENTATIONS.values() if count * len(data.every_image) <= COPIED]
+    most = min(data.possible_orientations, COPIED // len(data.every_image))
+    affordable = [count for count in ORIENTATIONS.values() if count <= most]
     return sorted({1, max(affordable, default=1)})
 
 
