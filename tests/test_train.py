@@ -87,6 +87,7 @@ def test_a_run_leaves_all_its_results(finished: Path) -> None:
     for name in pictures:
         assert Image.open(finished / name).size[0] > 600
         assert (finished / name).with_suffix(".pdf").read_bytes().startswith(b"%PDF")
+    assert len(list((finished / "gallery").glob("*.webp"))) == 12 and (finished / "gallery" / "images.json").is_file()
 
 
 def test_form_and_image_score_are_chosen_on_the_augmented_validation(

@@ -32,7 +32,7 @@ def overlay(image: Image.Image, prediction: Prediction, zero: float, limit: floa
     panels, scale = [image], None
     if prediction.map is not None:
         scale = HeatScale.of(zero, limit, prediction.map)
-        panels.append(_under_map(image, prediction.map, scale))
+        panels.append(under_map(image, prediction.map, scale))
     content = sum(panel.width + GAP for panel in panels) - GAP
     width = max(content, WIDTH)
     picture = Image.new("RGB", (width, TITLE + image.height + (BAR if scale else 0)), "white")
@@ -46,7 +46,8 @@ def overlay(image: Image.Image, prediction: Prediction, zero: float, limit: floa
     return picture
 
 
-def _under_map(image: Image.Image, anomaly_map: np.ndarray, scale: HeatScale) -> Image.Image:
+def under_map(image: Image.Image, anomaly_map: np.ndarray, scale: HeatScale) -> Image.Image:
+    """Lay a map ``(256, 256)`` over an image and outline where it exceeds its threshold."""
     values = enlarged(anomaly_map, image.size)
     mixed = scale.blended(np.asarray(image), values)
     mixed[border(values > scale.threshold)] = CONTOUR
