@@ -151,7 +151,7 @@ def test_without_maps_the_gallery_has_the_images_alone(tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", "{}", '{"images": [{}], "thresholds": [], "scale": null}', "half", "nan", "rate"]
+    "content", ["", "[]", "{}", '{"images": [{}], "thresholds": [], "scale": null}', "half", "nan", "rate", "scale"]
 )
 def test_a_damaged_record_leaves_out_its_gallery_and_nothing_else(
     content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -162,6 +162,7 @@ def test_a_damaged_record_leaves_out_its_gallery_and_nothing_else(
     broken = {
         "half": record.read_text()[:900],
         "nan": json.dumps({**found, "images": [{**images[0], "score": math.nan}, *images[1:]]}),
+        "scale": json.dumps({**found, "scale": [0.2]}),
         "rate": json.dumps({**found, "thresholds": [{**thresholds[0], "rate": None}, *thresholds[1:]]}),
     }
     record.write_text(broken.get(content, content))

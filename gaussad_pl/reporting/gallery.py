@@ -90,7 +90,7 @@ def read_gallery(run: Run) -> Gallery | None:
     except DAMAGE:
         return None
     numbers = [shot.score for shot in shots] + [each.rate + (each.threshold or 0) for each in decisions]
-    sound = decisions and all(map(math.isfinite, numbers))
+    sound = decisions and all(map(math.isfinite, numbers)) and len(scale) in (0, 3)
     return Gallery(shots, sorted(decisions, key=lambda each: each.rate), scale) if sound else None
 
 

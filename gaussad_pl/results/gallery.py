@@ -38,12 +38,10 @@ class Group:
     """Test images that belong in one gallery.
 
     Attributes:
-        name: what the images are, in short.
         title: of the gallery; says which images these are, and of how many.
         rows: indices of the test images.
     """
 
-    name: str
     title: str
     rows: list[int]
 
@@ -90,7 +88,7 @@ def notable(evaluation: Evaluation, threshold: Threshold) -> dict[str, Group]:
     groups = {
         "misses": _group(bad, missed, "misses", ("bad", "below", "lowest"), threshold),
         "false_alarms": _group(good, alarms, "false alarms", ("good", "above", "highest"), threshold),
-        "defects": Group("each kind of defect", "Each kind of defect: the part with its median score", middle),
+        "defects": Group("Each kind of defect: the part with its median score", middle),
     }
     return {name: group for name, group in groups.items() if group.rows}
 
@@ -105,15 +103,11 @@ def _group(rows: list[int], wrong: int, name: str, words: tuple[str, str, str], 
     rate = f"{100 * threshold.fpr:g} % false alarms"
     at = f"the threshold for {rate}"
     if threshold.reason:
-        return Group(
-            f"{end} scores",
-            f"No threshold: too few calibration images for {rate}.\nShown: {these}",
-            shown,
-        )
+        return Group(f"No threshold: too few calibration images for {rate}.\nShown: {these}", shown)
     if not wrong:
-        return Group(f"{end} scores", f"No {kind} part is {side} {at}.\nShown: {these}", shown)
+        return Group(f"No {kind} part is {side} {at}.\nShown: {these}", shown)
     title = f"{name.capitalize()}: {wrong} of {len(rows)} {kind} parts are {side} {at}"
-    return Group(name, title + (f"\nShown: {these}" if wrong > len(shown) else ""), shown)
+    return Group(title + (f"\nShown: {these}" if wrong > len(shown) else ""), shown)
 
 
 def overlays(
