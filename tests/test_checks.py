@@ -36,7 +36,7 @@ def line(root: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> str:
 def test_sound_data_pass_and_masks_are_decoded_once(parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[Path] = []
     read_mask = checks.read_mask
-    monkeypatch.setattr(checks, "read_mask", lambda path, size: read.append(path) or read_mask(path, size))
+    monkeypatch.setattr(checks, "read_mask", lambda path, *more: read.append(path) or read_mask(path, *more))
     data = mvtec(parts)
     data.check()
     assert len(read) == 6 and data.test_masks.flatten(1).any(1).tolist() == [bool(s.label) for s in data.test_samples]

@@ -329,7 +329,7 @@ def test_a_sweep_leaves_one_run_and_one_offline_wandb_run_a_job(
     [
         (["+category=srew"], "Could not find 'category/srew'"),
         (["backbone=resnet1"], "Could not find 'backbone/resnet1'"),
-        ([], "no category chosen: add one, for example +category=screw"),
+        ([], "no category chosen: add one, for example +category=screw, or"),
         (["+category=screw", "data.root=/nowhere"], "/nowhere"),
         (["+category=screw", "backbone.levels=[12]"], "levels=[12]"),
         (["+category=screw", "backbone.weights=missing.pth"], "missing.pth"),

@@ -59,10 +59,12 @@ class ImageSets(L.LightningDataModule, ABC):
 
     Attributes:
         holdout: fraction of the good images that is kept for the test if all test images are bad; None for none.
+        numbered_masks: the values of masks are numbers of kinds of defects.
     """
 
     name: str
     holdout: float | None = None
+    numbered_masks: bool = False
 
     def __init__(
         self,
@@ -272,7 +274,7 @@ class ImageSets(L.LightningDataModule, ABC):
 
     @cached_property
     def _masks(self) -> list[NDArray[np.bool_] | None]:
-        return checks.read_masks(self.samples.test)
+        return checks.read_masks(self.samples.test, self.numbered_masks)
 
     @cached_property
     def test_masks(self) -> Tensor:

@@ -156,10 +156,11 @@ def _scales(values: np.ndarray) -> Sequence[int]:
     return (1, 255, 65535) if values.dtype.kind == "f" else (65535,)
 
 
-def read_mask(path: Path, size: int) -> np.ndarray:
+def read_mask(path: Path, size: int, numbered: bool = False) -> np.ndarray:
     """Decode a defect mask: True where the brightest channel exceeds half of the full scale.
 
     Full scale is the smallest of 1, 255, 65535 that no value exceeds, so masks of 0/1 and of 0/255 work at any depth.
+    The values of ``numbered`` masks are numbers of kinds of defects: True where they are not 0.
 
     Returns:
         `(size, size)` bool, resized to a square without interpolation.
@@ -169,13 +170,13 @@ def read_mask(path: Path, size: int) -> np.ndarray:
     """
     with _open(path, whole=True) as file:
         image = ImageOps.exif_transpose(file)
-        if not (image.mode == "L" or _is_deep(image)):
+        if not (numbered or image.mode == "L" or _is_deep(image)):
             image.info.pop("transparency", None)
             image = image.convert("RGB")
         values = np.asarray(image)
         if values.ndim == 3:
             values = values.max(axis=2)
-        mask = values > _full_scale(values.min(), values.max(), (1, 255, 65535)) / 2
+        mask = values > 0 if numbered else values > _full_scale(values.min(), values.max(), (1, 255, 65535)) / 2
         if values.any() and not mask.any():
             raise UserError(f"mask {path} has values up to {values.max()}: expected 0 and 1, or 0 and 255; convert it")
         return np.asarray(Image.fromarray(mask).resize((size, size), Image.Resampling.NEAREST))
