@@ -81,8 +81,8 @@ def test_the_gallery_decides_as_the_operating_points_do(n: int, tmp_path: Path) 
             assert {shot.verdict(None) for shot in found.shots} == {"undecided"}
             assert not any(shot.is_wrong(None) for shot in found.shots)
             continue
-        counts = f"{point.bad_found} of {BAD} bad images found, {point.good_lost} of {GOOD} good images lost"
-        assert decision.line == counts + (" (threshold from a fitted gamma)" if point.rule == "gamma" else "")
+        counts = f"{point.bad_found} of {BAD} bad found, {point.good_lost} of {GOOD} good lost"
+        assert decision.line == counts + (" (fitted gamma)" if point.rule == "gamma" else "")
         wrong = sum(shot.is_wrong(decision.threshold) for shot in found.shots)
         assert wrong == BAD - (point.bad_found or 0) + (point.good_lost or 0)
     assert {points[rate].rule for rate in RATES} & {"none", "gamma", "conformal"} >= (
@@ -323,8 +323,8 @@ def test_the_gallery_fits_the_screen(width: int, scheme: str, chromium: Any, rep
     page.locator(".shots img").nth(20).scroll_into_view_if_needed()
     page.evaluate("document.querySelectorAll('.shots img')[20].decode()")  # an error if the policy forbids its file
     assert page.evaluate("document.querySelectorAll('.shots img')[20].naturalWidth") > 300
-    box = page.locator("#rate").bounding_box()
-    assert 0 <= box["y"] < 100 and box["width"] > 120  # stays in view
+    slider, counts = (page.locator(each).first.bounding_box() for each in ("#rate", ".counts"))
+    assert 0 <= slider["y"] < counts["y"] < 150 and slider["width"] > 120  # both stay in view
     page.locator("#runs").scroll_into_view_if_needed()
     page.evaluate("window.scrollTo(0, document.body.scrollHeight)")
     assert page.locator("#rate").bounding_box()["y"] < 0  # as long as the gallery is

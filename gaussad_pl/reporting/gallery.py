@@ -106,6 +106,5 @@ def _decision(stored: Mapping[str, Any], shots: Sequence[Shot]) -> Decision:
     else:
         counts = [[shot.score > threshold for shot in shots if shot.bad == bad] for bad in (True, False)]
         found, lost = (f"{sum(above)} of {len(above)}" for above in counts)
-        line = f"{found} bad images found, {lost} good images lost"
-        line += " (threshold from a fitted gamma)" if stored["rule"] == "gamma" else ""
+        line = f"{found} bad found, {lost} good lost" + (" (fitted gamma)" if stored["rule"] == "gamma" else "")
     return Decision(real(stored["rate"]), threshold, line)
