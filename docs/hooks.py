@@ -39,7 +39,7 @@ Python, as in `fit("/my/parts", settings=["seed=1"])`. A default such as `${seed
 Each is a file in `conf/` that sets several settings at once. `+` goes before those that have no default.
 """
 NOT_CHOSEN = ("hydra", "category")  # launchers and sweepers have their own page; categories are those of MVTec AD
-OTHER_DATA = ("folder", "demo")
+OTHER_DATA = ("visa", "folder", "demo")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

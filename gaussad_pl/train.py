@@ -75,7 +75,7 @@ from gaussad_pl.inference.detector import Detector
 from gaussad_pl.inference.heat import HeatScale
 from gaussad_pl.inference.runs import METRICS, next_command
 from gaussad_pl.model.precision import forbid_tf32
-from gaussad_pl.results import figures, pictures, run_folder
+from gaussad_pl.results import figures, pictures, run_folder, thumbnails
 from gaussad_pl.results.cost import cost
 from gaussad_pl.results.decisions import decisions
 from gaussad_pl.results.decisions import show as show_decisions
@@ -186,6 +186,7 @@ def conduct(
     results |= origin | {"cost": cost(fit_seconds, time.perf_counter() - start)}
     scale = pictures.heat_scale(outcome.final, detector.median, detector.limit)
     drawn = draw(outcome, data, scale, calibration)
+    thumbnails.save(folder, outcome.final, data.test, scale, calibration)
     tracking.report(loggers, figures.save(drawn, folder), outcome, data, scale, calibration)
     detector.save(folder / artefact.NAME)
     tracking.keep_detector(loggers, folder, results)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import struct
 import time
@@ -15,7 +16,9 @@ from PIL import Image
 from test_train import arguments, metrics, run
 from wandb.proto import wandb_internal_pb2 as protocol
 
+from gaussad_pl.inference.detector import Detector
 from gaussad_pl.results import dashboard
+from gaussad_pl.results.gallery import picture_threshold
 
 pytestmark = pytest.mark.slow
 
@@ -141,20 +144,25 @@ def test_charts_are_tables_that_w_and_b_draws(finished: Path, logged: dict[str, 
     assert drawn == [record[forgetting["signal"]] for record in forgetting["history"]]
 
 
-def test_the_table_shows_images_maps_and_scores_and_syncs_from_the_run_folder(
+def test_the_table_shows_all_test_images_with_their_verdicts_and_syncs_from_the_run_folder(
     finished: Path, logged: dict[str, list[Any]]
 ) -> None:
-    rows = table(finished, "test/examples")
-    lowest, highest = rows[:6], rows[6:-1]
-    assert {row["why"] for row in lowest} == {"lowest scores"} and rows[-1]["why"] == "each kind of defect"
-    assert {row["why"] for row in highest} in ({"highest scores"}, {"false alarms"})
-    assert [row["score"] for row in lowest] == sorted(row["score"] for row in lowest)
-    assert {row["kind"] for row in highest} == {"good"} and highest[0]["score"] >= highest[-1]["score"]
-    (artifact,) = (each for each in logged["artifact"] if "examples" in each.name)
+    rows = table(finished, "test/images")
+    with (finished / "scores.csv").open() as file:
+        expected = list(csv.DictReader(file))
+    assert [row["path"] for row in rows] == [row["path"] for row in expected] and len(rows) == 12
+    assert [row["score"] for row in rows] == [float(row["score"]) for row in expected]
+    calibration = Detector.load(finished).calibration
+    threshold = picture_threshold(calibration)
+    assert [row["verdict"] for row in rows] == [threshold.verdict(row["score"]) for row in rows]
+    p_values = calibration.p_values(torch.tensor([row["score"] for row in rows], dtype=torch.float64))
+    assert [row["p_value"] for row in rows] == p_values.tolist()
+    assert all(row["image"] and row["map"] and bool(row["mask"]) == (row["kind"] == "spot") for row in rows)
+    (artifact,) = (each for each in logged["artifact"] if "testimages" in each.name)
     files = {entry.path: Path(entry.local_path) for entry in artifact.manifest.contents}
     assert all(finished in path.parents and path.is_file() for path in files.values())
     pictures = [path for name, path in files.items() if name.endswith(".jpg")]
-    assert len(pictures) >= 2 * (len(rows) - 1)  # of each image: itself and its map; and the masks
+    assert len(pictures) == 12 + 12 + 6  # images, maps, masks
     assert all(Image.open(path).size == (160, 160) for path in pictures)
 
 

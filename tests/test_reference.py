@@ -52,7 +52,7 @@ def leaves(node: Any, place: str = "") -> list[str]:
 
 
 def test_the_reference_has_every_setting_and_every_choice(hooks: ModuleType, settings: dict[str, list[str]]) -> None:
-    for data in ("mvtec", "folder", "demo"):
+    for data in ("mvtec", "visa", "folder", "demo"):
         shown = [
             leaf for leaf in leaves(hooks.composed(f"data={data}")) if not leaf.endswith(("._partial_", "._convert_"))
         ]

@@ -233,7 +233,7 @@ def test_an_installed_package_has_no_commit(tmp_path: Path) -> None:
 def test_any_name_of_an_image_can_be_drawn(name: str, tmp_path: Path) -> None:
     one = evaluation()
     one.samples[0] = Sample(Path("/parts/good") / name)
-    gallery.overlays(one, IMAGES, gallery.Group("", "", [0, 1]), SCALE, CALIBRATION).savefig(tmp_path / "a.png", dpi=30)
+    gallery.overlays(one, IMAGES, gallery.Group("", [0, 1]), SCALE, CALIBRATION).savefig(tmp_path / "a.png", dpi=30)
 
 
 # --- pictures
@@ -309,7 +309,7 @@ def test_misses_are_bad_parts_below_the_threshold_and_false_alarms_good_ones_abo
 
 def test_without_misses_the_lowest_bad_parts_are_shown_and_called_that() -> None:
     groups = gallery.notable(evaluation(), at(2.5))
-    assert groups["misses"].rows == [2, 3] and groups["misses"].name == "lowest scores"
+    assert groups["misses"].rows == [2, 3]
     assert groups["misses"].title.startswith(
         "No bad part is below the threshold for 5 % false alarms.\nShown: the 2 bad"
     )
@@ -322,7 +322,7 @@ def test_a_gallery_keeps_the_proportions_of_the_file_and_its_titles_have_verdict
     one = evaluation()
     Image.new("RGB", (200, 50)).save(tmp_path / "wide.png")
     one.samples[3] = Sample(tmp_path / "wide.png", "spot")
-    figure = gallery.overlays(one, IMAGES, gallery.Group("", "Some parts", [3, 2]), SCALE, CALIBRATION)
+    figure = gallery.overlays(one, IMAGES, gallery.Group("Some parts", [3, 2]), SCALE, CALIBRATION)
     shapes = [panel.get_images()[0].get_array().shape[:2] for panel in figure.axes[:4]]
     assert shapes[0] == shapes[1] == (gallery.SIDE // 4, gallery.SIDE)
     assert shapes[2] == shapes[3] == (gallery.SIDE, gallery.SIDE)  # the file has gone
@@ -331,12 +331,12 @@ def test_a_gallery_keeps_the_proportions_of_the_file_and_its_titles_have_verdict
     assert "bad   p = 0.05   score 4.00" in words(figure) and "good   p = 0.15   score 3.00" in words(figure)
     assert "Some parts" in words(figure) and {"true mask", "map above its threshold"} <= set(words(figure).splitlines())
     few = Calibration.of(torch.zeros(3).double(), torch.zeros(3, 2), "")
-    figure = gallery.overlays(one, IMAGES, gallery.Group("", "", [3]), SCALE, few)
+    figure = gallery.overlays(one, IMAGES, gallery.Group("", [3]), SCALE, few)
     assert "undecided" in words(figure) and "bad " not in words(figure)
 
 
 def test_the_colour_bar_is_the_same_in_all_galleries_and_marks_the_threshold() -> None:
     for rows in ([0], [2, 3]):
-        bar = gallery.overlays(evaluation(), IMAGES, gallery.Group("", "", rows), SCALE, CALIBRATION).axes[-1]
+        bar = gallery.overlays(evaluation(), IMAGES, gallery.Group("", rows), SCALE, CALIBRATION).axes[-1]
         assert [label.get_text() for label in bar.get_xticklabels()] == ["0.2", "0.6", "1"]
         assert list(bar.lines[0].get_xdata()) == [0.6, 0.6] and "0.1 % of good pixels" in bar.get_xlabel()

@@ -52,7 +52,10 @@ PLUS = "is not in the configuration yet: prefix it with +"
         (["data.root=2024"], "data.root=2024: expected text; put numbers in quotes"),
         (["data=folder", "data.root=x", "~category", "data.holdout=2"], "data.holdout=2: expected less than 1"),
         (["data=folder", "~category"], "data.root is missing: give it on the command line, as data.root=..."),
-        (["~category"], "no category chosen: add one, for example +category=screw"),
+        (
+            ["~category"],
+            "no category chosen: add one, for example +category=screw, or data.category=candle with data=visa",
+        ),
         (["folds=1"], "folds=1: expected 0, or 2 or more"),
         (["fold=5"], "fold=5: expected less than folds=5"),
         (["folds=0", "fold=1"], "fold=1: expected 0 with folds=0"),

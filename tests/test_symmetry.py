@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -103,6 +104,8 @@ def test_calibration_scores_the_images_alone_without_any_copy_of_them(
 class Trainer:
     """Stands in for Lightning's: validating estimates the Gaussians."""
 
+    loggers: tuple[Any, ...] = ()
+
     class strategy:  # noqa: N801
         root_device = torch.device("cpu")
 
@@ -119,10 +122,10 @@ def test_the_state_that_the_validation_prefers_is_put_in_place(
     tiny = module()
 
     class Forgetting:
-        history: tuple[int, ...] = ()
+        history: tuple[dict[str, int], ...] = ()
 
         def state_dict(self) -> dict[str, Any]:
-            return {"history": (data.orientations,)}
+            return {"history": ({"auroc": data.orientations},)}
 
         def load_state_dict(self, state: dict[str, Any]) -> None:
             self.history = state["history"]
@@ -134,11 +137,12 @@ def test_the_state_that_the_validation_prefers_is_put_in_place(
     monkeypatch.setattr(tiny, "choose_maps", choose_maps)
     monkeypatch.setattr(selection, "level_results", lambda *_: {})
     monkeypatch.setattr(selection, "gain", lambda *_, share: Gain(share, 0.1 if helps else -0.1, 0.9))
-    forgetting = Forgetting()
-    results = selection.choose(Trainer(), tiny, data, forgetting)  # type: ignore[arg-type]
+    forgetting, trainer, logged = Forgetting(), Trainer(), []
+    trainer.loggers = (SimpleNamespace(log_metrics=lambda metrics, step: logged.append(metrics)),)
+    results = selection.choose(trainer, tiny, data, forgetting)  # type: ignore[arg-type]
     expected = 8 if helps else 1
     assert data.orientations == expected == results["symmetry"]["orientations"] == results["segmentation"]["worth"]
-    assert forgetting.history == (expected,)
+    assert forgetting.history == ({"auroc": expected},) and logged == [{"forgetting/auroc": expected}]
     assert tiny.model.gaussians[0].count == 18 * 3 * expected
     other = module()
     other.estimate(data.reference_dataloader(), patches=True)

@@ -88,6 +88,7 @@ def test_a_run_leaves_all_its_results(finished: Path) -> None:
     for name in pictures:
         assert Image.open(finished / name).size[0] > 600
         assert (finished / name).with_suffix(".pdf").read_bytes().startswith(b"%PDF")
+    assert len(list((finished / "gallery").glob("*.webp"))) == 12 and (finished / "gallery" / "images.json").is_file()
 
 
 def test_form_and_image_score_are_chosen_on_the_augmented_validation(
@@ -329,7 +330,7 @@ def test_a_sweep_leaves_one_run_and_one_offline_wandb_run_a_job(
     [
         (["+category=srew"], "Could not find 'category/srew'"),
         (["backbone=resnet1"], "Could not find 'backbone/resnet1'"),
-        ([], "no category chosen: add one, for example +category=screw"),
+        ([], "no category chosen: add one, for example +category=screw, or"),
         (["+category=screw", "data.root=/nowhere"], "/nowhere"),
         (["+category=screw", "backbone.levels=[12]"], "levels=[12]"),
         (["+category=screw", "backbone.weights=missing.pth"], "missing.pth"),

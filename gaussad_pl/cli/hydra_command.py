@@ -151,7 +151,7 @@ def one_line(error: BaseException) -> str:
     if unknown:
         return f"{unknown[1]} has no setting {unknown[2]}: leave it out"
     if "data.category" in text and "issing mandatory value" in text:
-        return "no category chosen: add one, for example +category=screw"
+        return "no category chosen: add one, for example +category=screw, or data.category=candle with data=visa"
     if "Missing mandatory value" in text:
         return f"{text.splitlines()[0]}: give it on the command line, as key=value"
     causes = [text] if error.__cause__ is None or isinstance(error, UserError) else [text, str(error.__cause__)]

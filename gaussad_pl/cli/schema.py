@@ -24,6 +24,7 @@ from gaussad_pl.backbones.tiling import tile_counts
 from gaussad_pl.data.demo import Demo
 from gaussad_pl.data.folder import Folder
 from gaussad_pl.data.mvtec import MVTec
+from gaussad_pl.data.visa import VisA
 from gaussad_pl.density.cluster import MAX_CLUSTERS
 from gaussad_pl.density.registry import DENSITIES
 from gaussad_pl.model.segmenter import Segmenter
@@ -33,7 +34,7 @@ from gaussad_pl.training.levels import top_k
 from gaussad_pl.training.module import GaussianAD
 from gaussad_pl.training.ranking import Ranking
 
-OURS = (MVTec, Folder, Demo, GaussianAD, AverageWeights, ForgettingStop, Ranking, top_k)
+OURS = (MVTec, VisA, Folder, Demo, GaussianAD, AverageWeights, ForgettingStop, Ranking, top_k)
 NESTED = {"nuisance": Nuisance, "backbone": Backbone, "segmentation": Segmenter}  # groups without a _target_
 NOT_SET = {
     Segmenter: ("levels", "roi"),

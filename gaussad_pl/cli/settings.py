@@ -32,7 +32,7 @@ EXPECTED = {
     "less_than_equal": "{le} or less", "less_than": "less than {lt}",
 }  # fmt: skip
 MISSING = {
-    "data.category": "no category chosen: add one, for example +category=screw",
+    "data.category": "no category chosen: add one, for example +category=screw, or data.category=candle with data=visa",
     "callbacks.forgetting": "callbacks.forgetting is required, as it evaluates the augmented validation: do not remove "
     "it; fine_tune=false skips fine-tuning",
 }

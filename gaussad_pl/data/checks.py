@@ -45,8 +45,10 @@ def readable(paths: Sequence[Path]) -> None:
     _each(image_size, paths, "images")
 
 
-def read_masks(samples: Sequence[Sample], frame: Frame) -> list[NDArray[np.bool_] | None]:
+def read_masks(samples: Sequence[Sample], frame: Frame, numbered: bool = False) -> list[NDArray[np.bool_] | None]:
     """Read the mask of each sample, fitted to the frame, bool ``(256, 256)``; None for samples without one.
+
+    ``numbered`` masks have values other than 0 and the maximum, see `gaussad_pl.data.images.read_mask`.
 
     Raises:
         UserError: a mask cannot be read, or its aspect ratio differs from that of its image.
@@ -57,7 +59,7 @@ def read_masks(samples: Sequence[Sample], frame: Frame) -> list[NDArray[np.bool_
     wrong = [f"mask {mismatch}" for mismatch in _each(_mismatch, list(pairs), "masks") if mismatch]
     if wrong:
         raise UserError(f"{wrong[0]} ({len(wrong)} of {len(masked)} masks): draw masks on the original images")
-    masks = iter(_each(lambda path: read_mask(path, frame, MASK_SIZE), paths, "masks"))
+    masks = iter(_each(lambda path: read_mask(path, frame, MASK_SIZE, numbered), paths, "masks"))
     return [None if sample.mask is None else next(masks) for sample in samples]
 
 

@@ -1,4 +1,4 @@
-"""Download of MVTec AD, only at the user's request: the archive has 5 GB."""
+"""Download of public datasets, only at the user's request: their archives have gigabytes."""
 
 import hashlib
 import lzma
@@ -39,9 +39,9 @@ def download(url: str, target: Path, sha256: str) -> Path:
     except (OSError, HTTPException, ValueError) as error:  # ValueError: not a URL
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"cannot download {url} to {target} ({reason}): try again to resume; the address of MVTec AD has changed "
-            f"over the years, so data.url may be out of date; or download the archive yourself: save it as {target} or "
-            "unpack it so that <data.root>/<category> contains train/good, test and ground_truth"
+            f"cannot download {url} to {target} ({reason}): try again to resume; if the address has changed, set "
+            f"data.url to the new one; or download the archive yourself: save it as {target} or unpack it into "
+            f"{target.parent}"
         ) from error
     if (digest := _sha256(part)) != sha256.lower():
         part.unlink()

@@ -73,10 +73,12 @@ class ImageSets(L.LightningDataModule, ABC):
     Attributes:
         holdout: fraction of the good images that is kept for the test if all test images are bad; None for none.
         orientations: number of orientations of each image, see `gaussad_pl.data.symmetry`; 1 while "auto" is undecided.
+        numbered_masks: the values of masks are numbers of kinds of defects.
     """
 
     name: str
     holdout: float | None = None
+    numbered_masks: bool = False
 
     def __init__(
         self,
@@ -342,7 +344,7 @@ class ImageSets(L.LightningDataModule, ABC):
 
     @cached_property
     def _masks(self) -> list[NDArray[np.bool_] | None]:
-        return checks.read_masks(self.samples.test, self.frame)
+        return checks.read_masks(self.samples.test, self.frame, self.numbered_masks)
 
     @cached_property
     def test_masks(self) -> Tensor:

@@ -142,10 +142,11 @@ def _scales(values: np.ndarray) -> Sequence[int]:
     return (1, 255, 65535) if values.dtype.kind == "f" else (65535,)
 
 
-def read_mask(path: Path, frame: Frame, side: int) -> np.ndarray:
+def read_mask(path: Path, frame: Frame, side: int, numbered: bool = False) -> np.ndarray:
     """Decode a defect mask and fit it to a frame: True where the brightest channel exceeds half of the full scale.
 
     Full scale is the smallest of 1, 255, 65535 that no value exceeds, so masks of 0/1 and of 0/255 work at any depth.
+    The values of ``numbered`` masks are numbers of kinds of defects: True where they are not 0.
 
     Returns:
         `(side, side)` bool, the whole frame, resized without interpolation.
@@ -154,8 +155,8 @@ def read_mask(path: Path, frame: Frame, side: int) -> np.ndarray:
         UserError: the file cannot be read, or all non-zero values are too small for a mask.
     """
     with _open(path, whole=True) as file:
-        values = _brightest(file)
-        mask = values > _full_scale(values.min(), values.max(), (1, 255, 65535)) / 2
+        values = _brightest(file, numbered)
+        mask = values > 0 if numbered else values > _full_scale(values.min(), values.max(), (1, 255, 65535)) / 2
         if values.any() and not mask.any():
             raise UserError(f"mask {path} has values up to {values.max()}: expected 0 and 1, or 0 and 255; convert it")
         return frame.mask(mask, (side, side))
@@ -180,10 +181,10 @@ def read_roi(path: Path, frame: Frame) -> np.ndarray:
         return region
 
 
-def _brightest(file: Image.Image) -> np.ndarray:
-    """Return the brightest channel of an upright image, ``(H, W)``."""
+def _brightest(file: Image.Image, numbered: bool = False) -> np.ndarray:
+    """Return the brightest channel of an upright image, ``(H, W)``; of a ``numbered`` palette image, the numbers."""
     image = ImageOps.exif_transpose(file)
-    if not (image.mode == "L" or _is_deep(image)):
+    if not (numbered or image.mode == "L" or _is_deep(image)):
         image.info.pop("transparency", None)
         image = image.convert("RGB")
     values = np.asarray(image)

@@ -36,7 +36,7 @@ def overlay(
     panels, scale = [image], None
     if prediction.map is not None:
         scale = HeatScale.of(zero, limit, prediction.map)
-        panels.append(_under_map(image, frame.restored(prediction.map, image.size), scale))
+        panels.append(under_map(image, frame.restored(prediction.map, image.size), scale))
     content = sum(panel.width + GAP for panel in panels) - GAP
     width = max(content, WIDTH)
     picture = Image.new("RGB", (width, TITLE + image.height + (BAR if scale else 0)), "white")
@@ -50,7 +50,8 @@ def overlay(
     return picture
 
 
-def _under_map(image: Image.Image, values: np.ndarray, scale: HeatScale) -> Image.Image:
+def under_map(image: Image.Image, values: np.ndarray, scale: HeatScale) -> Image.Image:
+    """Lay a map ``(height, width)`` over an image of its size, and outline where it exceeds its threshold."""
     mixed = scale.blended(np.asarray(image), values)
     mixed[border(values > scale.threshold)] = CONTOUR
     return Image.fromarray(mixed)

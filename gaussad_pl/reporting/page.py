@@ -1,17 +1,21 @@
-"""Report as a single HTML page that needs no other file and no network."""
+"""Report as an HTML page that needs no network: all in one file, except the gallery, which is in the run folders."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from gaussad_pl.reporting import content as wording
 from gaussad_pl.reporting.content import Content
 from gaussad_pl.reporting.curves import Cell
+from gaussad_pl.reporting.gallery import Gallery, read_gallery
 from gaussad_pl.reporting.images import data_uri
 from gaussad_pl.reporting.result_sheets import NOT_USED, count_text, used_text
 from gaussad_pl.reporting.runs import METRICS, Run
@@ -19,17 +23,19 @@ from gaussad_pl.reporting.sheets import NO_POINTS
 from gaussad_pl.reporting.study import Study
 from gaussad_pl.version import __version__
 
+SCRIPT = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
 GALLERIES = {"misses.png": "Bad parts with the lowest scores", "false_alarms.png": "Good parts with the highest scores"}
 MOST_GALLERIES = 24  # with more runs, only the first seed and fold of each cell: the page must open on a phone
 FILES = ("metrics.json", "config.yaml", "scores.csv", "frozen_scores.csv", "model.ckpt")
 
 
 @dataclass(frozen=True)
-class Gallery:
-    """Gallery images of one run, as pairs of title and data URI."""
+class Shown:
+    """Pictures of one run: the galleries of its wrong images as pairs of title and data URI, and every test image."""
 
     run: Run
     pictures: list[tuple[str, str]]
+    gallery: Gallery | None
 
 
 def html(content: Content, drawn: list[Cell], out: Path) -> str:
@@ -42,7 +48,7 @@ def html(content: Content, drawn: list[Cell], out: Path) -> str:
         lstrip_blocks=True,
     )
     chosen = gallery_runs(content.study)
-    galleries = [Gallery(run, found) for run in chosen if (found := pictures(run))]
+    shown = [Shown(run, pictures(run), read_gallery(run)) for run in chosen]
 
     def link(path: Path) -> str:
         return quote(os.fsencode(Path(os.path.relpath(path, out)).as_posix()))
@@ -55,7 +61,7 @@ def html(content: Content, drawn: list[Cell], out: Path) -> str:
         study=content.study,
         cells=drawn,
         anchors={(cell.category, cell.setting): f"cell-{i}" for i, cell in enumerate(drawn, start=1)},
-        galleries=galleries,
+        galleries=[each for each in shown if each.pictures or each.gallery],
         all_galleries=len(chosen) == len(content.study.runs),
         link=link,
         files=files,
@@ -66,6 +72,8 @@ def html(content: Content, drawn: list[Cell], out: Path) -> str:
         count_text=count_text,
         used_text=used_text,
         version=__version__,
+        script=Markup(SCRIPT),
+        script_sha256=base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode(),
     )
 
 

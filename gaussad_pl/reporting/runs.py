@@ -27,8 +27,8 @@ from gaussad_pl.reporting.stored import (
 
 log = logging.getLogger(__name__)
 
-# subfolders of a run folder that may hold another config.yaml, written by loggers
-INSIDE = {"wandb", "csv", "tensorboard", "checkpoints"}
+# subfolders of a run folder: those of loggers may hold another config.yaml, the gallery has a file per test image
+INSIDE = {"wandb", "csv", "tensorboard", "checkpoints", "gallery"}
 METRICS = {
     "image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "aupro": "AUPRO", "image_ap": "image AP",
     "image_f1max": "image F1max", "pixel_ap": "pixel AP", "pixel_f1max": "pixel F1max",

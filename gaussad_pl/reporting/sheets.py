@@ -29,6 +29,7 @@ class Sheet:
 
     Attributes:
         texts: names of the columns that are not numbers; the first column never is.
+        means: number of rows at the end that summarise the rows above.
     """
 
     title: str
@@ -36,6 +37,15 @@ class Sheet:
     head: list[str]
     rows: list[list[str]]
     texts: tuple[str, ...] = ("category", "setting")
+    means: int = 0
+
+    @property
+    def body(self) -> list[list[str]]:
+        return self.rows[: len(self.rows) - self.means]
+
+    @property
+    def foot(self) -> list[list[str]]:
+        return self.rows[len(self.rows) - self.means :]
 
     def is_text(self, column: int) -> bool:
         """Return True if a column holds no numbers."""
@@ -58,10 +68,9 @@ def operating_sheet(study: Study) -> Sheet:
     ]
     settings = [setting for setting in study.settings if any(name == setting for _, name in cells)]
     categories = [category for category in study.categories if any(name == category for name, _ in cells)]
-    if len(categories) > 1:
-        rows += [["mean", s, *_means(known, categories, settings, s)] for s in settings]
+    means = [["mean", s, *_means(known, categories, settings, s)] for s in settings] if len(categories) > 1 else []
     texts = ("category", "setting", "contradicted")
-    return Sheet("Bad found and good lost", OPERATING, head, rows, texts)
+    return Sheet("Bad found and good lost", OPERATING, head, [*rows, *means], texts, len(means))
 
 
 def kinds_sheet(study: Study) -> Sheet:

@@ -1,4 +1,4 @@
-"""W&B page of a run: summary metrics, curves, and a table of notable test images."""
+"""W&B page of a run: summary metrics, curves, and a table of the test images."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from gaussad_pl.calibration.threshold import Threshold
+from gaussad_pl.calibration.conformal import Calibration
 from gaussad_pl.errors import UserError
 from gaussad_pl.inference.heat import HeatScale
+from gaussad_pl.inference.overlay import under_map
 from gaussad_pl.metrics.image import auroc, roc
 from gaussad_pl.results.dashboard_summary import origin, summary, tags
 from gaussad_pl.results.evaluation import Evaluation
-from gaussad_pl.results.gallery import notable, picture
+from gaussad_pl.results.gallery import picture, picture_threshold
 
 POINTS = 1000  # maximum per curve
 BINS = 30
 SIDE = 160  # longer side of the images in the table, in pixels
-COLUMNS = ("why", "kind", "score", "image", "map", "mask", "path")
-
+COLUMNS = ("path", "kind", "verdict", "score", "p_value", "image", "map", "mask")
 
 _DATA_DIR = os.environ.get("WANDB_DATA_DIR")
 
@@ -83,13 +83,13 @@ def show(
         numbers: metrics for the summary, by which W&B compares runs.
         results: contents of metrics.json.
         evaluations: one per state of the model, the final state last.
-        table: from `examples`.
+        table: from `image_table`.
         figures: paths of the figures in the run folder.
     """
     final = list(evaluations.values())[-1]
     page: dict[str, Any] = {path.stem: wandb.Image(str(path)) for path in figures}
     page["test/histogram"] = histogram(final.scores, final.labels)
-    page["test/examples"] = table
+    page["test/images"] = table
     if final.has_both_classes:
         page["test/roc"] = roc_curves({name: each.scores for name, each in evaluations.items()}, final.labels)
     if "forgetting" in results:  # the whole curve, even if the run was killed and resumed as another W&B run
@@ -137,30 +137,30 @@ def forgetting_curve(forgetting: Mapping[str, Any]) -> Any:
     return wandb.plot.line_series([record["epoch"] for record in history], ys, names, title, "epoch")
 
 
-def examples(
-    evaluation: Evaluation, images: Dataset[dict[str, Tensor]], scale: HeatScale | None, threshold: Threshold
+def image_table(
+    evaluation: Evaluation, images: Dataset[dict[str, Tensor]], scale: HeatScale | None, calibration: Calibration
 ) -> wandb.Table:
-    """Return a table of the test images in the galleries, see `gaussad_pl.results.gallery.notable`.
+    """Return a table of all test images, with pictures of their maps and masks where there are any.
 
     Args:
         evaluation: of N test images.
         images: the test set; the item ``image`` is ``(3, H, W)`` uint8.
         scale: of the maps; None without maps.
-        threshold: of the scores, as in `notable`.
+        calibration: that of the model, for p-values, and for verdicts as in `picture_threshold`.
     """
+    threshold, p_values = picture_threshold(calibration), calibration.p_values(evaluation.scores).tolist()
     table = wandb.Table(columns=list(COLUMNS))
-    for group in notable(evaluation, threshold).values():
-        for index in group.rows:
-            sample, image = evaluation.samples[index], picture(evaluation, images, index, SIDE)
-            mask = evaluation.frame.restored(evaluation.masks[index].float().numpy(), image.size) > 0.5
-            pictures: list[Image.Image | None] = [image, None, None]
-            if scale is not None and evaluation.maps is not None:
-                values = evaluation.frame.restored(evaluation.maps[index].numpy(), image.size)
-                pictures[1] = Image.fromarray(scale.blended(np.asarray(image), values))
-            if mask.any():
-                pictures[2] = Image.fromarray(mask)
-            shown = [each and wandb.Image(each.convert("RGB"), file_type="jpg") for each in pictures]
-            table.add_data(group.name, sample.kind, float(evaluation.scores[index]), *shown, sample.path.as_posix())
+    for index, (sample, score) in enumerate(zip(evaluation.samples, evaluation.scores.tolist(), strict=True)):
+        image = picture(evaluation, images, index, SIDE)
+        values, mask = evaluation.restored(index, image.size)
+        pictures: list[Image.Image | None] = [image, None, None]
+        if scale is not None and values is not None:
+            pictures[1] = under_map(image, values, scale)
+        if mask.any():
+            pictures[2] = Image.fromarray(mask)
+        shown = [each and wandb.Image(each.convert("RGB"), file_type="jpg") for each in pictures]
+        row = (sample.path.as_posix(), sample.kind, threshold.verdict(score), score, p_values[index])
+        table.add_data(*row, *shown)
     return table
 
 

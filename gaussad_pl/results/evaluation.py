@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.table import Table
 from torch import Tensor
 
@@ -50,6 +52,11 @@ class Evaluation:
         require_finite(self.distances, paths, "distance to a Gaussian")
         if self.maps is not None:
             require_finite(self.maps, paths, "anomaly map")
+
+    def restored(self, index: int, size: tuple[int, int]) -> tuple[NDArray[np.float32] | None, NDArray[np.bool_]]:
+        """Take map, if any, and mask of a test image back to its ``size`` (width, height), as ``(height, width)``."""
+        values = None if self.maps is None else self.frame.restored(self.maps[index].numpy(), size)
+        return values, self.frame.restored(self.masks[index].float().numpy(), size) > 0.5
 
     @property
     def labels(self) -> Tensor:

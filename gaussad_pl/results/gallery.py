@@ -38,12 +38,10 @@ class Group:
     """Test images that belong in one gallery.
 
     Attributes:
-        name: what the images are, in short.
         title: of the gallery; says which images these are, and of how many.
         rows: indices of the test images.
     """
 
-    name: str
     title: str
     rows: list[int]
 
@@ -90,7 +88,7 @@ def notable(evaluation: Evaluation, threshold: Threshold) -> dict[str, Group]:
     groups = {
         "misses": _group(bad, missed, "misses", ("bad", "below", "lowest"), threshold),
         "false_alarms": _group(good, alarms, "false alarms", ("good", "above", "highest"), threshold),
-        "defects": Group("each kind of defect", "Each kind of defect: the part with its median score", middle),
+        "defects": Group("Each kind of defect: the part with its median score", middle),
     }
     return {name: group for name, group in groups.items() if group.rows}
 
@@ -105,15 +103,11 @@ def _group(rows: list[int], wrong: int, name: str, words: tuple[str, str, str], 
     rate = f"{100 * threshold.fpr:g} % false alarms"
     at = f"the threshold for {rate}"
     if threshold.reason:
-        return Group(
-            f"{end} scores",
-            f"No threshold: too few calibration images for {rate}.\nShown: {these}",
-            shown,
-        )
+        return Group(f"No threshold: too few calibration images for {rate}.\nShown: {these}", shown)
     if not wrong:
-        return Group(f"{end} scores", f"No {kind} part is {side} {at}.\nShown: {these}", shown)
+        return Group(f"No {kind} part is {side} {at}.\nShown: {these}", shown)
     title = f"{name.capitalize()}: {wrong} of {len(rows)} {kind} parts are {side} {at}"
-    return Group(name, title + (f"\nShown: {these}" if wrong > len(shown) else ""), shown)
+    return Group(title + (f"\nShown: {these}" if wrong > len(shown) else ""), shown)
 
 
 def overlays(
@@ -137,12 +131,12 @@ def overlays(
     grid = figure.add_gridspec(len(heights) + 1, 2, height_ratios=[*heights, 0.16])
     for line, (index, image) in enumerate(zip(group.rows, pictures, strict=True)):
         left, right = (figure.add_subplot(grid[line, column]) for column in (0, 1))
-        shown = evaluation.maps[index], evaluation.masks[index].float()
-        values, mask = (evaluation.frame.restored(each.numpy(), image.size) for each in shown)
+        values, mask = evaluation.restored(index, image.size)
+        assert values is not None
         left.imshow(image)
         right.imshow(scale.blended(np.asarray(image), values))
         _outline(right, values > scale.threshold, CONTOUR)
-        _outline(right, mask > 0.5, OUTLINE)
+        _outline(right, mask, OUTLINE)
         for panel in (left, right):
             panel.set_axis_off()
         left.set_title(_name(evaluation.samples[index]), fontsize=8, parse_math=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
@@ -83,7 +84,7 @@ class ForgettingStop(Callback):
         if self._losses:
             record["loss"] = float(all_reduce_sum(torch.stack(self._losses).mean()) / world())
         self._outputs, self._losses = [], []
-        module.log_dict({f"forgetting/{key}": value for key, value in record.items()}, sync_dist=True)
+        module.log_dict(logged(record), sync_dist=True)
         self._judge(trainer, module, {"epoch": len(self.history), "step": trainer.global_step, **record})
 
     def _judge(self, trainer: L.Trainer, module: GaussianAD, record: dict[str, float]) -> None:
@@ -120,3 +121,8 @@ class ForgettingStop(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for name, value in state_dict.items():
             setattr(self, name, value)
+
+
+def logged(record: Mapping[str, float]) -> dict[str, float]:
+    """Return the signals of a record under the names by which loggers know them."""
+    return {f"forgetting/{key}": value for key, value in record.items() if key not in ("epoch", "step")}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gaussad_pl.data.base import ImageDataModule
 from gaussad_pl.data.symmetry import AUTO, COPIED, ORIENTATIONS
 from gaussad_pl.training.acceptance import Gain, Judgement, gain, judge_network
-from gaussad_pl.training.forgetting import ForgettingStop
+from gaussad_pl.training.forgetting import ForgettingStop, logged
 from gaussad_pl.training.levels import all_levels
 from gaussad_pl.training.map_validation import MapValidation
 from gaussad_pl.training.module import GaussianAD
@@ -54,20 +54,26 @@ def choose(trainer: L.Trainer, module: GaussianAD, data: ImageDataModule, forget
     if not data.folds:  # nothing to choose by
         module.to(trainer.strategy.root_device)
         return {"segmentation": module.choose_maps()} if module.model.segmenter is not None else {}
+    tried = orientations_to_try(data)
+    if len(tried) == 1:
+        data.orientations = tried[0]
+        return try_frozen(trainer, module, data, forgetting).results
     start = {name: deepcopy(child) for name, child in module.named_children()}
+    loggers, trainer.loggers = trainer.loggers, []  # one state is epoch 0, the other is no epoch
     trials: list[Trial] = []
-    for orientations in orientations_to_try(data):
+    for orientations in tried:
         data.orientations = orientations
         if trials:
             put_children(module, start)
             module.stale = True
             forgetting.history = []
         trials.append(try_frozen(trainer, module, data, forgetting))
-    if len(trials) == 1:
-        return trials[0].results
+    trainer.loggers = loggers
     found = gain(trials[0].judgement, trials[1].judgement, trials[0].validation.sources, share=1)
     chosen = trials[int(symmetric_copies_help(found))]
     chosen.put(module, data, forgetting)
+    for logger in loggers:
+        logger.log_metrics(logged(forgetting.history[0]), step=0)
     return chosen.results | {"symmetry": {"orientations": chosen.orientations, **asdict(found)}}
 
 

@@ -14,7 +14,6 @@ from gaussad_pl.calibration.conformal import Calibration
 from gaussad_pl.data.base import ImageDataModule
 from gaussad_pl.inference import artefact
 from gaussad_pl.inference.heat import HeatScale
-from gaussad_pl.results.gallery import picture_threshold
 from gaussad_pl.training.experiment import Outcome
 
 
@@ -41,7 +40,7 @@ def report(
     scale: HeatScale | None,
     calibration: Calibration,
 ) -> None:
-    """Log the final numbers; W&B also gets the figures and a table of test images."""
+    """Log the final numbers; W&B also gets the figures and a table of the test images."""
     results = outcome.results
     numbers = {
         f"{state}/{name}": value
@@ -58,8 +57,8 @@ def report(
         if isinstance(logger, WandbLogger):
             from gaussad_pl.results import dashboard
 
-            examples = dashboard.examples(outcome.final, data.test, scale, picture_threshold(calibration))
-            dashboard.show(logger.experiment, numbers, results, outcome.evaluations, examples, figures)
+            table = dashboard.image_table(outcome.final, data.test, scale, calibration)
+            dashboard.show(logger.experiment, numbers, results, outcome.evaluations, table, figures)
 
 
 def keep_detector(loggers: list[Logger], folder: Path, results: dict[str, Any]) -> None:
