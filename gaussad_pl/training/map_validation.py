@@ -55,9 +55,8 @@ class MapValidationCollector:
         drawn = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:IMAGES].sort().values
         rows = torch.cat([(groups == group).nonzero().squeeze(1)[drawn] for group in groups.unique()])
         if maps is None:
-            assert self.model.segmenter is not None
-            grids = {name: gather_rows(torch.cat(parts))[rows] for name, parts in self._grids.items()}
-            maps = UpsampledMaps(grids, self.model.segmenter.candidates)
+            heads = self.model.segmenter.candidates if self.model.segmenter is not None else {}
+            maps = UpsampledMaps({name: gather_rows(torch.cat(self._grids[name]))[rows] for name in heads}, heads)
         pooled = self.model.scores(distances[rows].to(self.model.level_weights.device).double()).cpu()
         return MapValidation(groups[rows], masks[rows], pooled, maps, sources[drawn])
 
