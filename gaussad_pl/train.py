@@ -122,7 +122,7 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
         data: ImageDataModule = instantiate(config.data)
         data.prepare_data()
         data.check()
-        run_folder.same_images(folder, inventory(data.samples))
+        run_folder.same_images(folder, inventory(data.samples, data.roi))
         module: GaussianAD = instantiate(config.model, backbone={"tiles": data.tiles}, roi=data.region)
         callbacks = instantiate(config.callbacks)
         loggers: list[Logger] = list(instantiate(config.get("logger") or {}).values())

@@ -205,6 +205,7 @@ def test_a_run_with_a_region_trains_tests_and_is_evaluated_with_it(
     assert np.array_equal(one.frame.region((64, 64)), ROI.numpy()) and metrics(folder)["frozen"]["image_auroc"] > 0.9
     good = pictures(4, 2)
     assert torch.equal(one.detect(good).scores, one.detect(spoilt(good)).scores)
+    assert str(roi) in (folder / "images.json").read_text()  # a resumed run needs the same one
     loaded = GaussianAD.load(folder / "model.ckpt")
     torch.testing.assert_close(loaded(good).scores, one.detect(good).scores, rtol=1e-4, atol=1e-4)
     assert one.frame == Frame(64, 64)

@@ -226,10 +226,9 @@ def test_levels_that_are_not_there_are_a_clear_error(given: Any) -> None:
 
 
 def test_maps_are_smoothed_when_they_are_looked_at() -> None:
-    heads = segmenter().candidates
-    grids = {name: torch.rand(70, 8, 8) for name in heads}
-    maps = UpsampledMaps(grids, heads)
-    assert list(maps) == list(heads) and len(maps) == len(heads)
+    grids = {"a": torch.rand(70, 4, 4), "b": torch.rand(2, 8, 8)}
+    maps = UpsampledMaps(grids, dict.fromkeys(grids))
+    assert list(maps) == ["a", "b"] and len(maps) == 2
     for name, grid in grids.items():
         torch.testing.assert_close(maps[name], smooth(grid))
 

@@ -26,6 +26,7 @@ NEEDED = (
     "skips fine-tuning"
 )
 EPOCHS = "expected 1 or more, or -1 for no limit; fine_tune=false skips training"
+TILES = "rows x columns of tiles, as in 2x3, or one number for both, at least 1"
 PLUS = "is not in the configuration yet: prefix it with +"
 
 
@@ -62,6 +63,12 @@ PLUS = "is not in the configuration yet: prefix it with +"
         (["augmentation.cutmix=1.5"], "augmentation.cutmix=1.5: expected 1 or less"),
         (["augmentation.cutmix=0"], "augmentation.cutmix=0: expected more than 0"),
         (["backbone.image_size=7"], "backbone.image_size=7: expected 32 or more"),
+        *(
+            ([f"data.tiles={tiles}"], f"data.tiles={tiles}: expected {TILES}")
+            for tiles in ("0", "2x", "x2", "1x2x3", "-1", "two")
+        ),
+        (["data.fit=stretch"], "data.fit=stretch: expected squash, pad or crop"),
+        (["data.roi=nowhere.png"], "data.roi=nowhere.png: expected the file of a mask"),
         (["backbone.levels=3"], "backbone.levels=3: expected a list"),
         (["backbone.weights=no.pth"], "backbone.weights=no.pth: expected auto, bundled, hub, random or a file"),
         (["model.optimizer.lr=nan"], "model.optimizer.lr=nan: expected a finite number"),

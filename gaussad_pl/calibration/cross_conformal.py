@@ -21,6 +21,7 @@ from gaussad_pl.data.part_features import middle, whitened
 from gaussad_pl.data.splitting import partition
 from gaussad_pl.density.gaussian import SingularCovarianceError
 from gaussad_pl.density.moments import Moments, merge, moments, update_moments
+from gaussad_pl.model.anomaly_maps import smooth
 from gaussad_pl.model.detection import Detection
 from gaussad_pl.model.model import GaussianModel, level_distances
 from gaussad_pl.progress import tracked
@@ -172,7 +173,7 @@ def _with_maps(model: GaussianModel, pooled: Tensor, estimate: Iterable[Tensor],
     gaussians.estimate()
     scores, first = [], 0
     for batch in score:
-        maps = head.smooth(head.place(gaussians(batch)))
+        maps = smooth(head.place(gaussians(batch)), head.gain)
         scores.append(model.segmenter.score(pooled[first : first + len(batch)], maps))
         first += len(batch)
     return torch.cat(scores)

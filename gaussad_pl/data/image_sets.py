@@ -119,8 +119,8 @@ class ImageSets(L.LightningDataModule, ABC):
             raise UserError(f"seed={seed}: expected a number from 0 to 2**32 - 1")
         self.name = name
         self.roi = Path(roi) if roi else None
-        self.tiling = Tiling(*tile_counts(tiles), image_size)
-        self._whole = Frame(*self.tiling.shape, fit)
+        self.tiles = tile_counts(tiles)
+        self._whole = Frame(*Tiling(*self.tiles, image_size).shape, fit)
         self.folds = folds
         self.fold = fold
         self.seed = seed
@@ -154,11 +154,6 @@ class ImageSets(L.LightningDataModule, ABC):
             UserError: the file of the region cannot be read, or the region is empty.
         """
         return self._whole if self.roi is None else replace(self._whole, roi=read_roi(self.roi, self._whole))
-
-    @property
-    def tiles(self) -> list[int]:
-        """Rows and columns of the tiles of an image."""
-        return [self.tiling.rows, self.tiling.columns]
 
     @property
     def region(self) -> Tensor | None:
@@ -220,7 +215,7 @@ class ImageSets(L.LightningDataModule, ABC):
         checks.readable(paths)
         if self.roi is not None:
             checks.roi_fits(self.roi, paths)
-        if self.tiling.rows * self.tiling.columns > 1:
+        if self.tiles != (1, 1):
             checks.has_detail(self._whole, paths)
         _ = self._masks
 

@@ -11,14 +11,15 @@ from gaussad_pl.data.samples import Samples
 from gaussad_pl.errors import UserError
 
 
-def inventory(samples: Samples) -> dict[str, int]:
-    """Return the size in bytes of every image and mask by absolute POSIX path, sorted.
+def inventory(samples: Samples, roi: Path | None = None) -> dict[str, int]:
+    """Return the size in bytes of every image and mask, and of the region of interest, by absolute POSIX path, sorted.
 
     Raises:
         UserError: a file is missing.
     """
     both = [*samples.train, *samples.test]
     paths = {sample.path for sample in both} | {sample.mask for sample in both if sample.mask is not None}
+    paths |= {roi} if roi is not None else set()
     return dict(sorted((path.absolute().as_posix(), _size(path)) for path in paths))
 
 

@@ -12,7 +12,7 @@ from gaussad_pl.backbones.backbone import cell_weights
 from gaussad_pl.backbones.folding import folded
 from gaussad_pl.density.onnx import GaussianInOnnx
 from gaussad_pl.inference.detector import Detector
-from gaussad_pl.model.anomaly_maps import MapHead, upsample_matrix
+from gaussad_pl.model.anomaly_maps import MapHead, amplified, upsample_matrix
 from gaussad_pl.model.combination import combine
 
 OUTPUTS = ("score", "p_value", "distances", "map")
@@ -88,4 +88,4 @@ class Maps(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Return anomaly maps ``(N, 256, 256)`` from the feature maps of the backbone."""
-        return self.head.visible(self.rows @ self.head.grid(maps) @ self.columns.T)
+        return amplified(self.rows @ self.head.grid(maps) @ self.columns.T, self.head.gain)

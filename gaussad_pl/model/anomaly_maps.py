@@ -96,20 +96,17 @@ class MapHead(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Anomaly maps ``(N, 256, 256)`` of the backbone's feature maps."""
-        return self.smooth(self.grid(maps))
-
-    def smooth(self, grid: Tensor) -> Tensor:
-        """Distances on a grid ``(N, rows, columns)`` as maps ``(N, 256, 256)``, 0 outside of the region of interest."""
-        return self.visible(smooth(grid))
-
-    def visible(self, maps: Tensor) -> Tensor:
-        """Maps ``(N, 256, 256)`` without what is outside of the region of interest."""
-        return maps if self.gain is None else maps * self.gain.to(maps.device)
+        return smooth(self.grid(maps), self.gain)
 
 
-def smooth(grid: Tensor) -> Tensor:
-    """Distances on a grid ``(N, h, w)`` as maps ``(N, 256, 256)``: bilinear, then a Gaussian blur."""
-    return upsample_matrix(grid.shape[1], grid) @ grid @ upsample_matrix(grid.shape[2], grid).T
+def smooth(grid: Tensor, gain: Tensor | None = None) -> Tensor:
+    """Distances on a grid ``(N, h, w)`` as maps ``(N, 256, 256)``: bilinear, then a Gaussian blur, then the gain."""
+    return amplified(upsample_matrix(grid.shape[1], grid) @ grid @ upsample_matrix(grid.shape[2], grid).T, gain)
+
+
+def amplified(maps: Tensor, gain: Tensor | None) -> Tensor:
+    """Multiply maps ``(N, 256, 256)`` by the gain of a `MapHead`, if it has one."""
+    return maps if gain is None else maps * gain.to(maps.device)
 
 
 def upsample_matrix(cells: int, like: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from gaussad_pl.distributed import gather_rows
 from gaussad_pl.metrics.image import auroc
 from gaussad_pl.metrics.pixel import aupro
-from gaussad_pl.model.anomaly_maps import SIZE, MapHead
+from gaussad_pl.model.anomaly_maps import SIZE, smooth
 from gaussad_pl.model.model import GaussianModel
 
 IMAGES = 100  # of each group, whose maps are compared, at most: maps are large
@@ -55,9 +55,9 @@ class MapValidationCollector:
         drawn = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:IMAGES].sort().values
         rows = torch.cat([(groups == group).nonzero().squeeze(1)[drawn] for group in groups.unique()])
         if maps is None:
-            assert self.model.segmenter is not None
-            grids = {name: gather_rows(torch.cat(parts))[rows] for name, parts in self._grids.items()}
-            maps = UpsampledMaps(grids, self.model.segmenter.candidates)
+            heads = self.model.segmenter.candidates if self.model.segmenter is not None else {}
+            grids = {name: gather_rows(torch.cat(self._grids[name]))[rows] for name in heads}
+            maps = UpsampledMaps(grids, {name: head.gain for name, head in heads.items()})
         pooled = self.model.scores(distances[rows].to(self.model.level_weights.device).double()).cpu()
         return MapValidation(groups[rows], masks[rows], pooled, maps, sources[drawn])
 
@@ -65,12 +65,12 @@ class MapValidationCollector:
 class UpsampledMaps(Mapping[str, Tensor]):
     """Anomaly maps ``(V, 256, 256)`` by name, upsampled on access: all of them at once would take gigabytes."""
 
-    def __init__(self, grids: Mapping[str, Tensor], heads: Mapping[str, MapHead]) -> None:
+    def __init__(self, grids: Mapping[str, Tensor], gains: Mapping[str, Tensor | None]) -> None:
         self.grids = grids
-        self.heads = heads
+        self.gains = gains
 
     def __getitem__(self, name: str) -> Tensor:
-        return torch.cat([self.heads[name].smooth(part) for part in self.grids[name].split(64)])
+        return torch.cat([smooth(part, self.gains[name]) for part in self.grids[name].split(64)])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.grids)
