@@ -170,7 +170,7 @@ class ImageSets(L.LightningDataModule, ABC):
         """Number of orientations that an image can have: a region of interest lies in one place only."""
         if self.roi is not None:
             return ORIENTATIONS["none"]
-        return ORIENTATIONS["all" if self.tiling.rows == self.tiling.columns else "flips"]
+        return ORIENTATIONS["all" if self.tiles[0] == self.tiles[1] else "flips"]
 
     @property
     def unchanged_views(self) -> range:
