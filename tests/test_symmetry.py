@@ -57,13 +57,21 @@ def test_an_oriented_dataset_estimates_what_the_copies_as_files_would(parts: Pat
     assert torch.allclose(one(probe).maps, other(probe).maps, rtol=1e-2)  # type: ignore[arg-type]
 
 
-def test_nuisances_come_in_every_orientation_and_patches_only_from_unchanged_images(parts: Path) -> None:
-    data = mvtec(parts, symmetry="flips")
+def test_copies_with_nuisances_lie_in_any_orientation_and_patches_see_unchanged_images_in_all(parts: Path) -> None:
+    data = mvtec(parts, symmetry="flips", nuisance={"photometric": 0.0, "shift": 0, "scale": 0, "rotate": 0})
     batches = list(data.reference_dataloader())
     unchanged = torch.cat([batch["unchanged"] for batch in batches])
-    assert len(unchanged) == 18 * 4 * 3 and unchanged.sum() == 18 * 4
-    images = torch.cat([batch["image"] for batch in batches])[unchanged].unflatten(0, (18, 4))
-    assert torch.equal(images[:, 3], data.good_images[data.split[0]].flip(-1, -2))
+    images = torch.cat([batch["image"] for batch in batches])
+    assert len(unchanged) == 18 * (4 + 2) and unchanged.sum() == 18 * 4
+    originals = data.good_images[data.split[0]]
+    assert torch.equal(images[unchanged].unflatten(0, (18, 4))[:, 3], originals.flip(-1, -2))
+    drawn = images[~unchanged].unflatten(0, (18, 2))
+    found = [
+        [o for o in range(4) if torch.equal(each[k], oriented(image, o))]
+        for each, image in zip(drawn, originals, strict=True)
+        for k in range(2)
+    ]
+    assert all(found) and {o for each in found for o in each} == {0, 1, 2, 3}
 
 
 def test_pairs_are_drawn_in_every_orientation(parts: Path) -> None:
@@ -143,7 +151,7 @@ def test_the_state_that_the_validation_prefers_is_put_in_place(
     expected = 8 if helps else 1
     assert data.orientations == expected == results["symmetry"]["orientations"] == results["segmentation"]["worth"]
     assert forgetting.history == ({"auroc": expected},) and logged == [{"forgetting/auroc": expected}]
-    assert tiny.model.gaussians[0].count == 18 * 3 * expected
+    assert tiny.model.gaussians[0].count == 18 * (expected + 2)
     other = module()
     other.estimate(data.reference_dataloader(), patches=True)
     probe: Tensor = data.good_images[data.split[1]]

@@ -46,7 +46,7 @@ class ImageDataModule(ImageSets):
         indices = shard(self.split[0] if images is None else images)
         views = range(len(self.views)) if views is None else views
         draws = [(index, view, view_seed(self.seed, view, index)) for index in indices for view in views]
-        return DataLoader(Views(self.good_images, self.views), self.eval_batch_size, sampler=draws)
+        return DataLoader(Views(self.good_images, self.views, self.orientations), self.eval_batch_size, sampler=draws)
 
     def good_dataloader(
         self, images: Sequence[int] | None = None, copies: bool = False
@@ -59,7 +59,7 @@ class ImageDataModule(ImageSets):
         size = max(1, self.eval_batch_size // len(views)) * len(views)
         indices = shard(self.split[0] if images is None else images)
         draws = [(index, view, 0) for index in indices for view in views]
-        return DataLoader(Views(self.good_images, self.views), size, sampler=draws)
+        return DataLoader(Views(self.good_images, self.views, self.orientations), size, sampler=draws)
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         used = self.split[0]
@@ -77,7 +77,9 @@ class ImageDataModule(ImageSets):
                 )
             )
         sampler = DrawSampler(used, len(self.views), steps * batch_size, self.seed)
-        return DataLoader(Views(self.good_images, self.views), batch_size // world(), sampler=sampler)
+        return DataLoader(
+            Views(self.good_images, self.views, self.orientations), batch_size // world(), sampler=sampler
+        )
 
     def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         return self._eval_loader(self.validation)

@@ -15,7 +15,7 @@ from gaussad_pl.augment import Nuisance
 from gaussad_pl.data.symmetry import oriented
 from gaussad_pl.distributed import shard
 
-View = tuple[int, Nuisance | None]  # orientation and nuisance of a copy
+View = tuple[int | None, Nuisance | None]  # orientation, None for a random one, and nuisance of a copy
 Draw = tuple[int, int, int]  # index of an image, index of its view, seed of the view
 
 
@@ -31,13 +31,14 @@ def view_seed(seed: int, view: int, index: int) -> int:
 class Views(Dataset[dict[str, Tensor]]):
     """Good images, uint8 ``(N, 3, H, W)``, each in several views that keep a good part good.
 
-    A view is an orientation (see `gaussad_pl.data.symmetry.oriented`) and a nuisance, or None for no nuisance: such an
-    image is ``unchanged``.
+    A view is an orientation (see `gaussad_pl.data.symmetry.oriented`), None to draw one of the first ``orientations``,
+    and a nuisance, or None for no nuisance: such an image is ``unchanged``.
     """
 
-    def __init__(self, images: Tensor, views: Sequence[View]) -> None:
+    def __init__(self, images: Tensor, views: Sequence[View], orientations: int = 1) -> None:
         self.images = images
         self.views = views
+        self.orientations = orientations
 
     def __len__(self) -> int:
         return len(self.images)
@@ -45,7 +46,7 @@ class Views(Dataset[dict[str, Tensor]]):
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
         index, view, seed = draw
         orientation, nuisance = self.views[view]
-        image = oriented(self.images[index], orientation)
+        image = oriented(self.images[index], seed % self.orientations if orientation is None else orientation)
         if nuisance is not None:
             image = torch.from_numpy(nuisance(image.permute(1, 2, 0).numpy(), seed)).permute(2, 0, 1)
         return {"image": image, "unchanged": nuisance is None}

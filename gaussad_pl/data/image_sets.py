@@ -128,7 +128,7 @@ class ImageSets(L.LightningDataModule, ABC):
         self.damages = dict(damages)
         self.pairs = pairs
         light, moved = Nuisance(**{**nuisance, "shift": 0, "scale": 0, "rotate": 0}), Nuisance(**nuisance)
-        self._nuisances = [None, *[light] * light_copies, *[moved] * moved_copies]
+        self._nuisances = [*[light] * light_copies, *[moved] * moved_copies]
         self.symmetry = symmetry
         if symmetry != AUTO_SYMMETRY and ORIENTATIONS[symmetry] > self.possible_orientations:
             raise UserError(
@@ -163,7 +163,8 @@ class ImageSets(L.LightningDataModule, ABC):
     @property
     def views(self) -> list[View]:
         """Views of each training image that the Gaussian and the loss use, the `unchanged_views` first."""
-        return [(orientation, nuisance) for nuisance in self._nuisances for orientation in range(self.orientations)]
+        unchanged: list[View] = [(orientation, None) for orientation in self.unchanged_views]
+        return unchanged + [(None, nuisance) for nuisance in self._nuisances]
 
     @property
     def possible_orientations(self) -> int:
