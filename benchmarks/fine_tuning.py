@@ -64,6 +64,9 @@ PRESETS: dict[str, dict[str, list[str]]] = {
 }
 
 
+ONE_VALIDATION = ["data.symmetry=none"]  # of the frozen state: a choice between two would differ with and without map
+
+
 class TestEachEpoch(L.Callback):
     """Callback that scores the test set after every validation, for evaluation only: no choice depends on it.
 
@@ -102,7 +105,7 @@ def test_distances(module: GaussianAD, data: ImageDataModule) -> Tensor:
 
 def frozen_map(folder: Path, seed: int, overrides: list[str]) -> dict[str, Any]:
     """Scores by the map of the test images, in units of held-out good images; no part of it is fine-tuned."""
-    config = compose_job(folder, seed, overrides)
+    config = compose_job(folder, seed, [*ONE_VALIDATION, *overrides])
     data, module = build(config)
     forgetting = ForgettingStop(config.callbacks.forgetting.signal)
     outcome = Outcome()
@@ -127,7 +130,7 @@ def joint_auroc(good: Tensor, test: Tensor, maps: dict[str, Any], labels: Tensor
 
 def run_job(folder: Path, seed: int, overrides: list[str], maps: dict[str, Any]) -> dict[str, Any]:
     """Fine-tune once, and return the forgetting record and the test metrics of every epoch and of what was chosen."""
-    config = compose_job(folder, seed, ["model.segmentation=null", *overrides])
+    config = compose_job(folder, seed, ["model.segmentation=null", *ONE_VALIDATION, *overrides])
     data, module = build(config)
     forgetting = ForgettingStop(config.callbacks.forgetting.signal, patience=PATIENCE)  # never stops
     tests = TestEachEpoch()

@@ -132,7 +132,7 @@ RANKING = ["objective=ranking", "data.group=null", "model.segmentation.form=shar
 SETTINGS = {
     "used": [*ROUGH, *GAP],
     "ranking": [*RANKING],
-    "stopped": [*ROUGH, *GAP, "callbacks.forgetting.patience=1"],
+    "stopped": [*ROUGH, *GAP, "callbacks.forgetting.patience=1", "data.symmetry=none"],
     "not used": [
         "+note=refuse",
         *ROUGH,

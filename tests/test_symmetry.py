@@ -168,9 +168,7 @@ def test_copies_are_used_only_if_they_are_more_likely_to_help() -> None:
 def test_copies_are_not_tried_with_many_images(parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = mvtec(parts, symmetry="auto")
     assert selection.orientations_to_try(data) == [1, 8]
-    monkeypatch.setattr(selection, "COPIED", 8 * 24 - 1)
-    assert selection.orientations_to_try(data) == [1, 4]
-    monkeypatch.setattr(selection, "COPIED", 4 * 24 - 1)
+    monkeypatch.setattr(selection, "FEW", 23)
     assert selection.orientations_to_try(data) == [1]
     assert selection.orientations_to_try(mvtec(parts, symmetry="flips")) == [4]
 

@@ -11,7 +11,7 @@ import lightning as L
 from torch import Tensor, nn
 
 from gaussad_pl.data.base import ImageDataModule
-from gaussad_pl.data.symmetry import AUTO, COPIED, ORIENTATIONS
+from gaussad_pl.data.symmetry import AUTO, FEW, ORIENTATIONS
 from gaussad_pl.training.acceptance import Gain, Judgement, gain, judge_network
 from gaussad_pl.training.forgetting import ForgettingStop, logged
 from gaussad_pl.training.levels import all_levels
@@ -78,15 +78,14 @@ def choose(trainer: L.Trainer, module: GaussianAD, data: ImageDataModule, forget
 
 
 def orientations_to_try(data: ImageDataModule) -> list[int]:
-    """Numbers of orientations of each image to compare: the one that is set; for "auto", one and as many as pay.
+    """Numbers of orientations of each image to compare: the one that is set; for "auto", one and all of them.
 
-    Copies multiply the time of every estimate, so there are no more than `COPIED` images with their copies.
+    Copies multiply the time of every estimate, and many images have no use for them, so only few are tried with copies.
     """
     if data.symmetry != AUTO:
         return [ORIENTATIONS[data.symmetry]]
-    most = min(data.possible_orientations, COPIED // len(data.every_image))
-    affordable = [count for count in ORIENTATIONS.values() if count <= most]
-    return sorted({1, max(affordable, default=1)})
+    most = data.possible_orientations if len(data.every_image) <= FEW else 1
+    return sorted({1, most})
 
 
 def symmetric_copies_help(found: Gain) -> bool:
