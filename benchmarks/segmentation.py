@@ -33,6 +33,7 @@ from gaussad_pl.metrics.image import image_metrics
 from gaussad_pl.metrics.pixel import pixel_metrics
 from gaussad_pl.model.detection import Detection
 from gaussad_pl.training.forgetting import ForgettingStop
+from gaussad_pl.training.selection import choose
 
 METHODS = ("default", *DENSITIES)
 
@@ -43,12 +44,12 @@ def run_job(folder: Path, method: str, seed: int, overrides: list[str]) -> dict[
     levels = [] if method == "default" else ["model.segmentation.map_levels=middle"]
     config = compose_job(folder, seed, ["trainer=cpu", *forced, *levels, *overrides])
     data, module = build(config)
-    trainer = quiet_trainer(config, [ForgettingStop()])
+    forgetting = ForgettingStop()
+    trainer = quiet_trainer(config, [forgetting])
     images, masks = data.good_images, data.test_masks
     assert len(images) and len(data.validation) and len(data.test)  # type: ignore[arg-type]  # decode first
     start = clocks()
-    trainer.validate(module, datamodule=data, verbose=False)
-    chosen = module.choose_maps()
+    chosen = choose(trainer, module, data, forgetting)
     module.estimate_everything(data, data.every_image)
     fit_times, start = since(start, "fit"), clocks()
     with torch.no_grad():
@@ -61,7 +62,8 @@ def run_job(folder: Path, method: str, seed: int, overrides: list[str]) -> dict[
     return {
         "method": method, "dataset": folder.name, "seed": seed,
         **image_metrics(detection.scores, labels), **pixel_metrics(detection.maps, masks, labels),
-        "chosen": chosen, "train_images": len(data.every_image), "threads": torch.get_num_threads(),
+        "chosen": chosen["segmentation"], "orientations": data.orientations,
+        "train_images": len(data.every_image), "threads": torch.get_num_threads(),
         **fit_times, **score_times, "state_bytes": file.tell(),
     }  # fmt: skip
 
