@@ -32,9 +32,10 @@ from gaussad_pl.cli.hydra_command import keep_freed_memory
 from gaussad_pl.data.base import ImageDataModule
 from gaussad_pl.files import write_json
 from gaussad_pl.metrics.image import auroc
-from gaussad_pl.training.experiment import Outcome, accept, fine_tune_module, frozen_state, judge
+from gaussad_pl.training.experiment import Outcome, accept, fine_tune_module, frozen_state
 from gaussad_pl.training.forgetting import ForgettingStop
 from gaussad_pl.training.module import GaussianAD
+from gaussad_pl.training.selection import judge
 
 ABLATION = {name: [f"objective={name}"] for name in ("mahalanobis", "center", "diagonal")}
 HOT = ["model.optimizer.lr=1.5e-3", "data.steps_per_epoch=45"]  # three times the rate and steps provoke forgetting

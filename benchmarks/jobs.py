@@ -35,12 +35,11 @@ def build(config: DictConfig) -> tuple[ImageDataModule, GaussianAD]:
     L.seed_everything(config.seed, verbose=False)
     data: ImageDataModule = instantiate(config.data)
     module: GaussianAD = instantiate(config.model, backbone={"tiles": data.tiles}, roi=data.region)
-    return grouped_data(config), module
+    return grouped(data, config), module
 
 
-def grouped_data(config: DictConfig) -> ImageDataModule:
-    """Build a datamodule with the splits of a run; a separate backbone on the CPU finds near-duplicates."""
-    data: ImageDataModule = instantiate(config.data)
+def grouped(data: ImageDataModule, config: DictConfig) -> ImageDataModule:
+    """Give a datamodule the splits of a run; a separate backbone on the CPU finds near-duplicates."""
     backbone = Backbone(**config.model.backbone, tiles=data.tiles, roi=data.region)
     data.group_images(partial(pooled_middle, backbone, torch.device("cpu")))
     _ = data.split

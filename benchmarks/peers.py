@@ -30,12 +30,13 @@ from typing import Any
 
 import lightning as L
 import torch
+from hydra.utils import instantiate
 from rich.console import Console
 from rich.table import Column, Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.jobs import clocks, compose_job, grouped_data, since
+from benchmarks.jobs import clocks, compose_job, grouped, since
 from gaussad_pl.backbones.backbone import Backbone
 from gaussad_pl.cli.hydra_command import keep_freed_memory
 from gaussad_pl.data.base import ImageDataModule
@@ -160,7 +161,8 @@ class Job:
 
     def data(self) -> ImageDataModule:
         """Return the dataset with the split that gaussad_pl uses with this seed, see `benchmarks.fine_tuning`."""
-        return grouped_data(compose_job(self.folder, self.seed, []))
+        config = compose_job(self.folder, self.seed, [])
+        return grouped(instantiate(config.data), config)
 
     def training_images(self, data: ImageDataModule) -> Tensor:
         """Return the training images of the fold, or all good images, or a random sample of `limit_train` of them."""

@@ -90,8 +90,8 @@ def cross_conformal(
     """
     used, unused = data.split
     images = used + (unused if fine_tuned or every_image else [])  # the training images come first
-    unaugmented = _Patches(model, data)
-    oriented = [torch.cat(level) for level in zip(*unaugmented.features(images), strict=True)]  # (N, orientations, C)
+    unchanged = _Patches(model, data)
+    oriented = [torch.cat(level) for level in zip(*unchanged.features(images), strict=True)]  # (N, orientations, C)
     pooled = [level[:, 0] for level in oriented]
     if data.groups_are_given:
         groups = in_order(data.groups[images])
@@ -121,7 +121,7 @@ def cross_conformal(
         scores = model.scores(distances.double())
         if model.segmenter is not None:
             rest = sorted(i for j in others for i in trained[j])
-            estimate, score = unaugmented.patches(images, rest, copies=True), unaugmented.patches(images, fold)
+            estimate, score = unchanged.patches(images, rest, copies=True), unchanged.patches(images, fold)
             scores = _with_maps(model, scores, estimate, score)
         detections.append(Detection(distances, scores, None).cpu())
     detection = Detection.join(detections)

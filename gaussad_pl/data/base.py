@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from gaussad_pl.data.batches import DrawSampler, Views, view_seed
+from gaussad_pl.data.batches import Draw, DrawSampler, Views, view_seed
 from gaussad_pl.data.image_sets import ImageSets
 from gaussad_pl.data.pairs import PairDraw, Pairs, PairSampler, fixed_batches
 from gaussad_pl.distributed import shard, world
@@ -46,7 +46,7 @@ class ImageDataModule(ImageSets):
         indices = shard(self.split[0] if images is None else images)
         views = range(len(self.views)) if views is None else views
         draws = [(index, view, view_seed(self.seed, view, index)) for index in indices for view in views]
-        return DataLoader(Views(self.good_images, self.views, self.orientations), self.eval_batch_size, sampler=draws)
+        return self._view_loader(draws, self.eval_batch_size)
 
     def good_dataloader(
         self, images: Sequence[int] | None = None, copies: bool = False
@@ -59,7 +59,10 @@ class ImageDataModule(ImageSets):
         size = max(1, self.eval_batch_size // len(views)) * len(views)
         indices = shard(self.split[0] if images is None else images)
         draws = [(index, view, 0) for index in indices for view in views]
-        return DataLoader(Views(self.good_images, self.views, self.orientations), size, sampler=draws)
+        return self._view_loader(draws, size)
+
+    def _view_loader(self, draws: Iterable[Draw], batch_size: int) -> DataLoader[dict[str, Tensor]]:
+        return DataLoader(Views(self.good_images, self.views, self.orientations), batch_size, sampler=draws)
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         used = self.split[0]
@@ -77,9 +80,7 @@ class ImageDataModule(ImageSets):
                 )
             )
         sampler = DrawSampler(used, len(self.views), steps * batch_size, self.seed)
-        return DataLoader(
-            Views(self.good_images, self.views, self.orientations), batch_size // world(), sampler=sampler
-        )
+        return self._view_loader(sampler, batch_size // world())
 
     def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         return self._eval_loader(self.validation)

@@ -57,7 +57,7 @@ class ImageSets(L.LightningDataModule, ABC):
         moved_copies: the same, for copies with changed lighting and pose.
         symmetry: flipped and turned copies that go into the Gaussians and the loss like the images themselves: "none",
             "flips", "all" (also by quarter turns), or "auto", which the augmented validation decides for small sets;
-            see `gaussad_pl.training.symmetry`.
+            see `gaussad_pl.training.selection`.
         batch_size: images per training step, over all processes.
         eval_batch_size: images scored at once.
         steps_per_epoch: training steps between two validations; None for one pass over the images.

@@ -19,8 +19,7 @@ from gaussad_pl.errors import UserError
 from gaussad_pl.files import finite, replacing
 
 # increase it if older versions cannot read the files; 2 had no checksum of the header, 3 other names, 4 no median, 5 no
-# weights at the border and no integers, 6 no fit,
-# region or tiles
+# weights at the border and no integers, 6 no fit, region or tiles
 FORMAT = 7
 OLDEST = 2
 NAME = "detector.safetensors"
