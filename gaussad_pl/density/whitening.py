@@ -16,6 +16,16 @@ def whitening(covariance: Tensor) -> Tensor:
     """W, lower triangular, ``(..., D, D)``, with W^T W the inverse of the covariance.
 
     Raises:
+        SingularCovarianceError: see `cholesky`.
+    """
+    identity = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
+    return torch.linalg.solve_triangular(cholesky(covariance), identity.expand_as(covariance), upper=False)
+
+
+def cholesky(covariance: Tensor) -> Tensor:
+    """L, lower triangular, ``(..., D, D)``, with L L^T the covariance.
+
+    Raises:
         SingularCovarianceError: the covariance is singular to working precision, or not finite.
     """
     if not torch.isfinite(covariance).all():
@@ -31,5 +41,4 @@ def whitening(covariance: Tensor) -> Tensor:
             f"the covariance of {covariance.shape[-1]} features is singular: give more images than features or "
             "set model.shrinkage=ledoit_wolf; if that is set already, the images are all the same"
         )
-    identity = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
-    return torch.linalg.solve_triangular(factor, identity.expand_as(covariance), upper=False)
+    return factor
