@@ -11,7 +11,7 @@ import pytest
 from PIL import ExifTags, Image
 from test_datamodules import SETTINGS, mvtec
 
-from gaussad_pl.data import checks, image_sets
+from gaussad_pl.data import checks, good_images
 from gaussad_pl.data.folder import Folder
 from gaussad_pl.data.images import image_size
 from gaussad_pl.errors import UserError
@@ -26,7 +26,7 @@ def root(parts: Path, tmp_path: Path) -> Path:
 
 def line(root: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> str:
     """What `check` says, without decoding an image."""
-    monkeypatch.setattr(image_sets, "load_images", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr(good_images, "load_images", lambda *_: pytest.fail("decoded"))
     with pytest.raises(UserError) as caught:
         mvtec(root, **changes).check()
     assert "\n" not in str(caught.value)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from gaussad_pl.data import image_sets
+from gaussad_pl.data import good_images
 from gaussad_pl.data.batches import DrawSampler, view_seed
 from gaussad_pl.data.folder import Folder
 from gaussad_pl.data.frame import Frame
@@ -77,7 +77,7 @@ def test_folds_are_disjoint_and_cover_all_training_images(parts: Path) -> None:
 
 def test_a_large_fold_gives_only_some_of_its_images_to_the_validation(parts: Path, monkeypatch) -> None:
     whole = mvtec(parts).split[1]
-    monkeypatch.setattr(image_sets, "HELD_OUT", 4)
+    monkeypatch.setattr(good_images, "HELD_OUT", 4)
     used, held_out = mvtec(parts).split
     assert len(held_out) == 4 and set(held_out) < set(whole) and sorted(used + held_out) == list(range(24))
     assert held_out == mvtec(parts).split[1]

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 # stages in their order: the function that begins each, and on which of its calls
 STAGES = {
-    "decoding": ("gaussad_pl.data.image_sets.load_images", 1),
+    "decoding": ("gaussad_pl.data.good_images.load_images", 1),
     "estimation": ("gaussad_pl.training.module.GaussianAD.estimate", 1),
     "choice of the map": ("gaussad_pl.training.choices.choose_map", 1),
     "frozen test": ("gaussad_pl.training.experiment.test", 1),

@@ -22,8 +22,9 @@ from torch.nn.functional import adaptive_avg_pool2d
 from gaussad_pl.backbones.backbone import Backbone
 from gaussad_pl.calibration import cross_conformal, folds
 from gaussad_pl.calibration.cross_conformal import calibrate
-from gaussad_pl.data import grouping, image_sets
+from gaussad_pl.data import good_images, grouping
 from gaussad_pl.data.folder import Folder
+from gaussad_pl.data.image_sets import ImageSets
 from gaussad_pl.data.part_features import pooled_middle
 from gaussad_pl.errors import UserError
 from gaussad_pl.training.module import GaussianAD
@@ -102,8 +103,8 @@ def test_the_network_tells_near_duplicates_too(shots: Path) -> None:
 
 def test_images_are_decoded_once_and_seen_once(shots: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[Path] = []
-    load = image_sets.load_images
-    monkeypatch.setattr(image_sets, "load_images", lambda paths, *rest: decoded.extend(paths) or load(paths, *rest))
+    load = good_images.load_images
+    monkeypatch.setattr(good_images, "load_images", lambda paths, *rest: decoded.extend(paths) or load(paths, *rest))
     seen: list[int] = []
     data = folder(shots)
     data.group_images(lambda images: seen.append(len(images)) or thumbnails(images))
@@ -122,7 +123,7 @@ def test_features_are_computed_only_for_a_split(folds: int, root: str, shots: Pa
 
 
 def test_held_out_images_that_are_too_many_go_back_as_whole_parts(shots: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_sets, "HELD_OUT", 9)
+    monkeypatch.setattr(good_images, "HELD_OUT", 9)
     data = folder(shots / "good")
     data.group_images(thumbnails)
     used, held_out = data.split
@@ -168,7 +169,7 @@ def test_a_run_does_not_go_on_with_another_split(shots: Path) -> None:
 def test_mistakes_are_named_before_any_image_is_decoded(
     changes: dict[str, Any], message: str, shots: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(image_sets, "load_images", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr(good_images, "load_images", lambda *_: pytest.fail("decoded"))
     with pytest.raises(UserError, match=message) as caught:
         folder(shots, **changes).check()
     assert "\n" not in str(caught.value)
@@ -229,10 +230,10 @@ def test_the_calibration_keeps_the_same_groups(group: str | None, shots: Path, m
 @pytest.mark.slow
 def test_a_run_checks_and_groups_its_images(shots: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[Any] = []
-    check, group_images = image_sets.ImageSets.check, image_sets.ImageSets.group_images
-    monkeypatch.setattr(image_sets.ImageSets, "check", lambda self: steps.append("check") or check(self))
+    check, group_images = ImageSets.check, ImageSets.group_images
+    monkeypatch.setattr(ImageSets, "check", lambda self: steps.append("check") or check(self))
     monkeypatch.setattr(
-        image_sets.ImageSets, "group_images", lambda self, features: steps.append(self) or group_images(self, features)
+        ImageSets, "group_images", lambda self, features: steps.append(self) or group_images(self, features)
     )
     quick = ["data=folder", f"data.root={shots}", f"hydra.run.dir={tmp_path}", *QUICK, "logger=csv", "fine_tune=false"]
     run(monkeypatch, *quick, "model.segmentation=null", "cross_conformal=false")

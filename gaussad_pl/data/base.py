@@ -20,8 +20,8 @@ DAMAGED = 64  # most images from whose damaged copies the damage of patches is e
 class ImageDataModule(ImageSets):
     """Good images for the Gaussian and the loss, an augmented validation, and a test set with defects, in batches.
 
-    In a distributed run the loaders of each process yield its `shard`: together, every image exactly once. The settings
-    are those of `gaussad_pl.data.image_sets.ImageSets`.
+    In a distributed run the loaders of each process yield its `shard`: together, every image exactly once. See
+    `gaussad_pl.data.image_sets.ImageSets` and `gaussad_pl.data.good_images.GoodImages` for the settings.
     """
 
     def damage_dataloader(self) -> DataLoader[dict[str, Tensor]]:
