@@ -21,6 +21,7 @@ from gaussad_pl.inference.sources import image_paths
 from gaussad_pl.model.detection import Detection
 
 TOLERANCE = 1e-3  # relative error of scores, distances and maps
+TIES = 1e-3  # share of the pixels of all maps that may differ by more: a patch between two clusters may go to either
 
 Run = Callable[[np.ndarray], list[np.ndarray]]  # from images to the outputs of the graph
 
@@ -90,7 +91,8 @@ def compare(detector: Detector, expected: Detection, outputs: list[Tensor]) -> s
     if expected.maps is not None:
         errors["maps"] = _relative(maps[0], expected.maps)
     for name, error in errors.items():
-        if not bool((error <= TOLERANCE).all()):  # also if it is NaN
+        differ = (~(error <= TOLERANCE)).double().mean()  # also if it is NaN
+        if differ > (TIES if name == "maps" else 0):
             raise UserError(
                 f"the graph disagrees with PyTorch: {name} differ by {float(error.max()):.2g} (relative), at most "
                 f"{TOLERANCE:g} is allowed; nothing was written"
