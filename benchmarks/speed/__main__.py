@@ -3,8 +3,8 @@
     python -m benchmarks.speed --data /data/mvtec_ad/screw [--quick] [--device cuda] [--parts 1 3 5]
 
 Prints one table of ratios of medians. The members of each pair are timed alternately in one process. Part 6, the
-comparison with PaDiM and PatchCore, is `python -m benchmarks.segmentation --peers-python ...`, as it needs their
-environment.
+comparison with EfficientAD, needs the environment of benchmarks.peers: `--peers-python build/peers/bin/python`. PaDiM
+and PatchCore are timed by `python -m benchmarks.segmentation --peers-python ...`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.speed.efficientad import beside_efficientad
 from benchmarks.speed.exported import exported
 from benchmarks.speed.fine_tuning import epoch
 from benchmarks.speed.growth import growth
@@ -65,12 +66,13 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, required=True, help="folder in the layout of MVTec AD")
     parser.add_argument("--quick", action="store_true", help="fewer repeats and smaller sizes: minutes on two cores")
-    parser.add_argument("--parts", type=int, nargs="+", default=[1, 2, 3, 4, 5, 7, 8], help="parts to measure")
+    parser.add_argument("--parts", type=int, nargs="+", default=list(range(1, 9)), help="parts to measure")
     parser.add_argument("--device", default="cpu", help="torch device of parts 1, 3 and 4")
     parser.add_argument("--precision", choices=("32", "bf16", "16"), default="32", help="of the backbone in 1, 3, 4")
     parser.add_argument("--compile", action="store_true", help="compile both backbones in parts 1 and 4")
     parser.add_argument("--threads", type=int, help="threads of torch; default: its own choice")
     parser.add_argument("--batch", type=int, default=32, help="batch size of parts 1 and 4")
+    parser.add_argument("--peers-python", type=Path, help="interpreter of the environment of benchmarks.peers; part 6")
     parser.add_argument("--out", type=Path, default=Path("runs/speed"), help="folder for results")
     given = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -89,6 +91,7 @@ def main() -> None:
             3: lambda: epoch(given.data, setting, 3 if given.quick else 5),
             4: lambda: estimating(setting, given.batch, repeats),
             5: lambda: [*cold_start(given.data), *decoding(Path(scratch), min(repeats, 5))],
+            6: lambda: beside_efficientad(given.peers_python, Path(scratch), repeats),
             7: lambda: growth(given.data, given.out, Path(scratch), counts, widths),
             8: lambda: sweeping(Path(scratch)),
         }
