@@ -26,6 +26,7 @@ from benchmarks.speed.efficientad import beside_efficientad
 from benchmarks.speed.exported import exported
 from benchmarks.speed.fine_tuning import epoch
 from benchmarks.speed.growth import growth
+from benchmarks.speed.predicting import predicting
 from benchmarks.speed.scoring import estimating, scoring
 from benchmarks.speed.start import cold_start, decoding
 from benchmarks.speed.sweeping import sweeping
@@ -66,7 +67,7 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, required=True, help="folder in the layout of MVTec AD")
     parser.add_argument("--quick", action="store_true", help="fewer repeats and smaller sizes: minutes on two cores")
-    parser.add_argument("--parts", type=int, nargs="+", default=list(range(1, 9)), help="parts to measure")
+    parser.add_argument("--parts", type=int, nargs="+", default=list(range(1, 10)), help="parts to measure")
     parser.add_argument("--device", default="cpu", help="torch device of parts 1, 3 and 4")
     parser.add_argument("--precision", choices=("32", "bf16", "16"), default="32", help="of the backbone in 1, 3, 4")
     parser.add_argument("--compile", action="store_true", help="compile both backbones in parts 1 and 4")
@@ -94,6 +95,7 @@ def main() -> None:
             6: lambda: beside_efficientad(given.peers_python, Path(scratch), repeats),
             7: lambda: growth(given.data, given.out, Path(scratch), counts, widths),
             8: lambda: sweeping(Path(scratch)),
+            9: lambda: predicting(given.data, Path(scratch), 500 if given.quick else 5000),
         }
         rows: list[Row] = []
         for part in given.parts:

@@ -78,7 +78,7 @@ def growth(folder: Path, out: Path, scratch: Path, counts: list[int], widths: li
         widths: numbers of features.
     """
     by_count = {kind: [_run(SCRIPT, kind, count, 128) for count in counts] for kind in ESTIMATORS}
-    by_count[RUN] = [_run(WHOLE, _repeated(folder, scratch, count)) for count in counts]
+    by_count[RUN] = [_run(WHOLE, repeated(folder, scratch, count)) for count in counts]
     by_width = {kind: [_run(SCRIPT, kind, 320, width) for width in widths] for kind in ESTIMATORS}
     _plot(out / "growth.png", counts, by_count, widths, by_width)
     rows = []
@@ -124,11 +124,11 @@ def slope(x: list[int], seconds: list[float]) -> float:
     return math.log(seconds[-1] / seconds[-2]) / math.log(x[-1] / x[-2])
 
 
-def _repeated(folder: Path, scratch: Path, count: int) -> str:
+def repeated(folder: Path, scratch: Path, count: int) -> str:
     """Create a folder of ``count`` links to the good training images, repeated in order."""
     images = sorted(path for path in (folder / "train" / "good").iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
     made = scratch / str(count)
-    made.mkdir()
+    made.mkdir(parents=True)
     for i in range(count):
         image = images[i % len(images)].resolve()
         (made / f"{i:05d}{image.suffix}").symlink_to(image)
