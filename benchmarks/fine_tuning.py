@@ -28,9 +28,9 @@ from torch import Tensor
 
 from benchmarks.analysis import PATIENCE, report
 from benchmarks.jobs import build, compose_job, quiet_trainer
-from gaussad_pl.cli.hydra_command import keep_freed_memory
 from gaussad_pl.data.base import ImageDataModule
 from gaussad_pl.files import write_json
+from gaussad_pl.memory import keep_freed_memory
 from gaussad_pl.metrics.image import auroc
 from gaussad_pl.training.experiment import Outcome, accept, fine_tune_module, frozen_state
 from gaussad_pl.training.forgetting import ForgettingStop

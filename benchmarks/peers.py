@@ -38,10 +38,10 @@ from torch.nn import functional as F
 
 from benchmarks.jobs import clocks, compose_job, grouped, since
 from gaussad_pl.backbones.backbone import Backbone
-from gaussad_pl.cli.hydra_command import keep_freed_memory
 from gaussad_pl.data.base import ImageDataModule
 from gaussad_pl.data.images import MASK_SIZE
 from gaussad_pl.files import write_json
+from gaussad_pl.memory import keep_freed_memory
 from gaussad_pl.metrics.image import image_metrics
 from gaussad_pl.metrics.pixel import pixel_metrics
 from gaussad_pl.results.provenance import PACKAGES

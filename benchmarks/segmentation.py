@@ -26,9 +26,9 @@ from rich.table import Table
 
 from benchmarks.analysis import mean_sem
 from benchmarks.jobs import build, clocks, compose_job, quiet_trainer, since
-from gaussad_pl.cli.hydra_command import keep_freed_memory
 from gaussad_pl.density.registry import DENSITIES
 from gaussad_pl.files import write_json
+from gaussad_pl.memory import keep_freed_memory
 from gaussad_pl.metrics.image import image_metrics
 from gaussad_pl.metrics.pixel import pixel_metrics
 from gaussad_pl.model.detection import Detection

@@ -28,8 +28,8 @@ from benchmarks.jobs import build, compose_job, quiet_trainer
 from gaussad_pl.calibration.conformal import Calibration
 from gaussad_pl.calibration.cross_conformal import calibrate
 from gaussad_pl.calibration.operating_points import operating_points
-from gaussad_pl.cli.hydra_command import keep_freed_memory
 from gaussad_pl.files import write_json
+from gaussad_pl.memory import keep_freed_memory
 from gaussad_pl.results.evaluation import Evaluation
 from gaussad_pl.training.experiment import Outcome, frozen_state, tuned_state
 

@@ -31,7 +31,7 @@ from benchmarks.speed.scoring import estimating, scoring
 from benchmarks.speed.start import cold_start, decoding
 from benchmarks.speed.sweeping import sweeping
 from benchmarks.speed.timing import Row, Setting
-from gaussad_pl.cli.hydra_command import keep_freed_memory
+from gaussad_pl.memory import keep_freed_memory
 
 
 def machine(setting: Setting) -> str:

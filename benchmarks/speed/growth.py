@@ -19,7 +19,7 @@ import json, resource, sys, time
 import torch
 kind, count, width = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 torch.set_num_threads(1)
-from gaussad_pl.cli.hydra_command import keep_freed_memory
+from gaussad_pl.memory import keep_freed_memory
 from gaussad_pl.density.cluster import ClusterGaussians
 from gaussad_pl.density.position import PositionGaussians
 from gaussad_pl.density.gaussian import Gaussian
@@ -49,7 +49,7 @@ import json, resource, sys, time, warnings
 import torch
 from pathlib import Path
 from benchmarks.jobs import build, compose_job, quiet_trainer
-from gaussad_pl.cli.hydra_command import keep_freed_memory
+from gaussad_pl.memory import keep_freed_memory
 from gaussad_pl.training.forgetting import ForgettingStop
 warnings.filterwarnings("ignore")
 keep_freed_memory()

@@ -37,7 +37,7 @@ import warnings
 warnings.filterwarnings("ignore")
 from pathlib import Path
 from benchmarks.jobs import build, compose_job, quiet_trainer
-from gaussad_pl.cli.hydra_command import keep_freed_memory
+from gaussad_pl.memory import keep_freed_memory
 from gaussad_pl.training.forgetting import ForgettingStop
 keep_freed_memory()
 config = compose_job(Path(folder), 0, ["trainer=cpu"])

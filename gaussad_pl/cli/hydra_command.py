@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import inspect
 import logging
 import os
@@ -26,6 +25,7 @@ from gaussad_pl.cli.groups import CONF
 from gaussad_pl.cli.interruption import Interrupted, raising_signals, resuming
 from gaussad_pl.errors import UserError
 from gaussad_pl.files import UNWRITABLE, UnwritableError, unwritable
+from gaussad_pl.memory import keep_freed_memory
 from gaussad_pl.renamed import migrated
 from gaussad_pl.sweeps import folders, share, sweep
 
@@ -159,19 +159,6 @@ def one_line(error: BaseException) -> str:
     return " ".join(
         line for line in dict.fromkeys(lines) if line and not line.startswith(("full_key:", "object_type="))
     )
-
-
-def keep_freed_memory() -> None:
-    """Keep freed memory for the next tensor instead of returning it to the kernel.
-
-    By default, glibc maps every large tensor anew, with a page fault for each of its pages. On a CPU, this takes a
-    third of the time of a forward pass and nearly half of that of a training step. Does nothing without glibc.
-    """
-    with contextlib.suppress(OSError, AttributeError, TypeError):
-        allocator = ctypes.CDLL(None)
-        m_trim_threshold, m_mmap_threshold = -1, -3  # from malloc.h
-        allocator.mallopt(m_mmap_threshold, 2**30)
-        allocator.mallopt(m_trim_threshold, 2**31 - 1)
 
 
 def quiet() -> None:

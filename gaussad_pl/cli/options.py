@@ -11,6 +11,7 @@ from gaussad_pl.cli.interruption import Interrupted, raising_signals, resuming
 from gaussad_pl.cli.start import HELP
 from gaussad_pl.errors import UserError, no_such_setting
 from gaussad_pl.files import UNWRITABLE, UnwritableError
+from gaussad_pl.memory import keep_freed_memory
 
 T = TypeVar("T")
 _OPTIONAL: Any = float | None
@@ -59,6 +60,7 @@ def command(task: Callable[[T], int | None], options: type[T], text: str | None)
         if not arguments or HELP & set(arguments):
             print(text)
             return
+        keep_freed_memory()
         try:
             with raising_signals():
                 code = task(parse(arguments, options))
