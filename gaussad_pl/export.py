@@ -55,6 +55,7 @@ from gaussad_pl.inference.seal import sealed
 from gaussad_pl.version import __version__
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+OLDEST = "2.10"  # torch: 2.6 to 2.9 fail on a batch of any size, or write graphs that ONNX Runtime refuses
 MOST = 2**31 - 2**20  # bytes of weights: an ONNX file is limited to 2 GiB, less a margin for all else
 
 
@@ -74,6 +75,10 @@ def export(options: Options) -> str:
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
         raise UserError(f"missing packages ({', '.join(missing)}): pip install 'gaussad_pl[export]'")
+    if torch.__version__ < OLDEST:
+        raise UserError(
+            f"torch {torch.__version__} is too old to export (expected {OLDEST}): pip install 'gaussad_pl[export]'"
+        )
     if options.images < 1:
         raise UserError(f"images={options.images}: expected 1 or more")
     ckpt = find_detector(options.ckpt)

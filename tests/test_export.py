@@ -243,6 +243,12 @@ def test_an_exported_detector_is_evaluated_like_the_other(
     assert one["detector"]["sha256"] != other["detector"]["sha256"]
 
 
+def test_a_torch_that_cannot_export_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "OLDEST", "99.0")
+    with pytest.raises(UserError, match=r"torch .* is too old to export \(expected 99.0\)"):
+        export.export(export.Options(str(tmp_path)))
+
+
 @pytest.mark.slow
 def test_a_graph_that_disagrees_is_refused_and_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     detector(None).save(tmp_path / "detector.safetensors")
