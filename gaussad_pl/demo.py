@@ -1,4 +1,4 @@
-"""Try a detector in the browser: drop images or take some with a camera, see their verdicts, p-values and maps.
+"""Try a detector in the browser: drop images, see their verdicts and maps.
 
 python -m gaussad_pl.demo ckpt=<folder of runs, detector.safetensors or .onnx>
 
@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from gaussad_pl.calibration.threshold import RATES, Threshold
+from gaussad_pl.calibration.threshold import RATES
 from gaussad_pl.cli.interruption import Interrupted
 from gaussad_pl.cli.options import command
 from gaussad_pl.data.frame import Frame

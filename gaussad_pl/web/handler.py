@@ -18,8 +18,10 @@ from gaussad_pl.errors import UserError
 from gaussad_pl.web.senders import is_same_site, is_served
 
 PAGE = Path(__file__).with_name("page")
-KINDS = {".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8"}
-FILES = ("camera.js", "judging.js", "page.css", "page.js", "plot.js", "queue.js", "records.js", "table.js", "threshold.js")
+KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
+FILES = (
+    "page.css", "page.js", "camera.js", "judging.js", "plot.js", "queue.js", "records.js", "table.js", "threshold.js",
+)  # fmt: skip
 SERVED = {"/": "page.html", **{f"/{name}": name for name in FILES}}  # no request names a file in any other way
 LARGEST = 64 * 2**20  # bytes of an upload
 IDLE = 30  # seconds that a client may be silent, or block the sending of a response
@@ -88,7 +90,7 @@ class Limits(Protocol):
 class Handler(BaseHTTPRequestHandler):
     """Serves the page and answers its requests in JSON.
 
-    ``GET /`` returns the page and ``GET /page.css`` and the like its other files, ``GET /about`` describes the detector,
+    ``GET /`` returns the page, ``GET /page.css`` and the like its other files, ``GET /about`` describes the detector,
     and ``POST /detect`` scores the uploaded image.
     """
 
@@ -110,7 +112,7 @@ class Handler(BaseHTTPRequestHandler):
                 self._json(HTTPStatus.OK, {**self.server.demo.about(), "largest": LARGEST})
             elif path in SERVED:
                 file = PAGE / SERVED[path]
-                self._send(HTTPStatus.OK, KINDS[file.suffix], file.read_bytes())
+                self._send(HTTPStatus.OK, f"{KINDS[file.suffix]}; charset=utf-8", file.read_bytes())
             else:
                 raise RefusedError(HTTPStatus.NOT_FOUND, "This page does not exist.")
         except RefusedError as refusal:

@@ -17,6 +17,7 @@ export class Camera {
 
   /** Start the camera; the error of a browser without one, or of a user who denies it, is one line. */
   async open() {
+    this.close();
     if (!navigator.mediaDevices) throw new Error("There is no camera here: browsers have one on localhost and https pages only.");
     try {
       this.stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment", width: { ideal: 1920 } } });
