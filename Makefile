@@ -25,7 +25,7 @@ test: $(READY) ## run the tests; the notebooks have a target of their own
 test-fast: $(READY) ## run the fast tests, in under a minute
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
-wheel: $(READY) ## build the wheel and predict with it in a new environment
+wheel: $(READY) ## build the wheel and predict with it in an environment made by the steps of the Dockerfile
 	VENV=$(VENV) .ci/wheel
 
 lowest: ## run the fast tests with the lowest versions of all packages

@@ -1,4 +1,4 @@
-"""Try a detector in the browser: drop an image, see its verdict, p-value and map.
+"""Try a detector in the browser: drop images, see their verdicts and maps.
 
 python -m gaussad_pl.demo ckpt=<folder of runs, detector.safetensors or .onnx>
 
@@ -25,13 +25,13 @@ import ctypes
 import warnings
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import torch
 from PIL import Image
 
-from gaussad_pl.calibration.threshold import Threshold
+from gaussad_pl.calibration.threshold import RATES
 from gaussad_pl.cli.interruption import Interrupted
 from gaussad_pl.cli.options import command
 from gaussad_pl.data.frame import Frame
@@ -44,6 +44,7 @@ from gaussad_pl.inference.runs import find_detector
 from gaussad_pl.web.server import Server
 
 SIDE = 640  # longer side of the picture on the page, in pixels
+THUMBNAIL = 96  # the same of the one in its table
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,12 @@ class Options:
 class Demo:
     """Answers the requests of the page about one detector.
 
+    The page has no rule of its own for a verdict: it gets the verdict on each image at each of the rates.
+
+    Attributes:
+        initial: threshold at the rate that the page starts with.
+        thresholds: at all the rates that the page offers, in their order.
+
     Raises:
         UserError: the false-alarm rate is not between 0 and 1.
     """
@@ -66,17 +73,23 @@ class Demo:
     def __init__(self, detector: BaseDetector, fpr: float | None) -> None:
         self.detector = detector
         self.initial = detector.threshold(fpr)  # an invalid rate fails at the start
-        self.fpr = self.initial.fpr
+        known = {rate: detector.threshold(rate) for rate in RATES} | {self.initial.fpr: self.initial}
+        self.thresholds = [known[rate] for rate in sorted(known)]
 
     def about(self) -> dict[str, Any]:
-        """Return what the page shows before the first image."""
+        """Return what the page shows before the first image; an infinite threshold is None."""
         calibration = self.detector.calibration
         return {
             "name": self.detector.provenance.get("dataset", "detector"),
             "scheme": calibration.scheme,
             "scores": calibration.scores.tolist(),
+            "levels": self.detector.levels,
             "scale": self.scale(),
-            **_content(self.initial),
+            "rates": [
+                {"fpr": each.fpr, "threshold": _finite(each.value), "line": each.line, "undecided": each.reason}
+                for each in self.thresholds
+            ],
+            "initial": self.thresholds.index(self.initial),
         }
 
     def scale(self) -> dict[str, Any] | None:
@@ -89,33 +102,28 @@ class Demo:
         bar = Image.fromarray(scale.blended(np.full((1, SIDE, 3), 255, np.uint8), values))
         return {"bar": _data(bar), "legend": scale.legend, "ticks": [scale.zero, scale.threshold, scale.top]}
 
-    def threshold(self, fpr: float) -> dict[str, Any]:
-        """Return the threshold for a false-alarm rate and its explanation; an infinite threshold is None."""
-        return _content(self.detector.threshold(fpr))
-
-    def detect(self, file: BinaryIO, fpr: float) -> dict[str, Any]:
+    def detect(self, file: BinaryIO) -> dict[str, Any]:
         """Score the image in a file, and return its prediction and the pictures for the page.
 
         Raises:
             UserError: the image cannot be read.
         """
-        threshold = self.detector.threshold(fpr)
         pixels, photo = read(file, self.detector.frame)
-        (prediction,) = self.detector.predictions(self.detector.detect(pixels[None]), threshold)
+        (prediction,) = self.detector.predictions(self.detector.detect(pixels[None]), self.initial)
         return {
-            "score": prediction.score if np.isfinite(prediction.score) else None,
+            "score": _finite(prediction.score),
             "p_value": prediction.p_value,
-            "verdict": prediction.verdict,
-            **_content(threshold),
-            "photo": _data(photo),
+            "verdicts": [threshold.verdict(prediction.score) for threshold in self.thresholds],
+            "distances": {level: _finite(distance) for level, distance in prediction.distances.items()},
+            "thumbnail": _data(fitted(photo, THUMBNAIL), "JPEG"),
+            "photo": _data(photo, "JPEG"),
             "heat": _heat(prediction, self.detector, photo.size),
         }
 
 
-def _content(threshold: Threshold) -> dict[str, Any]:
-    """Return a threshold for the page; ``undecided`` is the reason if there is none, or else empty."""
-    value = threshold.value if np.isfinite(threshold.value) else None
-    return {"fpr": threshold.fpr, "threshold": value, "line": threshold.line, "undecided": threshold.reason}
+def _finite(value: float) -> float | None:
+    """Return a number as JSON has it; None if it is infinite or NaN."""
+    return value if np.isfinite(value) else None
 
 
 def read(file: BinaryIO, frame: Frame) -> tuple[torch.Tensor, Image.Image]:
@@ -151,10 +159,10 @@ def _heat(prediction: Prediction, detector: BaseDetector, size: tuple[int, int])
     return _data(Image.fromarray(layer.round().astype(np.uint8)))
 
 
-def _data(image: Image.Image) -> str:
+def _data(image: Image.Image, kind: Literal["PNG", "JPEG"] = "PNG") -> str:
     buffer = BytesIO()
-    image.save(buffer, "PNG", compress_level=1)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    image.save(buffer, kind, compress_level=1, quality=90)
+    return f"data:image/{kind.lower()};base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def serve(options: Options) -> None:

@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.machinery import SourceFileLoader
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -254,3 +255,47 @@ def test_the_image_for_docker_is_made_of_what_is_there_and_of_no_package_of_trai
     assert installed == ["--no-cache-dir", "$PIP_ARGS", "/wheels/*.whl", "onnxruntime"]  # no extra such as [train]
     (command,) = [line.partition(" ")[2] for line in lines if line.startswith("CMD")]
     assert find_spec(ast.literal_eval(command)[0]) is not None
+
+
+def steps() -> ModuleType:
+    """The script that performs the steps of the Dockerfile without Docker, as a module."""
+    loader = SourceFileLoader("dockerfile", str(ROOT / ".ci" / "dockerfile"))
+    spec = importlib.util.spec_from_loader(loader.name, loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+def test_the_steps_of_a_dockerfile_are_performed_in_the_folders_of_their_stages(tmp_path: Path) -> None:
+    lines = [
+        "FROM python:3.11-slim AS build",
+        "COPY pyproject.toml README.md /source/",
+        "COPY conf /source/conf",
+        "RUN mkdir /out && cp /source/conf/train.yaml \\\n    /out/",
+        "FROM python:3.11-slim",
+        'ARG WORD=""',
+        "RUN --mount=type=bind,from=build,source=/out,target=/in \\",
+        "    python -c 'import sys; print(sys.prefix)' >/prefix && cp /in/*.yaml /kept-$WORD",
+        "RUN useradd nobody-else",
+        "WORKDIR /home/inspector",
+        'CMD ["python"]',
+    ]
+    stage = steps().build("\n".join(lines), tmp_path, {"WORD": "here"})
+    assert (tmp_path / "build" / "source" / "pyproject.toml").is_file()
+    assert (tmp_path / "image" / "kept-here").read_bytes() == (ROOT / "conf" / "train.yaml").read_bytes()
+    assert (tmp_path / "image" / "prefix").read_text().strip() == str(tmp_path / "image" / "venv")
+    assert stage.directory == tmp_path / "image" / "home" / "inspector" and stage.command["CMD"] == ["python"]
+
+
+@pytest.mark.parametrize(
+    "line", ["ADD a /b", "COPY --from=build /a /b", "COPY ../other /b", "RUN --mount=type=cache x"]
+)
+def test_a_step_that_the_script_does_not_know_is_an_error(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = steps()
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: None)
+    with pytest.raises(SystemExit, match=line.split()[0]):
+        module.build(f"FROM python:3.11-slim\n{line}", tmp_path, {})

@@ -12,21 +12,32 @@ from io import BufferedReader, BytesIO, RawIOBase
 from pathlib import Path
 from time import monotonic
 from typing import Any, BinaryIO, Protocol
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 
 from gaussad_pl.errors import UserError
 from gaussad_pl.web.senders import is_same_site, is_served
 
-PAGE = Path(__file__).with_name("page.html")
+PAGE = Path(__file__).with_name("page")
+KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
+FILES = (
+    "page.css", "page.js", "camera.js", "judging.js", "plot.js", "queue.js", "records.js", "table.js", "threshold.js",
+)  # fmt: skip
+SERVED = {"/": "page.html", **{f"/{name}": name for name in FILES}}  # no request names a file in any other way
 LARGEST = 64 * 2**20  # bytes of an upload
 IDLE = 30  # seconds that a client may be silent, or block the sending of a response
 WHOLE = 120  # seconds that a request may take to arrive
 LINGER = 5  # seconds that a client has to read why its upload was refused
 CHUNK = 2**20  # bytes to read at once
-POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; connect-src 'self'; "
-    "frame-ancestors 'none'"
-)
+HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "Permissions-Policy": "camera=(self)",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
 
 
 class RefusedError(Exception):
@@ -58,15 +69,10 @@ class _Arriving(RawIOBase):
 class Page(Protocol):
     """The application behind the page; `detect` is called for one image at a time."""
 
-    fpr: float
-
     def about(self) -> dict[str, Any]:
         """Return what the page shows before the first image."""
 
-    def threshold(self, fpr: float) -> dict[str, Any]:
-        """Return the threshold for a target false-alarm rate, and why there is none."""
-
-    def detect(self, file: BinaryIO, fpr: float) -> dict[str, Any]:
+    def detect(self, file: BinaryIO) -> dict[str, Any]:
         """Return the prediction for the image in a file."""
 
 
@@ -84,8 +90,8 @@ class Limits(Protocol):
 class Handler(BaseHTTPRequestHandler):
     """Serves the page and answers its requests in JSON.
 
-    ``GET /`` returns the page, ``GET /about`` describes the detector, ``GET /threshold?fpr=0.01`` returns a threshold,
-    and ``POST /detect?fpr=0.01`` scores the uploaded image.
+    ``GET /`` returns the page, ``GET /page.css`` and the like its other files, ``GET /about`` describes the detector,
+    and ``POST /detect`` scores the uploaded image.
     """
 
     server: Limits  # type: ignore[assignment]
@@ -98,22 +104,19 @@ class Handler(BaseHTTPRequestHandler):
         self.rfile = BufferedReader(self.arriving)
 
     def do_GET(self) -> None:
-        """Answer requests for the page, the description of the detector and its thresholds."""
-        url, demo = urlsplit(self.path), self.server.demo
+        """Answer requests for the files of the page and for the description of the detector."""
+        path = urlsplit(self.path).path
         try:
             self._check_sender()
-            if url.path == "/":
-                self._send(HTTPStatus.OK, "text/html; charset=utf-8", PAGE.read_bytes())
-            elif url.path == "/about":
-                self._json(HTTPStatus.OK, {**demo.about(), "largest": LARGEST})
-            elif url.path == "/threshold":
-                self._json(HTTPStatus.OK, demo.threshold(self._fpr()))
+            if path == "/about":
+                self._json(HTTPStatus.OK, {**self.server.demo.about(), "largest": LARGEST})
+            elif path in SERVED:
+                file = PAGE / SERVED[path]
+                self._send(HTTPStatus.OK, f"{KINDS[file.suffix]}; charset=utf-8", file.read_bytes())
             else:
                 raise RefusedError(HTTPStatus.NOT_FOUND, "This page does not exist.")
         except RefusedError as refusal:
             self._json(refusal.status, {"error": str(refusal)})
-        except UserError as error:
-            self._json(HTTPStatus.BAD_REQUEST, {"error": str(error)})
 
     def do_POST(self) -> None:
         """Score an uploaded image."""
@@ -121,7 +124,7 @@ class Handler(BaseHTTPRequestHandler):
             self._check_sender()
             if urlsplit(self.path).path != "/detect":
                 raise RefusedError(HTTPStatus.NOT_FOUND, "This page does not exist.")
-            content = self._detect(self._length(), self._fpr())
+            content = self._detect(self._length())
         except RefusedError as refusal:
             self._json(refusal.status, {"error": str(refusal)})
             self._linger()
@@ -149,7 +152,7 @@ class Handler(BaseHTTPRequestHandler):
             raise RefusedError(HTTPStatus.BAD_REQUEST, "The file is empty.")
         return int(text)
 
-    def _detect(self, length: int, fpr: float) -> Mapping[str, Any]:
+    def _detect(self, length: int) -> Mapping[str, Any]:
         """Read an upload and score it; the memory it reserves is released before the response is sent."""
         file, held = BytesIO(), 0
         try:
@@ -162,7 +165,7 @@ class Handler(BaseHTTPRequestHandler):
                 file.write(chunk)
             with self.server.turn:
                 self._check_presence()
-                return self.server.demo.detect(file, fpr)
+                return self.server.demo.detect(file)
         finally:
             self.server.hold(-held)
 
@@ -184,21 +187,13 @@ class Handler(BaseHTTPRequestHandler):
         while self.rfile.read1(CHUNK):
             pass
 
-    def _fpr(self) -> float:
-        given = parse_qs(urlsplit(self.path).query).get("fpr", [str(self.server.demo.fpr)])[0]
-        try:
-            return float(given)
-        except ValueError as error:
-            raise UserError(f"fpr={given}: expected a number between 0 and 1") from error
-
     def _json(self, status: HTTPStatus, content: Mapping[str, Any]) -> None:
         self._send(status, "application/json", json.dumps(content).encode())
 
     def _send(self, status: HTTPStatus, kind: str, body: bytes) -> None:
         self.connection.settimeout(IDLE)
         self.send_response(status)
-        headers = {"Content-Type": kind, "Content-Length": str(len(body)), "Cache-Control": "no-store"}
-        for name, value in {**headers, "Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff"}.items():
+        for name, value in {"Content-Type": kind, "Content-Length": str(len(body)), **HEADERS}.items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
