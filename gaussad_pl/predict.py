@@ -27,8 +27,6 @@ from gaussad_pl.cli.start import start
 if __name__ == "__main__":
     start(__doc__)  # before the imports below, which take seconds
 
-import math
-import shlex
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,20 +39,18 @@ import torch
 from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
 
 from gaussad_pl.calibration.drift import DriftMonitor
 from gaussad_pl.calibration.threshold import Threshold
 from gaussad_pl.cli.options import command
 from gaussad_pl.data.images import read_picture
-from gaussad_pl.data.loading import decoded
 from gaussad_pl.errors import UserError
 from gaussad_pl.files import UNWRITABLE, UnwritableError, replacing
-from gaussad_pl.fingerprints import file_sha256
-from gaussad_pl.inference.exported import SUFFIX, load_detector
+from gaussad_pl.inference.exported import load_detector
 from gaussad_pl.inference.overlay import SIDE, overlay
-from gaussad_pl.inference.prediction import BATCH, BaseDetector, Prediction
+from gaussad_pl.inference.prediction import BATCH, BaseDetector
 from gaussad_pl.inference.records import TABLE, Records, open_out, stored_rate
+from gaussad_pl.inference.rows import Row, chosen_device, counts, mend, origin_of, outcome, record, score
 from gaussad_pl.inference.runs import find_detector
 from gaussad_pl.inference.sources import count_images, image_paths
 
@@ -75,16 +71,6 @@ class Options:
     resume: bool = False
     batch_size: int = 32
     device: str = "auto"
-
-
-@dataclass(frozen=True)
-class Row:
-    """The result for one image: its prediction, or the error."""
-
-    index: int
-    path: Path
-    prediction: Prediction | None
-    error: str = ""
 
 
 def predict(options: Options) -> int:
@@ -122,17 +108,6 @@ def predict(options: Options) -> int:
     return UNREADABLE if tally["errors"] else UNDECIDED if threshold.rule == "none" else 0
 
 
-def origin_of(ckpt: Path, threshold: Threshold, source: str, overlays: bool) -> dict[str, Any]:
-    """Return what rows must share to be in the same results, for `open_out`."""
-    return {
-        "detector": file_sha256(ckpt),
-        "fpr": threshold.fpr,
-        "overlays": overlays,
-        "source": source,
-        "undecided": threshold.reason,
-    }
-
-
 def recall(rows: Iterator[Mapping[str, Any]], monitor: DriftMonitor, levels: Sequence[int]) -> Counter[str]:
     """Count the outcomes of the existing rows, and pass their scores to the monitor."""
     tally: Counter[str] = Counter()
@@ -143,30 +118,6 @@ def recall(rows: Iterator[Mapping[str, Any]], monitor: DriftMonitor, levels: Seq
         distances = torch.tensor([[content["distances"][str(level)] for level in levels] for content in scored])
         monitor.observe(scores, distances.reshape(-1, len(levels)))
     return tally
-
-
-def score(
-    detector: BaseDetector,
-    images: Iterator[Path],
-    threshold: Threshold,
-    monitor: DriftMonitor,
-    batch_size: int,
-    start: int,
-) -> Iterator[Row]:
-    """Yield one row per image, in order and numbered from ``start``; only a few batches are in memory at once."""
-    numbered = enumerate(decoded(images, detector.frame, ahead=2 * batch_size), start)
-    while batch := list(islice(numbered, batch_size)):
-        readable = [pixels for _, (_, pixels) in batch if isinstance(pixels, Tensor)]
-        predictions: Iterator[Prediction] = iter(())
-        if readable:
-            detection = detector.detect(torch.stack(readable))
-            monitor.observe(detection.scores, detection.distances)
-            predictions = detector.predictions(detection, threshold)
-        for index, (path, pixels) in batch:
-            if isinstance(pixels, Tensor):
-                yield Row(index, path, next(predictions))
-            else:
-                yield Row(index, path, None, str(pixels))
 
 
 def draw(row: Row, detector: BaseDetector, folder: Path) -> Row:
@@ -188,30 +139,6 @@ def draw(row: Row, detector: BaseDetector, folder: Path) -> Row:
     return row
 
 
-def record(row: Row, levels: Sequence[int]) -> dict[str, Any]:
-    """Return the content of a row for JSON and CSV; all images have the same keys."""
-    prediction = row.prediction
-    return {
-        "path": row.path.as_posix(),
-        "score": prediction and prediction.score,
-        "p_value": prediction and prediction.p_value,
-        "verdict": prediction.verdict if prediction is not None else "error",
-        "threshold": prediction and (prediction.threshold if math.isfinite(prediction.threshold) else None),
-        "distances": prediction and {str(level): prediction.distances.get(level) for level in levels},
-        "error": row.error or None,
-    }
-
-
-def outcome(content: Mapping[str, Any]) -> str:
-    """Return the category in which a row is counted: good, bad, undecided or errors."""
-    return "errors" if content["error"] else content["verdict"]
-
-
-def counts(tally: Counter[str]) -> str:
-    """Return the number of images of each outcome."""
-    return f"{tally['good']} good, {tally['bad']} bad, {tally['undecided']} undecided, {tally['errors']} unreadable"
-
-
 def summary(
     tally: Counter[str], threshold: Threshold, detector: BaseDetector, monitor: DriftMonitor, ckpt: Path, out: Path
 ) -> str:
@@ -225,22 +152,6 @@ def summary(
     if drift := monitor.drift().line:
         lines.append(f"WARNING: {drift}; if they are good, {mend(ckpt)}")
     return "\n".join(lines)
-
-
-def mend(ckpt: Path) -> str:
-    """Return what to do about drift, with the command to type."""
-    given = "<the detector.safetensors it was exported from>" if ckpt.suffix == SUFFIX else shlex.quote(str(ckpt))
-    again = ", and export the new detector" if ckpt.suffix == SUFFIX else ""
-    return f"recalibrate: python -m gaussad_pl.recalibrate ckpt={given} good=<folder of good images like these>{again}"
-
-
-def chosen_device(name: str) -> torch.device:
-    """Return the device of a ``device=``: a GPU if one is wanted and available, else the CPU."""
-    if name not in ("auto", "cpu", "cuda"):
-        raise UserError(f"device={name}: expected cpu, cuda or auto")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("device=cuda: no GPU is available to PyTorch: give device=cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def _progress() -> Progress:

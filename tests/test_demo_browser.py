@@ -20,7 +20,7 @@ from test_report import FLAGS, browser_path
 
 from gaussad_pl.demo import Demo
 from gaussad_pl.inference.detector import Detector
-from gaussad_pl.predict import Row, record
+from gaussad_pl.inference.rows import Row, record
 from gaussad_pl.web import handler
 from gaussad_pl.web.server import Server
 

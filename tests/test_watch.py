@@ -25,7 +25,8 @@ from gaussad_pl.errors import UserError
 from gaussad_pl.inference import arrivals
 from gaussad_pl.inference.artefact import NAME
 from gaussad_pl.inference.detector import Detector
-from gaussad_pl.watch import Options, Watcher, opened
+from gaussad_pl.inference.watcher import SORTED, Watcher
+from gaussad_pl.watch import Options, opened
 
 SETTLE = 10.0  # seconds of the clock that the tests give
 
@@ -151,7 +152,7 @@ def test_a_file_that_changes_while_it_is_read_has_no_row_of_the_old_one(
 
 
 def sorted_names(into: Path) -> dict[str, list[str]]:
-    return {name: sorted(path.name for path in (into / name).rglob("*.png")) for name in watch.SORTED}
+    return {name: sorted(path.name for path in (into / name).rglob("*.png")) for name in SORTED}
 
 
 @pytest.mark.parametrize("inside", [True, False])
@@ -164,7 +165,7 @@ def test_judged_images_are_moved_into_the_folder_of_their_verdict(
         rounds(watcher, 0, 4)
     verdicts = {Path(each["path"]).name: each["verdict"] for each in rows(Path(options["out"]))[0]}
     assert verdicts["dark.png"] == "bad" and "good" in verdicts.values() and len(verdicts) == 4
-    expected = {name: sorted(path for path, verdict in verdicts.items() if verdict == name) for name in watch.SORTED}
+    expected = {name: sorted(path for path, verdict in verdicts.items() if verdict == name) for name in SORTED}
     assert sorted_names(into) == expected and not list(folder.glob("*.png"))
 
 
@@ -318,7 +319,7 @@ def test_odd_names_are_printed_on_one_line(
 def test_images_unlike_the_calibration_ones_are_warned_of(
     options: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(watch, "WINDOW", 15)
+    monkeypatch.setattr("gaussad_pl.inference.watcher.WINDOW", 15)
     for i, image in enumerate(drawn(15, 3, dark=True)):
         image.save(folder / f"dark{i}.png")
     with opened(Options(**options)) as watcher:
@@ -414,7 +415,5 @@ def test_each_image_is_judged_once_though_the_watcher_is_killed_again_and_again(
     content = [json.loads(line) for line in lines.read_text().splitlines()]
     expected = {f"{i:02}.png": 1 for i in range(count)}
     assert Counter(Path(each["path"]).name for each in content) == expected
-    verdicts = {
-        name: sorted(Path(each["path"]).name for each in content if each["verdict"] == name) for name in watch.SORTED
-    }
+    verdicts = {name: sorted(Path(each["path"]).name for each in content if each["verdict"] == name) for name in SORTED}
     assert sorted_names(folder) == verdicts and not list(folder.glob("*.png"))
