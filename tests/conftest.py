@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from made_runs import BACKBONES, make_run
 from PIL import Image, ImageDraw
 
 # the smallest model of timm: 0.36 million parameters
@@ -56,3 +58,22 @@ def real_data() -> Path:
     if not folder:
         pytest.skip("GAUSSAD_TEST_DATA is not set: no real images here")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def finished_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two categories, two backbones, two seeds; in one of them fine-tuning was not used."""
+    top = tmp_path_factory.mktemp("runs")
+    for i, category in enumerate(("screw", "tile")):
+        for j, backbone in enumerate(BACKBONES):
+            for seed in (0, 1):
+                frozen = 0.8 + 0.05 * i + 0.02 * j + 0.01 * seed
+                gain = 0.0 if (i, j, seed) == (0, 0, 0) else 0.01 + 0.0011 * (4 * i + 2 * j + seed)
+                make_run(top / f"{category}-{backbone}-{seed}", category, seed, 0, frozen, frozen + gain, backbone)
+    return top
+
+
+@pytest.fixture
+def sweep(finished_runs: Path, tmp_path: Path) -> Path:
+    """The runs, for one test to change."""
+    return shutil.copytree(finished_runs, tmp_path / "sweep")

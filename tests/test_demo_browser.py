@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from made_runs import FLAGS, browser_path
 from test_demo_page import bad_part, detector, undecided  # noqa: F401  # detector and undecided are fixtures
-from test_report import FLAGS, browser_path
 
 from gaussad_pl.demo import Demo
 from gaussad_pl.inference.detector import Detector

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY
+from made_runs import make_run
 from omegaconf import OmegaConf
 from test_predict import ckpt, drawn, run  # noqa: F401  # ckpt is a fixture
-from test_report import make_run
 
 from gaussad_pl.data.frame import Frame
 from gaussad_pl.data.images import read_image

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from made_runs import FLAGS, browser_path, make_report, make_run, study
+from made_runs import points as stored_points
 from PIL import Image
-from test_report import FLAGS, browser_path, make_report, make_run, study
-from test_report import points as stored_points
 
 from gaussad_pl import report
 from gaussad_pl.calibration.conformal import Calibration

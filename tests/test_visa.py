@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import draw_part
+from made_runs import study
 from PIL import Image
 from test_conf import composed, names
 from test_datamodules import NO_DOWNLOAD, SETTINGS
-from test_report import study
 from test_train import QUICK, metrics, run
 
 from gaussad_pl.data.visa import COLUMNS, VisA
