@@ -118,15 +118,28 @@ def test_an_undecided_threshold_says_what_is_missing_and_what_helps() -> None:
 
 
 @pytest.mark.parametrize(
-    ("n", "expected"), [(4, 0.2), (8, 0.2), (9, 0.1), (18, 0.1), (19, 0.05), (98, 0.05), (99, 0.01), (2000, 0.01)]
+    ("n", "expected"), [(9, 0.2), (18, 0.2), (19, 0.1), (38, 0.1), (39, 0.05), (198, 0.05), (199, 0.01), (2000, 0.01)]
 )
-def test_the_default_rate_is_the_smallest_that_is_guaranteed_and_is_said(n: int, expected: float) -> None:
+def test_the_default_rate_is_the_smallest_that_rests_on_more_than_one_image_and_is_said(
+    n: int, expected: float
+) -> None:
     known = calibration(normal(n))
     found = known.threshold()
     assert (found.fpr, found.rule, found.value) == (expected, "conformal", known.threshold(expected).value)
-    assert f"fpr={expected:g}, the smallest of 0.01, 0.05, 0.1, 0.2 that {n} images guarantee" in found.line
-    assert ("0.01 needs 99" in found.line) == (n < 99) and ("0.05 needs 19" in found.line) == (n < 19)
+    assert found.value < known.scores.max()
+    assert f"fpr={expected:g}, the smallest of 0.01, 0.05, 0.1, 0.2 with a threshold that rests on more" in found.line
+    assert ("0.01 takes 199" in found.line) == (n < 199) and ("0.05 takes 39" in found.line) == (n < 39)
     assert "the smallest of" not in known.threshold(expected).line
+
+
+def test_one_image_more_never_makes_the_default_rest_on_the_largest_score_alone() -> None:
+    assert all(calibration(torch.arange(float(n))).threshold().value < n - 1 for n in range(9, 300))
+
+
+def test_a_handful_of_images_has_the_largest_rate_and_is_told_why() -> None:
+    found = calibration(torch.arange(7.0)).threshold()
+    assert (found.fpr, found.value) == (0.2, 6.0)
+    assert "the largest of 0.01, 0.05, 0.1, 0.2: 7 images are so few that the threshold rests on one" in found.line
 
 
 @pytest.mark.parametrize("n", range(4))

@@ -92,7 +92,7 @@ def test_undecided_images_are_not_counted_as_good() -> None:
 
 def test_the_default_rate_is_in_the_table_and_said() -> None:
     (line,) = [line for line in notes(made(n=30)) if "by default" in line]
-    assert "fpr=0.05, the smallest of" in line and line.endswith("that 30 images guarantee; 0.01 needs 99")
+    assert "fpr=0.1, the smallest of" in line and line.endswith("one of 30 images; 0.05 takes 39; 0.01 takes 199")
     assert not any("by default" in line for line in notes(made(n=3)))
 
 

@@ -20,15 +20,26 @@ def images_needed(fpr: float) -> int:
     return math.ceil(1 / fpr - 1 - 1e-9)
 
 
-def default_rate(n: int) -> float:
-    """Return the smallest of `RATES` that n calibration images guarantee; the largest if they guarantee none.
+def images_trusted(fpr: float) -> int:
+    """Return the number of calibration images with which a threshold rests on more than one, ceil(2 / fpr - 1).
 
-    No rate is left to a fitted tail: that takes more images than the guarantee of the largest rate.
+    With fewer, it is the largest of their scores: one odd image among the good ones would hide most bad parts.
 
-    >>> [default_rate(n) for n in (98, 99, 1000)]
-    [0.05, 0.01, 0.01]
+    >>> [images_trusted(fpr) for fpr in RATES]
+    [199, 39, 19, 9]
     """
-    return next((fpr for fpr in RATES if n >= images_needed(fpr)), RATES[-1])
+    return math.ceil(2 / fpr - 1 - 1e-9)
+
+
+def default_rate(n: int) -> float:
+    """Return the smallest of `RATES` with a threshold that rests on more than one of n calibration images.
+
+    If there is none, it is the largest of them. No rate is left to a fitted tail.
+
+    >>> [default_rate(n) for n in (20, 40, 199, 1000)]
+    [0.1, 0.05, 0.01, 0.01]
+    """
+    return next((fpr for fpr in RATES if n >= images_trusted(fpr)), RATES[-1])
 
 
 @dataclass(frozen=True)
@@ -72,6 +83,9 @@ def undecided(n: int, fpr: float) -> Threshold:
 
 def default_line(n: int, fpr: float) -> str:
     """Explain the default rate ``fpr`` of n calibration images, and what more images would allow."""
-    smaller = [rate for rate in RATES if rate < fpr]
-    more = "".join(f"; {rate:g} needs {images_needed(rate)}" for rate in reversed(smaller))
-    return f"fpr={fpr:g}, the smallest of {', '.join(f'{rate:g}' for rate in RATES)} that {n} images guarantee{more}"
+    rates = ", ".join(f"{rate:g}" for rate in RATES)
+    if n < images_trusted(fpr):
+        return f"fpr={fpr:g}, the largest of {rates}: {n} images are so few that the threshold rests on one of them"
+    why = f"the smallest of {rates} with a threshold that rests on more than one of {n} images"
+    smaller = [rate for rate in reversed(RATES) if rate < fpr]
+    return f"fpr={fpr:g}, {why}" + "".join(f"; {rate:g} takes {images_trusted(rate)}" for rate in smaller)

@@ -71,7 +71,7 @@ class BaseDetector(ABC):
     def threshold(self, fpr: float | None = None) -> Threshold:
         """Return the threshold for a target false-alarm rate, without refitting; see `Calibration.threshold`.
 
-        Without a rate, it is the smallest of 0.01, 0.05, 0.1 and 0.2 that the calibration images guarantee.
+        Without a rate, it is `gaussad_pl.calibration.threshold.default_rate`.
         """
         return self.calibration.threshold(fpr)
 
