@@ -25,6 +25,7 @@ from rich.table import Table
 from benchmarks.speed.efficientad import beside_efficientad
 from benchmarks.speed.exported import exported
 from benchmarks.speed.fine_tuning import epoch
+from benchmarks.speed.fitting import fitting
 from benchmarks.speed.growth import growth
 from benchmarks.speed.predicting import predicting
 from benchmarks.speed.scoring import estimating, scoring
@@ -90,7 +91,7 @@ def main() -> None:
             1: lambda: scoring(setting, given.batch, repeats),
             2: lambda: exported(Path(scratch), repeats),
             3: lambda: epoch(given.data, setting, 3 if given.quick else 5),
-            4: lambda: estimating(setting, given.batch, repeats),
+            4: lambda: [*estimating(setting, given.batch, repeats), *fitting(given.data)],
             5: lambda: [*cold_start(given.data), *decoding(Path(scratch), min(repeats, 5))],
             6: lambda: beside_efficientad(given.peers_python, Path(scratch), repeats),
             7: lambda: growth(given.data, given.out, Path(scratch), counts, widths),
