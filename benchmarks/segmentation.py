@@ -29,9 +29,8 @@ from benchmarks.jobs import build, clocks, compose_job, quiet_trainer, since
 from gaussad_pl.density.registry import DENSITIES
 from gaussad_pl.files import write_json
 from gaussad_pl.memory import keep_freed_memory
-from gaussad_pl.metrics.image import image_metrics
-from gaussad_pl.metrics.pixel import pixel_metrics
 from gaussad_pl.model.detection import Detection
+from gaussad_pl.results.evaluation import Evaluation
 from gaussad_pl.training.forgetting import ForgettingStop
 from gaussad_pl.training.selection import choose
 
@@ -41,8 +40,8 @@ METHODS = ("default", *DENSITIES)
 def run_job(folder: Path, method: str, seed: int, overrides: list[str]) -> dict[str, Any]:
     """Fit and score one method; times exclude image decoding and include the choices made on the validation."""
     forced = [] if method == "default" else [f"model.segmentation.form={method}", "model.segmentation.combine=map"]
-    levels = [] if method == "default" else ["model.segmentation.map_levels=middle"]
-    config = compose_job(folder, seed, ["trainer=cpu", *forced, *levels, *overrides])
+    forced += [] if method == "default" else ["model.segmentation.map_levels=middle"]
+    config = compose_job(folder, seed, ["trainer=cpu", *forced, *overrides])
     data, module = build(config)
     forgetting = ForgettingStop()
     trainer = quiet_trainer(config, [forgetting])
@@ -55,13 +54,14 @@ def run_job(folder: Path, method: str, seed: int, overrides: list[str]) -> dict[
     with torch.no_grad():
         detection = Detection.join([module(batch["image"]) for batch in data.test_dataloader()])
     score_times = since(start, "score")
-    assert detection.maps is not None
-    labels = torch.tensor([sample.label for sample in data.test_samples])
+    levels = [level.index for level in module.model.backbone.levels]
+    scores, maps = detection.scores, detection.maps
+    evaluation = Evaluation(data.test_samples, detection.distances, scores, levels, maps, masks, data.frame)
     file = io.BytesIO()
     torch.save(module.model.state_dict(), file)
     return {
         "method": method, "dataset": folder.name, "seed": seed,
-        **image_metrics(detection.scores, labels), **pixel_metrics(detection.maps, masks, labels),
+        **evaluation.metrics(),
         "chosen": chosen["segmentation"], "orientations": data.orientations,
         "train_images": len(data.every_image), "threads": torch.get_num_threads(),
         **fit_times, **score_times, "state_bytes": file.tell(),

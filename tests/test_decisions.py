@@ -98,9 +98,9 @@ def test_the_default_rate_is_in_the_table_and_said() -> None:
 
 def test_the_contour_marks_a_share_of_good_pixels() -> None:
     assert made()["contour"] == {"threshold": 4.5, "target": 0.001, "observed": pytest.approx(1 - 5 / (41 * 16))}
-    assert contour(torch.zeros(0, 4, 4), 1.0)["observed"] is None
-    assert contour(torch.ones(2, 4, 4), 1.0)["observed"] == 0  # on the contour is not beyond it
-    assert contour(torch.ones(2, 4, 4), 0.5)["observed"] == 1
+    assert contour(torch.zeros(0), 1.0)["observed"] is None
+    assert contour(torch.ones(32), 1.0)["observed"] == 0  # on the contour is not beyond it
+    assert contour(torch.ones(32), 0.5)["observed"] == 1
 
 
 def test_the_next_command_can_be_pasted() -> None:

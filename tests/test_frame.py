@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import TINY
 from PIL import Image
 from test_datamodules import mvtec
@@ -14,8 +16,10 @@ from test_predict import ckpt, run  # noqa: F401  # a fixture
 from gaussad_pl.data.frame import Fit, Frame
 from gaussad_pl.data.images import read_image, read_mask
 from gaussad_pl.data.loading import load_images
+from gaussad_pl.data.samples import Sample
 from gaussad_pl.inference.artefact import NAME, read_artefact, write_artefact
 from gaussad_pl.inference.detector import Detector
+from gaussad_pl.results.evaluation import Evaluation
 
 FITS: tuple[Fit, ...] = ("squash", "pad", "crop")
 SIZES = [(60, 20), (20, 60), (33, 32), (1, 50), (16, 16)]
@@ -70,6 +74,18 @@ def test_a_mask_of_what_is_cut_off_is_empty_and_padding_is_no_defect(tmp_path: P
     assert not read_mask(tmp_path / "a.png", Frame(8, 8, "crop"), 256).any()
     padded = read_mask(tmp_path / "a.png", Frame(8, 8, "pad"), 256)
     assert 0.2 < padded.any(0).mean() < 0.3 and not padded[:64].any() and not padded[-64:].any()
+
+
+def test_pixels_that_padding_adds_are_in_no_metric(tmp_path: Path) -> None:
+    Image.new("RGB", (40, 20)).save(tmp_path / "a.png")
+    samples = [Sample(tmp_path / "a.png", "spot", tmp_path / "mask.png")]
+    masks = torch.zeros(1, 64, 64, dtype=torch.bool)
+    masks[0, 20:28, 8:16] = True
+    one = Evaluation(samples, torch.zeros(1, 1), torch.zeros(1), [0], masks.float(), masks, Frame(32, 32, "pad"))
+    assert one.inside is not None and one.inside[0, 16:48].all() and one.inside.sum() == 64 * 32
+    assert one.defect_areas == pytest.approx([8 * 8 / (64 * 32)])
+    for fit in ("squash", "crop"):
+        assert replace(one, frame=Frame(32, 32, fit)).inside is None
 
 
 def test_caches_do_not_mix_fits(tmp_path: Path) -> None:

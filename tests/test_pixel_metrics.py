@@ -173,6 +173,15 @@ def test_regions_join_at_corners_but_neither_across_borders_nor_images() -> None
     assert found["aupro"] == pytest.approx(textbook_aupro(maps, masks), abs=1e-12)
 
 
+def test_margins_outside_of_the_images_do_not_count() -> None:
+    maps, masks, labels = example(0)
+    wide = [torch.nn.functional.pad(each, (3, 5, 2, 7)) for each in (maps, masks, torch.ones_like(masks))]
+    found = pixel_metrics(*wide[:2], labels, wide[2])
+    expected = pixel_metrics(maps, masks, labels)
+    assert {name: found[name] for name in METRICS} == pytest.approx({name: expected[name] for name in METRICS})
+    assert pixel_metrics(*wide[:2], labels)["aupro"] > expected["aupro"]  # easy pixels flatter
+
+
 def test_a_bad_image_without_mask_is_left_out_and_counted() -> None:
     maps, masks, labels = example(0)
     masks[[2, 4]] = False

@@ -64,10 +64,11 @@ def aupro(maps: Tensor, masks: Tensor, limit: float = LIMIT) -> float:
     return _area(curve, curve.overlap, limit)
 
 
-def pixel_metrics(maps: Tensor, masks: Tensor, labels: Tensor) -> dict[str, Any]:
+def pixel_metrics(maps: Tensor, masks: Tensor, labels: Tensor, inside: Tensor | None = None) -> dict[str, Any]:
     """Return pixel AUROC, average precision, F1max and AUPRO; all are None without pixels of both classes.
 
-    ``maps`` and boolean ``masks`` are ``(N, H, W)``, ``labels`` ``(N,)`` (1 is anomalous). The metrics depend on the
+    ``maps`` and boolean ``masks`` are ``(N, H, W)``, ``labels`` ``(N,)`` (1 is anomalous). Only the pixels ``inside``,
+    ``(N, H, W)`` bool, count: margins are easily told to be normal, and would flatter. The metrics depend on the
     resolution, which is returned as ``pixel_size`` [H, W], next to the number of ``regions``. Anomalous images with an
     empty mask are left out, and counted as ``masks_missing``.
 
@@ -82,7 +83,9 @@ def pixel_metrics(maps: Tensor, masks: Tensor, labels: Tensor) -> dict[str, Any]
     if (marked & ~bad).any():
         raise UserError(f"image {(marked & ~bad).argmax()} is good, but its mask is not empty: correct either")
     missing = bad & ~marked
-    curve = _curve(scores, anomalous, ~anomalous & ~missing[:, None, None])
+    counted = np.ones_like(anomalous) if inside is None else _arrays(maps, inside)[1]
+    anomalous = anomalous & counted
+    curve = _curve(scores, anomalous, ~anomalous & counted & ~missing[:, None, None])
     return {
         **_metrics(curve),
         "pixel_size": list(scores.shape[1:]),

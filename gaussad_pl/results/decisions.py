@@ -46,30 +46,30 @@ def decisions(calibration: Calibration, evaluation: Evaluation, limit: float, te
         "operating_points": {
             f"{fpr:g}": {**asdict(point), "contradicted": point.contradicted} for fpr, point in points.items()
         },
-        "contour": None if evaluation.maps is None else contour(inspected(evaluation)[good], limit),
+        "contour": None if evaluation.maps is None else contour(inspected(evaluation, good), limit),
     }
 
 
-def inspected(evaluation: Evaluation) -> Tensor:
-    """Return the pixels of the maps that are in the region of interest, ``(N, pixels)``."""
+def inspected(evaluation: Evaluation, chosen: Tensor) -> Tensor:
+    """Return the pixels of the maps of ``chosen`` ``(N,)`` images that show the image, in the region of interest."""
     assert evaluation.maps is not None
-    rows, columns = evaluation.maps.shape[1:]
-    return evaluation.maps[:, torch.from_numpy(evaluation.frame.region((rows, columns)).copy())]
+    maps = evaluation.maps[chosen]
+    return maps.flatten() if evaluation.inside is None else maps[evaluation.inside[chosen]]
 
 
-def contour(maps: Tensor, limit: float) -> dict[str, float | None]:
+def contour(pixels: Tensor, limit: float) -> dict[str, float | None]:
     """Compare the share of pixels beyond the contour with its target.
 
     There is no test and no interval: the pixels of an image are not independent.
 
     Args:
-        maps: pixels of good test images, ``(N, pixels)``.
+        pixels: of the maps of good test images, ``(P,)``.
         limit: value at which the contour is drawn.
 
     Returns:
         ``threshold``, ``target``, and ``observed``, which is None without images.
     """
-    observed = int((maps > limit).sum()) / maps.numel() if len(maps) else None
+    observed = int((pixels > limit).sum()) / len(pixels) if len(pixels) else None
     return {"threshold": limit, "target": RARE, "observed": observed}
 
 

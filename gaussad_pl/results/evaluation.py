@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from rich.table import Table
 from torch import Tensor
 
 from gaussad_pl.data.frame import Frame
+from gaussad_pl.data.images import image_size
 from gaussad_pl.data.samples import Sample
 from gaussad_pl.files import replacing
 from gaussad_pl.metrics.image import auroc, image_metrics, require_finite
@@ -58,6 +60,15 @@ class Evaluation:
         values = None if self.maps is None else self.frame.restored(self.maps[index].numpy(), size)
         return values, self.frame.restored(self.masks[index].float().numpy(), size) > 0.5
 
+    @cached_property
+    def inside(self) -> Tensor | None:
+        """Pixels of maps and masks that show the image, in the region of interest, ``(N, H, W)`` bool; None for all."""
+        if self.frame.fit != "pad" and self.frame.roi is None:
+            return None
+        shape = self.masks.shape[1], self.masks.shape[2]
+        whole = (np.ones(image_size(sample.path)[::-1], dtype=bool) for sample in self.samples)
+        return torch.from_numpy(np.stack([self.frame.mask(each, shape) for each in whole]))
+
     @property
     def labels(self) -> Tensor:
         return torch.tensor([sample.label for sample in self.samples])
@@ -70,7 +81,7 @@ class Evaluation:
         """Return image and pixel metrics, and the image AUROC of each kind of defect and of each level on its own."""
         metrics: dict[str, Any] = image_metrics(self.scores, self.labels)
         if self.maps is not None:
-            metrics |= pixel_metrics(self.maps, self.masks, self.labels)
+            metrics |= pixel_metrics(self.maps, self.masks, self.labels, self.inside)
         if not self.has_both_classes:
             return metrics
         good = self.labels == 0
@@ -86,7 +97,8 @@ class Evaluation:
     @property
     def defect_areas(self) -> list[float | None]:
         """Share of each image that its mask marks as defective; None for a bad image without a mask."""
-        areas = self.masks.double().mean((1, 2)).tolist()
+        pixels = self.masks.shape[1:].numel() if self.inside is None else self.inside.sum((1, 2))
+        areas = (self.masks.sum((1, 2)) / pixels).tolist()
         return [None if s.label and s.mask is None else a for s, a in zip(self.samples, areas, strict=True)]
 
     def write_scores(self, path: Path) -> None:
