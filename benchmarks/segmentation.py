@@ -39,9 +39,12 @@ METHODS = ("default", *DENSITIES)
 
 def run_job(folder: Path, method: str, seed: int, overrides: list[str]) -> dict[str, Any]:
     """Fit and score one method; times exclude image decoding and include the choices made on the validation."""
-    forced = [] if method == "default" else [f"model.segmentation.form={method}", "model.segmentation.combine=map"]
-    forced += [] if method == "default" else ["model.segmentation.map_levels=middle"]
-    config = compose_job(folder, seed, ["trainer=cpu", *forced, *overrides])
+    alone = [
+        f"model.segmentation.form={method}",
+        "model.segmentation.combine=map",
+        "model.segmentation.map_levels=middle",
+    ]
+    config = compose_job(folder, seed, ["trainer=cpu", *([] if method == "default" else alone), *overrides])
     data, module = build(config)
     forgetting = ForgettingStop()
     trainer = quiet_trainer(config, [forgetting])
