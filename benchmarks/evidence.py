@@ -64,6 +64,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="random seeds; one job per seed")
     parser.add_argument("--once", nargs="*", default=[], metavar="DATASET/METHOD", help="run with the first seed only")
     parser.add_argument("--out", type=Path, default=Path("runs/evidence"), help="folder for results")
+    parser.add_argument("--finished", action="store_true", help="run nothing: print the table of what is finished")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides for every setting")
     given = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -76,6 +77,8 @@ def main() -> None:
     for seed, folder, method in jobs(given.data, [*given.settings, *peers], given.seeds, given.once):
         path = given.out / f"{folder.name}-{method}-seed{seed}.json"
         if not path.is_file():
+            if given.finished:
+                continue
             print(f"{folder.name}, {method}, seed {seed}", flush=True)
             if method in SETTINGS:
                 write_json(path, run_job(folder, method, seed, given.set))

@@ -48,8 +48,8 @@ def cells(rows: list[Record]) -> list[str]:
         _percent([row.get("aupro") for row in rows]),
         _percent([_share(row["bad_found"], row["bad"]) for row in rows]),
         _percent([_share(row["good_lost"], row["good"]) for row in rows]) + (" !" if contradicted else ""),
-        f"{median(row['fit_cpu_seconds'] for row in rows):.0f}",
-        f"{median(row['score_cpu_seconds'] for row in rows):.1f}",
+        _seconds(median(row["fit_cpu_seconds"] for row in rows)),
+        _seconds(median(row["score_cpu_seconds"] for row in rows)),
         str(len(rows)),
     ]
 
@@ -65,6 +65,10 @@ def _percent(shares: Sequence[float | None]) -> str:
     if len(known) == 1:
         return f"{known[0]:.1f}"
     return f"{mean(known):.1f} ± {stdev(known) / len(known) ** 0.5:.1f}"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.1f}" if value < 10 else f"{value:.0f}"
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -158,6 +158,17 @@ def test_the_table_of_evidence_has_means_over_seeds_and_says_what_is_missing() -
     assert padim == "|  | PaDiM | 90.0 | - | - | - | 10 | 1.0 | 1 |"
 
 
+def test_the_results_page_has_the_columns_that_evidence_prints() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "pages" / "results.md").read_text(encoding="utf-8")
+    head, rule, *rows = evidence_table.table([evidence_record()]).splitlines()
+    start = page.index(head)
+    shown = page[start : page.index("\n\n", start)].splitlines()
+    assert shown[1] == rule and len(shown) > len(rows) + 2
+    for row in shown[2:]:
+        _, _, name, *cells, _ = row.split("|")
+        assert name.strip() in evidence_table.NAMES.values() and len(cells) == len(evidence_table.COLUMNS) - 2
+
+
 def test_an_interrupted_run_of_evidence_has_every_detector_of_the_first_seeds() -> None:
     folders = [Path("screw"), Path("tile")]
     found = evidence.jobs(folders, ["default", "patchcore"], [3, 4], once=["tile/patchcore"])
@@ -187,6 +198,10 @@ def test_evidence_runs_every_detector_and_goes_on_where_it_was_interrupted(
     written = {path: path.stat().st_mtime_ns for path in records}
     first = next(iter(written))
     first.unlink()
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--finished"])
+    evidence.main()
+    assert not first.exists() and len(capsys.readouterr().out.splitlines()) == 2 + len(records) - 1
+    monkeypatch.setattr(sys, "argv", sys.argv[:-1])
     evidence.main()
     assert [path for path in written if path.stat().st_mtime_ns != written[path]] == [first]
 
