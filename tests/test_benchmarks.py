@@ -11,12 +11,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import TINY
 from rich.console import Console
 
-from benchmarks import analysis, fine_tuning, segmentation, verdicts
+from benchmarks import analysis, evidence, evidence_table, fine_tuning, segmentation, verdicts
+from benchmarks.coreset import farthest_first
+from benchmarks.judged import judged
+from benchmarks.peer_scores import cross_conformal
 from benchmarks.speed import growth, start
 from gaussad_pl.calibration.conformal import Calibration
 from gaussad_pl.data.frame import Frame
@@ -99,6 +103,107 @@ def test_scripts_for_other_processes_import_names_that_exist(script: str) -> Non
         if isinstance(node, ast.ImportFrom) and node.module:
             module = importlib.import_module(node.module)
             assert not [alias.name for alias in node.names if not hasattr(module, alias.name)], node.module
+
+
+def test_the_fast_coreset_is_that_of_the_plain_search() -> None:
+    features = torch.randn(300, 5, generator=torch.Generator().manual_seed(0))
+    picks, nearest = [7], torch.linalg.norm(features - features[7], dim=1)
+    while len(picks) < 60:
+        picks.append(int(nearest.argmax()))
+        nearest = nearest.minimum(torch.linalg.norm(features - features[picks[-1]], dim=1))
+    assert farthest_first(features, 7, 60, active=16) == picks
+
+
+def test_peers_are_calibrated_on_images_whose_groups_they_have_not_seen() -> None:
+    groups = np.array([0, 0, 1, 2, 3, 4, 4, 5, 6, 7, 8, 9, 10])
+    scored: list[int] = []
+
+    def score_others(others: list[int], fold: list[int]) -> torch.Tensor:
+        assert sorted(others + fold) == list(range(len(groups)))
+        assert not set(groups[others]) & set(groups[fold])
+        scored.extend(fold)
+        return torch.tensor(fold).float()
+
+    calibration = cross_conformal(score_others, groups, seed=0)
+    assert sorted(scored) == calibration.scores.tolist() == list(range(13))
+    assert calibration.different == 11
+
+
+def test_ours_and_the_peers_are_judged_by_one_rule() -> None:
+    scores, labels = torch.tensor([0.0, 18.5, 17.5, 30.0]), torch.tensor([0, 0, 1, 1])
+    enough, few = (Calibration.of(torch.arange(float(n)), torch.zeros(n, 0), "none") for n in (19, 18))
+    found = judged(enough, scores, labels)
+    assert (found["threshold"], found["good_lost"], found["bad_found"]) == (18, 1, 1)
+    undecided = judged(few, scores, labels)
+    assert undecided["threshold"] is undecided["good_lost"] is undecided["bad_found"] is None
+
+
+def evidence_record(**changes: Any) -> dict[str, Any]:
+    record = {"dataset": "parts", "method": "default", "seed": 0, "image_auroc": 0.9, "aupro": 0.8, "p_value": 0.5}
+    counts = {"good": 10, "good_lost": 1, "bad": 20, "bad_found": 15}
+    return {**record, **counts, "fit_cpu_seconds": 10.0, "score_cpu_seconds": 1.0, **changes}
+
+
+def test_the_table_of_evidence_has_means_over_seeds_and_says_what_is_missing() -> None:
+    text = evidence_table.table([
+        evidence_record(),
+        evidence_record(seed=1, image_auroc=0.94, bad_found=17, p_value=0.01, fit_cpu_seconds=30.0),
+        evidence_record(method="padim", aupro=None, good_lost=None, bad_found=None, p_value=None),
+    ])  # fmt: skip
+    head, rule, default, padim = text.splitlines()
+    assert head.count("|") == rule.count("|") == padim.count("|")
+    assert default == (
+        "| parts | gaussad_pl, default | 92.0 ± 2.0 | 80.0 ± 0.0 | 80.0 ± 5.0 | 10.0 ± 0.0 ! | 20 | 1.0 | 2 |"
+    )
+    assert padim == "|  | PaDiM | 90.0 | - | - | - | 10 | 1.0 | 1 |"
+
+
+def test_the_results_page_has_the_columns_that_evidence_prints() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "pages" / "results.md").read_text(encoding="utf-8")
+    head, rule, *rows = evidence_table.table([evidence_record()]).splitlines()
+    start = page.index(head)
+    shown = page[start : page.index("\n\n", start)].splitlines()
+    assert shown[1] == rule and len(shown) > len(rows) + 2
+    for row in shown[2:]:
+        _, _, name, *cells, _ = row.split("|")
+        assert name.strip() in evidence_table.NAMES.values() and len(cells) == len(evidence_table.COLUMNS) - 2
+
+
+def test_an_interrupted_run_of_evidence_has_every_detector_of_the_first_seeds() -> None:
+    folders = [Path("screw"), Path("tile")]
+    found = evidence.jobs(folders, ["default", "patchcore"], [3, 4], once=["tile/patchcore"])
+    assert [seed for seed, *_ in found] == [3, 3, 3, 3, 4, 4, 4]
+    assert (4, Path("tile"), "patchcore") not in found and (3, Path("tile"), "patchcore") in found
+
+
+@pytest.mark.slow
+def test_evidence_runs_every_detector_and_goes_on_where_it_was_interrupted(
+    parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run_peer(python: Path, folder: Path, method: str, seed: int, path: Path) -> None:
+        path.write_text(json.dumps(evidence_record(dataset=folder.name, method=method, seed=seed)))
+
+    monkeypatch.setattr(evidence, "run_peer", run_peer)
+    quick = [f"backbone.name={TINY['name']}", "backbone.weights=random", "backbone.image_size=64"]
+    steps = ["trainer.max_epochs=1", "data.steps_per_epoch=1", "data.batch_size=4"]
+    where = ["--data", str(parts / "screw"), "--seeds", "0", "--out", str(tmp_path), "--peers-python", "python"]
+    monkeypatch.setattr(sys, "argv", ["evidence.py", *where, "--set", *quick, *steps, "levels=all"])
+    evidence.main()
+    table = capsys.readouterr().out
+    for name in evidence_table.NAMES.values():
+        assert name in table or name in ("DFKDE", "STFPM", "PatchFlow")
+    records = {path: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
+    assert all(0 <= record["fit_cpu_seconds"] < 1000 for record in records.values())
+    assert (tmp_path / "table.md").read_text() in table
+    written = {path: path.stat().st_mtime_ns for path in records}
+    first = next(iter(written))
+    first.unlink()
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--finished"])
+    evidence.main()
+    assert not first.exists() and len(capsys.readouterr().out.splitlines()) == 2 + len(records) - 1
+    monkeypatch.setattr(sys, "argv", sys.argv[:-1])
+    evidence.main()
+    assert [path for path in written if path.stat().st_mtime_ns != written[path]] == [first]
 
 
 @pytest.mark.slow

@@ -1,0 +1,75 @@
+"""The table of benchmarks.evidence in Markdown, one row per dataset and detector."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import mean, median, stdev
+from typing import Any
+
+from gaussad_pl.calibration.operating_points import LEVEL
+
+COLUMNS = ("dataset", "detector", "image AUROC", "AUPRO", "bad found", "good lost", "fit s", "score s", "seeds")
+NAMES = {
+    "default": "gaussad_pl, default",
+    "frozen": "`+experiment=frozen`",
+    "paper": "`+experiment=paper`, 3 epochs",
+    "padim": "PaDiM",
+    "patchcore": "PatchCore",
+    "mh_patchcore": "MH-PatchCore",
+    "dfm": "DFM",
+    "dfkde": "DFKDE",
+    "stfpm": "STFPM",
+    "patchflow": "PatchFlow",
+}
+
+Record = dict[str, Any]
+
+
+def table(records: list[Record]) -> str:
+    """Return metrics and verdicts in percent, mean ± SEM over seeds, and the medians of CPU seconds."""
+    lines = [_line(COLUMNS), _line(["---", "---", *["---:"] * (len(COLUMNS) - 2)])]
+    for dataset in dict.fromkeys(record["dataset"] for record in records):
+        of = [record for record in records if record["dataset"] == dataset]
+        for number, method in enumerate(dict.fromkeys(record["method"] for record in of)):
+            rows = [record for record in of if record["method"] == method]
+            lines.append(_line(["" if number else dataset, NAMES[method], *cells(rows)]))
+    return "\n".join(lines)
+
+
+def cells(rows: list[Record]) -> list[str]:
+    """Return the cells of one detector on one dataset, of which ``rows`` are the seeds.
+
+    A dash: no map, no masks or no threshold. An exclamation mark: in at least one run, more good parts are lost than
+    the target and chance explain.
+    """
+    contradicted = any(row["p_value"] is not None and row["p_value"] < LEVEL for row in rows)
+    return [
+        _percent([row["image_auroc"] for row in rows]),
+        _percent([row.get("aupro") for row in rows]),
+        _percent([_share(row["bad_found"], row["bad"]) for row in rows]),
+        _percent([_share(row["good_lost"], row["good"]) for row in rows]) + (" !" if contradicted else ""),
+        _seconds(median(row["fit_cpu_seconds"] for row in rows)),
+        _seconds(median(row["score_cpu_seconds"] for row in rows)),
+        str(len(rows)),
+    ]
+
+
+def _share(count: int | None, total: int) -> float | None:
+    return None if count is None else count / total
+
+
+def _percent(shares: Sequence[float | None]) -> str:
+    known = [100 * share for share in shares if share is not None]
+    if len(known) < len(shares):
+        return "-"
+    if len(known) == 1:
+        return f"{known[0]:.1f}"
+    return f"{mean(known):.1f} ± {stdev(known) / len(known) ** 0.5:.1f}"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.1f}" if value < 10 else f"{value:.0f}"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
