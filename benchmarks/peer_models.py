@@ -1,7 +1,7 @@
 """Models of anomalib on the weights that gaussad_pl uses, fitted with the steps of anomalib's Lightning modules.
 
 CFA, FastFlow and Reverse Distillation are missing: the backbones they accept are a list without EfficientNet-lite.
-So is SuperSimpleNet: a step of its training takes six seconds on one core, and its default is 300 epochs.
+So is SuperSimpleNet: a step of its training takes six seconds on one core, and anomalib recommends 300 epochs.
 """
 
 from __future__ import annotations
