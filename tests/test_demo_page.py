@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import signal
 import socket
 import struct
 import subprocess
@@ -15,6 +16,7 @@ from base64 import b64decode
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
+from http.server import ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from PIL import Image
 
 from gaussad_pl import demo
 from gaussad_pl.calibration.conformal import Calibration
+from gaussad_pl.cli.interruption import Interrupted
 from gaussad_pl.data.frame import Frame
 from gaussad_pl.data.images import read_image
 from gaussad_pl.data.loading import load_images
@@ -362,6 +365,19 @@ def test_the_command_listens_on_this_machine_alone_and_ends(detector: Detector, 
                 assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
         finally:
             process.terminate()
+
+
+def test_a_signal_ends_the_server_even_while_a_connection_starts(
+    detector: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(self: Server, request: Any, client_address: Any) -> None:
+        self._places.release()  # the thread has run and given its place back
+        raise Interrupted(signal.SIGTERM)
+
+    monkeypatch.setattr(ThreadingHTTPServer, "process_request", interrupted)
+    server = Server(Demo(detector, 0.1), "127.0.0.1", 0)
+    with server, socket.create_connection(server.server_address), pytest.raises(Interrupted):
+        server.handle_request()
 
 
 @pytest.mark.parametrize("arguments", [["ckpt=nowhere"], ["ckpt=."], ["fpr=x"], ["ckpt=detector", "fpr=5"]])

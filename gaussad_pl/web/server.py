@@ -63,7 +63,7 @@ class Server(ThreadingHTTPServer):
             return
         try:
             super().process_request(request, client_address)
-        except BaseException:  # no thread could be started
+        except Exception:  # no thread could be started; a signal may come when one has, which then gives its place back
             self._places.release()
             raise
 
