@@ -19,7 +19,7 @@ from gaussad_pl.training.experiment import Outcome, frozen_state, tuned_state
 LITE0 = ["backbone=efficientnet_lite0", "backbone.image_size=224"]
 SETTINGS = {
     "default": [],
-    "frozen": ["+experiment=frozen", *LITE0],
+    "frozen": ["+experiment=frozen", *LITE0, "fold=0"],  # which has no folds
     "paper": ["+experiment=paper", *LITE0, "trainer.max_epochs=3"],
 }
 

@@ -17,8 +17,9 @@ import torch
 from conftest import TINY
 from rich.console import Console
 
-from benchmarks import analysis, evidence, evidence_table, fine_tuning, segmentation, verdicts
+from benchmarks import analysis, evidence, evidence_jobs, evidence_table, fine_tuning, segmentation, verdicts
 from benchmarks.coreset import farthest_first
+from benchmarks.jobs import compose_job
 from benchmarks.judged import judged
 from benchmarks.peer_scores import cross_conformal
 from benchmarks.speed import growth, start
@@ -156,6 +157,13 @@ def test_the_table_of_evidence_has_means_over_seeds_and_says_what_is_missing() -
         "| parts | gaussad_pl, default | 92.0 ± 2.0 | 80.0 ± 0.0 | 80.0 ± 5.0 | 10.0 ± 0.0 ! | 20 | 1.0 | 2 |"
     )
     assert padim == "|  | PaDiM | 90.0 | - | - | - | 10 | 1.0 | 1 |"
+
+
+@pytest.mark.parametrize("setting", evidence_jobs.SETTINGS)
+def test_every_setting_of_evidence_has_a_fold_for_each_seed(setting: str, tmp_path: Path) -> None:
+    for seed in range(3):
+        config = compose_job(tmp_path, seed, evidence_jobs.SETTINGS[setting])
+        assert config.seed == seed and config.fold < max(1, config.folds)
 
 
 def test_the_results_page_has_the_columns_that_evidence_prints() -> None:
