@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -13,6 +14,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
+from torch import nn
 
 from gaussad_pl.backbones.backbone import Backbone
 from gaussad_pl.cli.hydra_command import CONF
@@ -64,3 +66,10 @@ def since(start: tuple[float, float], what: str) -> dict[str, float]:
     """Return the seconds since ``start`` as ``<what>_seconds`` and ``<what>_cpu_seconds``."""
     wall, cpu = (now - then for now, then in zip(clocks(), start, strict=True))
     return {f"{what}_seconds": wall, f"{what}_cpu_seconds": cpu}
+
+
+def state_bytes(module: nn.Module) -> int:
+    """Return the size of the saved state of a module in bytes."""
+    buffer = io.BytesIO()
+    torch.save(module.state_dict(), buffer)
+    return buffer.tell()

@@ -1,4 +1,4 @@
-"""What a detector loses and finds at a target false-alarm rate, and the scores that this can be recomputed from."""
+"""Counts of lost and found parts at a target false-alarm rate, and the scores that this can be recomputed from."""
 
 from __future__ import annotations
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.jobs import clocks, since
 from benchmarks.peer_models import BATCH, PEERS, build, normalised
@@ -54,10 +53,3 @@ def cross_conformal(score_others: Callable[[list[int], list[int]], Tensor], grou
     scores = torch.cat([score_others(sorted(set(range(len(groups))) - set(fold)), fold) for fold in folds])
     scheme = f"cross-conformal: {len(groups)} good images, each scored by a model without its fold, one of {len(folds)}"
     return Calibration.of(scores, torch.zeros(len(groups), 0), scheme, int(groups.max()) + 1)
-
-
-def state_bytes(module: nn.Module) -> int:
-    """Return the size of the saved state of a module in bytes."""
-    buffer = io.BytesIO()
-    torch.save(module.state_dict(), buffer)
-    return buffer.tell()

@@ -35,10 +35,10 @@ from rich.table import Column, Table
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.jobs import clocks, compose_job, grouped, since
+from benchmarks.jobs import clocks, compose_job, grouped, since, state_bytes
 from benchmarks.judged import judged
 from benchmarks.peer_models import PEERS
-from benchmarks.peer_scores import cross_conformal, fitted, score, state_bytes
+from benchmarks.peer_scores import cross_conformal, fitted, score
 from gaussad_pl.data.base import ImageDataModule
 from gaussad_pl.data.images import MASK_SIZE
 from gaussad_pl.data.splitting import Groups

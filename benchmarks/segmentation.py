@@ -13,7 +13,6 @@ JSON file; jobs whose file exists are skipped.
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import subprocess
 import warnings
@@ -25,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.analysis import mean_sem
-from benchmarks.jobs import build, clocks, compose_job, quiet_trainer, since
+from benchmarks.jobs import build, clocks, compose_job, quiet_trainer, since, state_bytes
 from gaussad_pl.density.registry import DENSITIES
 from gaussad_pl.files import write_json
 from gaussad_pl.memory import keep_freed_memory
@@ -60,14 +59,12 @@ def run_job(folder: Path, method: str, seed: int, overrides: list[str]) -> dict[
     levels = [level.index for level in module.model.backbone.levels]
     scores, maps = detection.scores, detection.maps
     evaluation = Evaluation(data.test_samples, detection.distances, scores, levels, maps, masks, data.frame)
-    file = io.BytesIO()
-    torch.save(module.model.state_dict(), file)
     return {
         "method": method, "dataset": folder.name, "seed": seed,
         **evaluation.metrics(),
         "chosen": chosen["segmentation"], "orientations": data.orientations,
         "train_images": len(data.every_image), "threads": torch.get_num_threads(),
-        **fit_times, **score_times, "state_bytes": file.tell(),
+        **fit_times, **score_times, "state_bytes": state_bytes(module.model),
     }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""How the process keeps its memory."""
+"""Memory that the process keeps for the next tensor."""
 
 from __future__ import annotations
 

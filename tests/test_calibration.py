@@ -192,7 +192,7 @@ def test_a_fit_is_contradicted_by_what_is_no_gamma_and_seldom_by_what_is() -> No
 
 
 def drift_of(scores: Tensor, known: Tensor, batch: int = 7) -> list[str]:
-    """What has moved where score and the one level are the same thing."""
+    """Return the parts that have moved where score and the one level are the same thing."""
     monitor = DriftMonitor(Calibration.of(known, known[:, None], ""), [3])
     for part in scores.split(batch):
         monitor.observe(part, part[:, None])

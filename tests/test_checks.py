@@ -25,7 +25,7 @@ def root(parts: Path, tmp_path: Path) -> Path:
 
 
 def line(root: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> str:
-    """What `check` says, without decoding an image."""
+    """Return the message of `check`, without decoding an image."""
     monkeypatch.setattr(good_images, "load_images", lambda *_: pytest.fail("decoded"))
     with pytest.raises(UserError) as caught:
         mvtec(root, **changes).check()

@@ -1,4 +1,4 @@
-"""What W&B sorts, filters and compares runs by."""
+"""The values by which W&B sorts, filters and compares runs."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ def estimates(case: str) -> dict[str, Tensor]:
 
 
 def together(root: Path, folder: Path) -> dict[str, Any]:
-    """What a process finds, alone or as one of two."""
+    """Return the findings of a process, alone or as one of two."""
     found: dict[str, Any] = {case: estimates(case) for case in ("uneven", "empty")}
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(clusters, "SAMPLE", 40)  # of 66 patches
@@ -134,7 +134,7 @@ def process(rank: int, port: int, root: Path, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def two(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each of two processes found."""
+    """Return the findings of each of two processes."""
     folder = tmp_path_factory.mktemp("two")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -62,7 +62,7 @@ def same(out: Path, expected: Path) -> None:
 
 
 def whole_rows_only(out: Path) -> int:
-    """How many rows there are; both files must agree."""
+    """Return the number of rows; both files must agree."""
     lines, table = rows(out)
     assert [each["path"] for each in lines] == [each["path"] for each in table]
     assert all(each["verdict"] in ("good", "bad", "error") and None not in each.values() for each in table)

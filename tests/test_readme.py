@@ -65,7 +65,7 @@ def blocks(language: str) -> list[str]:
 
 @pytest.fixture
 def placeholders(tmp_path: Path, parts: Path) -> dict[str, str]:
-    """What stands for each placeholder of README."""
+    """The text for each placeholder of README."""
     rng = np.random.default_rng(0)
     for name, count, defect in [("parts", 20, False), ("other_good_parts", 6, False), ("bad_parts", 6, True)]:
         (tmp_path / "my" / name).mkdir(parents=True)

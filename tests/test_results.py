@@ -1,4 +1,4 @@
-"""What a run leaves behind: scores of the test images, and where every number came from."""
+"""The files of a run: scores of the test images, and where every number came from."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def run(command, *arguments):
 
 
 def in_new_process(code: str) -> dict[str, tuple[object, str]]:
-    """What the code prints last, as JSON."""
+    """Return the last line that the code prints, from JSON."""
     done = subprocess.run([sys.executable, "-c", RUN + code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found: dict[str, tuple[object, str]] = json.loads(done.stdout.splitlines()[-1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from benchmarks.speed.scoring import SIZE, images, models
+from benchmarks.speed.scoring import FORMS, SIZE, images, models
 from benchmarks.speed.timing import Row, interleaved
 from gaussad_pl.backbones.folding import folded
 from gaussad_pl.calibration.conformal import Calibration
@@ -57,9 +57,9 @@ def exported(folder: Path, repeats: int) -> list[Row]:
         torch.set_num_threads(threads)
 
 
-def detectors() -> Iterator[tuple[str, Detector]]:
+def detectors(forms: Sequence[str | None] = FORMS) -> Iterator[tuple[str, Detector]]:
     """Yield the models of part 1 as detectors."""
-    for name, model in models("cpu"):
+    for name, model in models("cpu", forms):
         with torch.inference_mode():
             detection = model(images(32, 7))
         yield name, Detector.of(model, Calibration.of(detection.scores, detection.distances, "random images"), {})

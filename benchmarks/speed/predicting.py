@@ -27,7 +27,7 @@ print(json.dumps({"seconds": seconds, "peak": resource.getrusage(resource.RUSAGE
 
 def predicting(folder: Path, scratch: Path, count: int) -> list[Row]:
     """Part 9: `predict` with the default map on ``count`` images, the good training images of a dataset repeated."""
-    name, detector = list(detectors())[-1]
+    ((name, detector),) = detectors(["union"])
     ckpt, cores = scratch / "detector.safetensors", len(os.sched_getaffinity(0))
     detector.save(ckpt)
     few, many = (repeated(folder, scratch / "predict", n) for n in (count // 5, count))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from gaussad_pl.density.registry import DENSITIES
 from gaussad_pl.model.model import GaussianModel
 
 SIZE = 224
+FORMS = (None, *DENSITIES)
 MAP = {"map_levels": "middle", "combine": "both", "clusters": 512}
 WEIGHTS = {"name": "tf_efficientnet_lite0", "weights": "bundled", "levels": None, "image_size": SIZE}
 
@@ -27,11 +28,12 @@ def images(count: int, seed: int = 0) -> Tensor:
     return (255 * torch.nn.functional.interpolate(small, size=(SIZE, SIZE), mode="bicubic").clamp(0, 1)).byte()
 
 
-def models(device: str) -> Iterator[tuple[str, GaussianModel]]:
-    """Yield the pooled model and one model per form of the map, with Gaussians of random images."""
-    pooled = GaussianModel(WEIGHTS).eval().to(device)
-    yield "pooled", pooled
-    for form in DENSITIES:
+def models(device: str, forms: Sequence[str | None] = FORMS) -> Iterator[tuple[str, GaussianModel]]:
+    """Yield one model per form of the map, None for the pooled model without one, with Gaussians of random images."""
+    for form in forms:
+        if form is None:
+            yield "pooled", GaussianModel(WEIGHTS).eval().to(device)
+            continue
         model = GaussianModel(WEIGHTS, segmentation={"form": form, **MAP})
         model = model.eval().to(device)
         assert model.segmenter is not None
@@ -99,7 +101,7 @@ def estimating(setting: Setting, batch: int, repeats: int) -> list[Row]:
     Eight batches of 32 are about the size of a category.
     """
     batches = [images(batch, seed).to(setting.device) for seed in range(8)]
-    pooled, position, *_ = (model for _, model in models(setting.device))
+    pooled, position = (model for _, model in models(setting.device, (None, "position")))
     forwards = [bare_forward(pooled.backbone, x, setting) for x in batches]
     run = Prepared(pooled.backbone, setting)
 

@@ -28,7 +28,7 @@ def images_trusted(fpr: float) -> int:
     >>> [images_trusted(fpr) for fpr in RATES]
     [199, 39, 19, 9]
     """
-    return math.ceil(2 / fpr - 1 - 1e-9)
+    return images_needed(fpr / 2)
 
 
 def default_rate(n: int) -> float:

@@ -78,7 +78,7 @@ def damage_whitening(covariance: Tensor, factor: Tensor, weight: float) -> Tenso
         SingularCovarianceError: the covariance is singular to working precision, or not finite.
     """
     lower = cholesky(covariance)
-    seen = torch.linalg.solve_triangular(lower, factor.expand(*lower.shape[:-1], -1), upper=False)  # L^-1 F
+    seen = torch.linalg.solve_triangular(lower, factor, upper=False)  # L^-1 F
     gram = seen.mT @ seen
     gram.diagonal(dim1=-2, dim2=-1).add_(1 / weight)
     rows = torch.linalg.solve_triangular(torch.linalg.cholesky(gram), seen.mT, upper=False)

@@ -28,7 +28,7 @@ def rounded(whitener: Tensor, spread: Tensor) -> Tensor:
 
 
 def is_rounded(whitener: Tensor, spread: Tensor) -> bool:
-    """Whether rounding would leave it as it is."""
+    """Return True if rounding would leave it as it is."""
     return torch.equal(whitener, rounded(whitener, spread))
 
 

@@ -83,9 +83,11 @@ def pixel_metrics(maps: Tensor, masks: Tensor, labels: Tensor, inside: Tensor | 
     if (marked & ~bad).any():
         raise UserError(f"image {(marked & ~bad).argmax()} is good, but its mask is not empty: correct either")
     missing = bad & ~marked
-    counted = np.ones_like(anomalous) if inside is None else _arrays(maps, inside)[1]
-    anomalous = anomalous & counted
-    curve = _curve(scores, anomalous, ~anomalous & counted & ~missing[:, None, None])
+    normal = ~anomalous & ~missing[:, None, None]
+    if inside is not None:
+        counted = _arrays(maps, inside)[1]
+        anomalous, normal = anomalous & counted, normal & counted
+    curve = _curve(scores, anomalous, normal)
     return {
         **_metrics(curve),
         "pixel_size": list(scores.shape[1:]),

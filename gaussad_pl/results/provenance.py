@@ -1,4 +1,4 @@
-"""Where the numbers of a run came from."""
+"""The provenance of the numbers of a run."""
 
 from __future__ import annotations
 

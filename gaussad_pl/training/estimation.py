@@ -182,7 +182,7 @@ class EstimatingModule(L.LightningModule):
 
     @property
     def map_is_frozen(self) -> bool:
-        """Whether the levels of the map come before everything that is trained."""
+        """True if the levels of the map come before everything that is trained."""
         return self.model.segmenter is None or max(self.segmenter.head.places) < self.model.backbone.frozen_levels
 
     def estimate_again(self, data: ImageDataModule, images: Sequence[int] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""What fine-tuning minimises: pure functions of the distances of good images to the Gaussians of the levels.
+"""Objectives of fine-tuning: pure functions of the distances of good images to the Gaussians of the levels.
 
 Each takes distances ``(N, L)`` and the weights of the levels ``(L,)`` and returns a scalar. The ablations of the
 induced Gaussian, center and diagonal, are the same objective on another covariance; see `Gaussian`.

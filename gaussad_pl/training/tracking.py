@@ -1,4 +1,4 @@
-"""What the loggers of a run get: its settings, its final numbers and figures, and an end.
+"""Content for the loggers of a run: its settings, its final numbers and figures, and an end.
 
 W&B takes long to import, so it is imported only where it logs.
 """
