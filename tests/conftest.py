@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,11 @@ import pytest
 import torch
 from made_runs import BACKBONES, make_run
 from PIL import Image, ImageDraw
+
+with suppress(ImportError):  # OpenVINO imports it; it would close pytest's captured stderr when Hydra sets up logging
+    from absl.logging import get_absl_handler
+
+    get_absl_handler().python_handler.stream = sys.__stderr__
 
 # the smallest model of timm: 0.36 million parameters
 TINY = {"name": "test_efficientnet.r160_in1k", "weights": "random", "levels": None, "image_size": 64}
