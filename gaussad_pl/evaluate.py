@@ -42,7 +42,6 @@ from gaussad_pl.data.samples import Sample, Samples, Settings, is_mvtec, scan_fo
 from gaussad_pl.errors import UserError
 from gaussad_pl.files import unwritable, write_json
 from gaussad_pl.fingerprints import file_sha256
-from gaussad_pl.inference.detector import Detector
 from gaussad_pl.inference.exported import SUFFIX, load_detector
 from gaussad_pl.inference.prediction import BATCH, BaseDetector
 from gaussad_pl.inference.runs import find_detector
@@ -126,17 +125,9 @@ def labelled(options: Options, detector: BaseDetector) -> tuple[list[Sample], bo
     return found.test, False
 
 
-@torch.no_grad()
 def detect(detector: BaseDetector, images: Tensor) -> Detection:
-    """Score images ``(N, 3, height, width)`` uint8, in PyTorch with the very computation of training.
-
-    `Detector.detect` folds the batch normalisation, which changes the scores by rounding; without it, the test images
-    of a run have the same scores as in the run.
-    """
+    """Score images ``(N, 3, height, width)`` uint8."""
     batches = (images[first : first + BATCH] for first in tracked(range(0, len(images), BATCH), "Scoring"))
-    if isinstance(detector, Detector):
-        device = detector.model.level_weights.device
-        return Detection.join([detector.model(batch.to(device)).cpu() for batch in batches])
     return Detection.join([detector.detect(batch) for batch in batches])
 
 

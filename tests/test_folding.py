@@ -8,7 +8,7 @@ from conftest import TINY
 from torch import nn
 
 from gaussad_pl.backbones.backbone import Backbone
-from gaussad_pl.backbones.folding import folded
+from gaussad_pl.backbones.folding import folded, folding
 
 IMAGES = torch.randint(256, (4, 3, 64, 64), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
 
@@ -65,3 +65,15 @@ def test_a_normalisation_whose_input_is_used_elsewhere_is_not_folded_wrongly() -
     with torch.no_grad():
         for actual, expected in zip(folded(model)(IMAGES), model(IMAGES), strict=True):
             torch.testing.assert_close(actual, expected)
+
+
+def test_a_model_is_folded_inside_of_the_block_only_even_if_the_block_fails() -> None:
+    model = nn.Module()
+    model.backbone = plain = backbone("test_efficientnet.r160_in1k")
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(RuntimeError), folding(model):
+        assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+        model.to("meta")  # as Lightning moves a model between devices
+        raise RuntimeError
+    assert model.backbone is plain and {p.device.type for p in model.parameters()} == {"meta"}
+    assert {name: value.shape for name, value in model.state_dict().items()} == {n: v.shape for n, v in state.items()}

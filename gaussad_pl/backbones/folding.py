@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from timm.layers import BatchNormAct2d
@@ -33,6 +35,17 @@ def folded(backbone: Backbone) -> Backbone:
         for a, b in zip(result.maps(probe), backbone.maps(probe), strict=True)
     )
     return result if same else backbone
+
+
+@contextmanager
+def folding(model: nn.Module) -> Iterator[None]:
+    """Let ``model.backbone`` be folded inside the block, which must leave its weights as they are."""
+    plain: Backbone = model.backbone  # type: ignore[assignment]
+    model.backbone = quick = folded(plain)
+    try:
+        yield
+    finally:
+        model.backbone = plain.to(quick.scale.device)
 
 
 def _conv_norm_pairs(backbone: Backbone) -> list[tuple[str, str]]:

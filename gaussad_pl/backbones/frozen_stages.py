@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gaussad_pl.backbones.backbone import Backbone
+from gaussad_pl.backbones.folding import folded
 
 LIMIT = 4 * 2**30  # bytes in the cache; batches that do not fit run through the frozen stages each time
 
@@ -37,8 +38,9 @@ class FrozenStages:
                 rest = _without(backbone, [module for module, _ in before])
                 if before and _reproduces(rest, maps, cut):
                     self.cut, self.rest = cut, rest
-                    self._front = copy.copy(backbone)
-                    self._front.indices = backbone.indices[:cut]
+                    front = copy.copy(backbone)
+                    front.indices = backbone.indices[:cut]
+                    self._front = folded(front)
                     return
 
     def before(self, images: Tensor) -> list[Tensor]:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gaussad_pl.backbones.folding import folding
 from gaussad_pl.calibration.conformal import Calibration
 from gaussad_pl.calibration.folds import folds_for
 from gaussad_pl.data.base import ImageDataModule
@@ -41,12 +42,13 @@ def calibrate(
         fine_tuned: whether the backbone was fine-tuned on the training images.
         every_image: whether the Gaussians were estimated from the held-out images, too.
     """
-    if cross_fit:
-        try:
-            return cross_conformal(model, data, fine_tuned, every_image)
-        except SingularCovarianceError:  # all images are enough for a covariance, three quarters of them are not
-            pass
-    return held_out(model, data)
+    with folding(model):
+        if cross_fit:
+            try:
+                return cross_conformal(model, data, fine_tuned, every_image)
+            except SingularCovarianceError:  # all images are enough for a covariance, three quarters of them are not
+                pass
+        return held_out(model, data)
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from gaussad_pl.backbones.folding import folding
 from gaussad_pl.backbones.frozen_stages import FrozenStages
 from gaussad_pl.data.base import ImageDataModule
 from gaussad_pl.density.damage import Damage, DamageMoment, covered
@@ -177,8 +178,9 @@ class EstimatingModule(L.LightningModule):
             images: indices of the good images; None for those that are not held out.
         """
         self.frozen = None  # it remembers batches of other images
-        self.estimate_damage(data.damage_dataloader())
-        self.estimate(data.reference_dataloader(images), patches=self.model.segmenter is not None)
+        with folding(self.model):
+            self.estimate_damage(data.damage_dataloader())
+            self.estimate(data.reference_dataloader(images), patches=self.model.segmenter is not None)
 
     @property
     def map_is_frozen(self) -> bool:

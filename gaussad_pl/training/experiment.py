@@ -12,6 +12,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from gaussad_pl.backbones.folding import folding
 from gaussad_pl.data.base import ImageDataModule
 from gaussad_pl.errors import NumericalError
 from gaussad_pl.results.evaluation import Evaluation
@@ -175,7 +176,8 @@ def accept(
 
 def test(trainer: L.Trainer, module: GaussianAD, data: ImageDataModule) -> Evaluation:
     """Score the test set with the module as it is."""
-    trainer.test(module, datamodule=data, verbose=False)
+    with folding(module.model):
+        trainer.test(module, datamodule=data, verbose=False)
     found = module.detected
     levels = [level.index for level in module.model.backbone.levels]
     return Evaluation(data.test_samples, found.distances, found.scores, levels, found.maps, data.test_masks, data.frame)

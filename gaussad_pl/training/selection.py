@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 from torch import Tensor, nn
 
+from gaussad_pl.backbones.folding import folding
 from gaussad_pl.data.base import ImageDataModule
 from gaussad_pl.data.symmetry import AUTO, FEW, ORIENTATIONS
 from gaussad_pl.training.acceptance import Gain, Judgement, gain, judge_network
@@ -95,13 +96,14 @@ def symmetric_copies_help(found: Gain) -> bool:
 
 def try_frozen(trainer: L.Trainer, module: GaussianAD, data: ImageDataModule, forgetting: ForgettingStop) -> Trial:
     """Estimate the Gaussians, and choose levels and map."""
-    trainer.validate(module, datamodule=data, verbose=False)  # chooses the levels; epoch 0 of the forgetting curve
-    results = {"levels": level_results(forgetting, module, data)}
-    module.to(trainer.strategy.root_device)  # Lightning has put it back on the CPU
-    if module.model.segmenter is not None:
-        results["segmentation"] = module.choose_maps()
-    else:
-        module.validation = module.collect(data.val_dataloader())
+    with folding(module.model):
+        trainer.validate(module, datamodule=data, verbose=False)  # chooses the levels; epoch 0 of the forgetting curve
+        results = {"levels": level_results(forgetting, module, data)}
+        module.to(trainer.strategy.root_device)  # Lightning has put it back on the CPU
+        if module.model.segmenter is not None:
+            results["segmentation"] = module.choose_maps()
+        else:
+            module.validation = module.collect(data.val_dataloader())
     assert module.validation is not None
     groups = range(1, len(data.augmentation_names) + 1)
     return Trial(
