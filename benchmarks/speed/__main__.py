@@ -2,9 +2,10 @@
 
     python -m benchmarks.speed --data /data/mvtec_ad/screw [--quick] [--device cuda] [--parts 1 3 5]
 
-Prints one table of ratios of medians. The members of each pair are timed alternately in one process. Part 6, the
-comparison with EfficientAD, needs the environment of benchmarks.peers: `--peers-python build/peers/bin/python`. PaDiM
-and PatchCore are timed by `python -m benchmarks.segmentation --peers-python ...`.
+Prints one Markdown table of ratios of medians. The members of each pair are timed alternately in one process. Every
+part is kept in --out as soon as it is measured, and the table has all parts that were measured there in the same
+setting. Part 6, the comparison with EfficientAD, needs the environment of benchmarks.peers: `--peers-python
+build/peers/bin/python`. PaDiM and PatchCore are timed by `python -m benchmarks.segmentation --peers-python ...`.
 """
 
 from __future__ import annotations
@@ -13,14 +14,13 @@ import argparse
 import json
 import logging
 import platform
+import sys
 import tempfile
 import warnings
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks.speed.efficientad import beside_efficientad
 from benchmarks.speed.exported import exported
@@ -32,6 +32,7 @@ from benchmarks.speed.scoring import estimating, scoring
 from benchmarks.speed.start import cold_start, decoding
 from benchmarks.speed.sweeping import sweeping
 from benchmarks.speed.timing import Row, Setting
+from gaussad_pl.files import write_json
 from gaussad_pl.memory import keep_freed_memory
 
 
@@ -47,18 +48,28 @@ def machine(setting: Setting) -> str:
     return f"{hardware}; Python {platform.python_version()}, {versions}"
 
 
-def table(title: str, rows: list[Row]) -> Table:
-    """Return the rows as a table, with exceeded limits in red."""
-    result = Table(title=title, title_justify="left")
-    for column in ("part", "what", "ratio", "limit", "against", "note"):
-        result.add_column(column, justify="right" if column in ("part", "ratio", "limit") else "left")
+def table(rows: list[Row]) -> str:
+    """Return the rows as a table in Markdown, with missed limits in bold."""
+    lines = ["| | ratio | to | limit | |", "|---|---:|---|---:|---|"]
     for row in sorted(rows, key=lambda row: row.part):
-        missed = row.limit is not None and (row.ratio is None or row.ratio > row.limit)
         ratio = "-" if row.ratio is None else f"{row.ratio:.2f}"
+        if row.limit is not None and (row.ratio is None or row.ratio > row.limit):
+            ratio = f"**{ratio}**"
         limit = "" if row.limit is None else f"{row.limit:.2f}"
-        style = "red" if missed else None
-        result.add_row(str(row.part), row.what, ratio, limit, row.against, row.note, style=style)
-    return result
+        lines.append(f"| {row.what} | {ratio} | {row.against} | {limit} | {row.note} |")
+    return "\n".join(lines)
+
+
+def kept(path: Path, setting: str) -> list[Row]:
+    """Return the rows that were measured in the same setting; none if the file does not exist."""
+    content = json.loads(path.read_text()) if path.is_file() else {}
+    return [Row(**row) for row in content.get(setting, [])]
+
+
+def keep(path: Path, setting: str, rows: list[Row]) -> None:
+    """Replace the rows of a setting in a file."""
+    content = json.loads(path.read_text()) if path.is_file() else {}
+    write_json(path, {**content, setting: [vars(row) for row in rows]})
 
 
 def main() -> None:
@@ -98,15 +109,14 @@ def main() -> None:
             8: lambda: sweeping(Path(scratch)),
             9: lambda: predicting(given.data, Path(scratch), 500 if given.quick else 5000),
         }
-        rows: list[Row] = []
+        place, described = given.out / "rows.json", machine(setting)
         for part in given.parts:
-            rows += parts[part]()
-            (given.out / "rows.json").write_text(json.dumps([vars(row) for row in rows], indent=2))
-            Console(stderr=True).print(f"part {part} measured")
-    result = table(machine(setting), rows)
-    Console(width=150).print(result)
-    with (given.out / "table.txt").open("w") as file:
-        Console(file=file, width=150).print(result)
+            rows = [row for row in kept(place, described) if row.part != part] + parts[part]()
+            keep(place, described, rows)
+            print(f"part {part} measured", file=sys.stderr)
+    text = f"{table(kept(place, described))}\n\n{described}"
+    print(text)
+    (given.out / "table.md").write_text(text + "\n")
 
 
 if __name__ == "__main__":
