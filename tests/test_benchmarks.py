@@ -22,7 +22,9 @@ from benchmarks.coreset import farthest_first
 from benchmarks.jobs import compose_job
 from benchmarks.judged import judged
 from benchmarks.peer_scores import cross_conformal
-from benchmarks.speed import growth, start
+from benchmarks.speed import __main__ as speed
+from benchmarks.speed import growth, scoring, start
+from benchmarks.speed.timing import Row, Setting
 from gaussad_pl.calibration.conformal import Calibration
 from gaussad_pl.data.frame import Frame
 from gaussad_pl.data.samples import Sample
@@ -302,3 +304,32 @@ def test_the_benchmark_of_the_maps_tells_each_form_and_the_peers(
     printed = capsys.readouterr().out
     for method in ("default", "position", "clusters", "shared", "union", "padim", "patchcore", "not finished"):
         assert method in printed
+
+
+def test_the_speed_of_every_form_of_score_and_estimate_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "SIZE", 64)
+    monkeypatch.setattr(scoring, "WEIGHTS", TINY)
+    monkeypatch.setattr(scoring, "MAP", {"map_levels": [1], "combine": "both", "clusters": 4})
+    rows = [*scoring.scoring(Setting(), 2, 1), *scoring.estimating(Setting(), 2, 1)]
+    assert len(rows) == 2 * len(scoring.FORMS) + 3 and all(row.ratio and row.ratio > 0 for row in rows)
+
+
+def test_parts_of_the_benchmark_of_speed_are_kept_and_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(speed, "scoring", lambda *_: [Row(1, "scoring", 1.2, "bare forward", 1.05)])
+    monkeypatch.setattr(speed, "sweeping", lambda *_: [Row(8, "four jobs", None, "serial", note="no ray")])
+
+    def printed(*more: str) -> list[str]:
+        monkeypatch.setattr(sys, "argv", ["speed", "--data", "x", "--out", str(tmp_path), *more])
+        speed.main()
+        text = capsys.readouterr().out
+        assert text == (tmp_path / "table.md").read_text()
+        return [line for line in text.splitlines() if line.startswith("|")][2:]
+
+    assert printed("--parts", "8") == ["| four jobs | - | serial |  | no ray |"]
+    both = ["| scoring | **1.20** | bare forward | 1.05 |  |", "| four jobs | - | serial |  | no ray |"]
+    assert printed("--parts", "1") == both
+    assert printed("--parts", "1", "--precision", "bf16") == both[:1]
+    monkeypatch.setattr(speed, "scoring", lambda *_: [Row(1, "scoring", 1.0, "bare forward", 1.05)])
+    assert printed("--parts", "1") == ["| scoring | 1.00 | bare forward | 1.05 |  |", both[1]]

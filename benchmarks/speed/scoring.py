@@ -58,7 +58,7 @@ class Prepared(nn.Module):
 
     def __init__(self, backbone: Backbone, setting: Setting) -> None:
         super().__init__()
-        self.run = setting.compiled(backbone.forward)
+        self.run, self.pool = setting.compiled(backbone.forward), backbone.pool
         self.setting = setting
 
     def forward(self, x: Tensor) -> list[Tensor]:
