@@ -3,9 +3,10 @@
     python -m benchmarks.evidence --data /data/cookie/cookie /data/mvtec_ad/screw --peers-python build/peers/bin/python
 
 Every detector ends with all good training images and is calibrated by the same rule: each good image is scored by a
-detector that was fitted without its fold. The table is printed in Markdown. `benchmarks.peers` describes the
-environment of the peers; without it, they are left out. All times are CPU seconds on one thread, without decoding and
-calibration. Each job writes one JSON file with all its scores; jobs whose file exists are skipped.
+detector that was fitted without its fold. Two tables are printed in Markdown: metrics and seconds, and verdicts at each
+target. `benchmarks.peers` describes the environment of the peers; without it, they are left out. All times are CPU
+seconds on one thread, without decoding and calibration. Each job writes one JSON file with all its scores; jobs whose
+file exists are skipped.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 import torch
 
 from benchmarks.evidence_jobs import SETTINGS, run_job
-from benchmarks.evidence_table import table
+from benchmarks.evidence_table import table, targets
 from gaussad_pl.files import write_json
 from gaussad_pl.memory import keep_freed_memory
 
@@ -85,9 +86,9 @@ def main() -> None:
             else:
                 run_peer(given.peers_python, folder.resolve(), method, seed, path)
         records.append(json.loads(path.read_text()))
-    lines = table(records)
-    print(lines)
-    (given.out / "table.md").write_text(lines + "\n")
+    tables = f"{table(records)}\n\n{targets(records)}"
+    print(tables)
+    (given.out / "table.md").write_text(tables + "\n")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,16 @@
-"""The table of benchmarks.evidence in Markdown, one row per dataset and detector."""
+"""The tables of benchmarks.evidence in Markdown, one row per dataset and detector."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import mean, median, stdev
 from typing import Any
 
-from gaussad_pl.calibration.operating_points import LEVEL
+import torch
+
+from gaussad_pl.calibration.conformal import Calibration
+from gaussad_pl.calibration.operating_points import LEVEL, operating_points
+from gaussad_pl.calibration.threshold import RATES
 
 COLUMNS = ("dataset", "detector", "image AUROC", "AUPRO", "bad found", "good lost", "fit s", "score s", "seeds")
 NAMES = {
@@ -27,13 +31,39 @@ Record = dict[str, Any]
 
 def table(records: list[Record]) -> str:
     """Return metrics and verdicts in percent, mean ± SEM over seeds, and the medians of CPU seconds."""
-    lines = [_line(COLUMNS), _line(["---", "---", *["---:"] * (len(COLUMNS) - 2)])]
+    return _table(COLUMNS, records, cells)
+
+
+def targets(records: list[Record]) -> str:
+    """Return good parts lost / bad parts found in percent at each target, mean ± SEM over seeds."""
+    return _table(("dataset", "detector", *(f"{100 * rate:.0f} %" for rate in RATES)), records, lost_and_found)
+
+
+def _table(columns: Sequence[str], records: list[Record], cells: Callable[[list[Record]], list[str]]) -> str:
+    lines = [_line(columns), _line(["---", "---", *["---:"] * (len(columns) - 2)])]
     for dataset in dict.fromkeys(record["dataset"] for record in records):
         of = [record for record in records if record["dataset"] == dataset]
         for number, method in enumerate(dict.fromkeys(record["method"] for record in of)):
             rows = [record for record in of if record["method"] == method]
             lines.append(_line(["" if number else dataset, NAMES[method], *cells(rows)]))
     return "\n".join(lines)
+
+
+def lost_and_found(rows: list[Record]) -> list[str]:
+    """Return the cells of `targets` of one detector on one dataset; a dash where a seed has no conformal threshold."""
+    points = []
+    for row in rows:
+        scores, labels = torch.tensor(row["test_scores"], dtype=torch.float64), torch.tensor(row["test_labels"])
+        known = torch.tensor(row["calibration_scores"], dtype=torch.float64)
+        calibration = Calibration.of(known, known[:, None], "as recorded")
+        points.append(operating_points(calibration, scores[labels == 0], scores[labels == 1]))
+    result = []
+    for rate in RATES:
+        of = [point[rate] for point in points]
+        lost = _percent([_share(point.good_lost, point.good) for point in of])
+        found = _percent([_share(point.bad_found, point.bad) for point in of])
+        result.append(f"{lost} / {found}" if all(point.rule == "conformal" for point in of) else "-")
+    return result
 
 
 def cells(rows: list[Record]) -> list[str]:

@@ -143,7 +143,8 @@ def test_ours_and_the_peers_are_judged_by_one_rule() -> None:
 
 def evidence_record(**changes: Any) -> dict[str, Any]:
     record = {"dataset": "parts", "method": "default", "seed": 0, "image_auroc": 0.9, "aupro": 0.8, "p_value": 0.5}
-    counts = {"good": 10, "good_lost": 1, "bad": 20, "bad_found": 15}
+    counts: dict[str, Any] = {"good": 10, "good_lost": 1, "bad": 20, "bad_found": 15}
+    counts |= {"calibration_scores": [0.0], "test_scores": [0.0, 1.0], "test_labels": [0, 1]}
     return {**record, **counts, "fit_cpu_seconds": 10.0, "score_cpu_seconds": 1.0, **changes}
 
 
@@ -159,6 +160,23 @@ def test_the_table_of_evidence_has_means_over_seeds_and_says_what_is_missing() -
         "| parts | gaussad_pl, default | 92.0 ± 2.0 | 80.0 ± 0.0 | 80.0 ± 5.0 | 10.0 ± 0.0 ! | 20 | 1.0 | 2 |"
     )
     assert padim == "|  | PaDiM | 90.0 | - | - | - | 10 | 1.0 | 1 |"
+
+
+def test_the_verdicts_at_each_target_are_counted_again_from_the_scores() -> None:
+    scores = {"calibration_scores": [float(i) for i in range(39)], "test_labels": [0, 0, 1, 1]}
+    records = [
+        evidence_record(**scores, test_scores=[0.0, 37.5, 37.5, 50.0]),
+        evidence_record(**scores, test_scores=[0.0, 1.0, 36.5, 50.0], seed=1),
+        evidence_record(**{**scores, "calibration_scores": [0.0, 1.0]}, test_scores=[0.0] * 4, method="padim"),
+    ]
+    head, _, default, padim = evidence_table.targets(records).splitlines()
+    assert head == "| dataset | detector | 1 % | 5 % | 10 % | 20 % |"
+    # of 39 scores, 5 % leaves the second largest as the threshold, 10 % the fourth and 20 % the eighth
+    lost, few = "25.0 ± 25.0", "75.0 ± 25.0"
+    assert (
+        default == f"| parts | gaussad_pl, default | - | {lost} / {few} | {lost} / 100.0 ± 0.0 | {lost} / 100.0 ± 0.0 |"
+    )
+    assert padim == "|  | PaDiM | - | - | - | - |"
 
 
 @pytest.mark.parametrize("setting", evidence_jobs.SETTINGS)
