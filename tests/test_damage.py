@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import TINY
 from scipy.stats import multivariate_normal
+from test_datamodules import mvtec
 
 from gaussad_pl.density import damage as damage_module
 from gaussad_pl.density.cluster import ClusterGaussians
@@ -16,6 +19,7 @@ from gaussad_pl.density.gaussian import mahalanobis
 from gaussad_pl.density.position import PositionGaussians
 from gaussad_pl.density.union import UnionGaussians, soft_minimum
 from gaussad_pl.density.whitening import whitening
+from gaussad_pl.training.module import GaussianAD
 
 D = 6
 RANDOM = torch.Generator().manual_seed(0)
@@ -145,3 +149,17 @@ def test_whiteners_estimated_in_a_validation_can_be_estimated_again_outside_of_i
     density.observe(patches)
     density.estimate()
     assert torch.equal(density.whitener, first) and density.whitener.shape[1] < 200
+
+
+def test_damage_is_estimated_once_for_the_same_weights_and_again_for_others(parts: Path) -> None:
+    data = mvtec(parts, image_size=64)
+    torch.manual_seed(0)
+    module = GaussianAD(TINY, segmentation={"form": "shared", "map_levels": "middle"}, damage_weight=0.3).eval()
+    head = module.segmenter.head.gaussians
+    module.estimate_everything(data)
+    first = head.damage
+    module.estimate_everything(data, data.every_image)
+    assert first is not None and head.damage is first
+    module.load_weights({name: 0.9 * weight for name, weight in module.trained_weights().items()})
+    module.estimate_everything(data)
+    assert head.damage is not first and not torch.allclose(head.damage.moment, first.moment)

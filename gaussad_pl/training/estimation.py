@@ -173,13 +173,16 @@ class EstimatingModule(L.LightningModule):
     def estimate_everything(self, data: ImageDataModule, images: Sequence[int] | None = None) -> None:
         """Estimate damage and Gaussians, pooled ones and those of patches, for the current weights.
 
+        The damage stays if nothing is stale: it does not depend on ``images``.
+
         Args:
             data: of the run.
             images: indices of the good images; None for those that are not held out.
         """
         self.frozen = None  # it remembers batches of other images
         with folding(self.model):
-            self.estimate_damage(data.damage_dataloader())
+            if self.stale:
+                self.estimate_damage(data.damage_dataloader())
             self.estimate(data.reference_dataloader(images), patches=self.model.segmenter is not None)
 
     @property
