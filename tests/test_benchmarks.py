@@ -335,19 +335,23 @@ def test_the_speed_of_every_form_of_score_and_estimate_is_measured(monkeypatch: 
 def test_parts_of_the_benchmark_of_speed_are_kept_and_measured_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(speed, "scoring", lambda *_: [Row(1, "scoring", 1.2, "bare forward", 1.05)])
-    monkeypatch.setattr(speed, "sweeping", lambda *_: [Row(8, "four jobs", None, "serial", note="no ray")])
+    def measures(**ratios: float) -> None:
+        rows = [Row(1, "scoring", ratio, "bare forward", 1.1, form=form) for form, ratio in ratios.items()]
+        monkeypatch.setattr(speed, "scoring", lambda *_: rows)
 
     def printed(*more: str) -> list[str]:
         monkeypatch.setattr(sys, "argv", ["speed", "--data", "x", "--out", str(tmp_path), *more])
         speed.main()
         text = capsys.readouterr().out
         assert text == (tmp_path / "table.md").read_text()
-        return [line for line in text.splitlines() if line.startswith("|")][2:]
+        return [line for line in text.splitlines() if line.startswith("| ") and "| to |" not in line]
 
-    assert printed("--parts", "8") == ["| four jobs | - | serial |  | no ray |"]
-    both = ["| scoring | **1.20** | bare forward | 1.05 |  |", "| four jobs | - | serial |  | no ray |"]
-    assert printed("--parts", "1") == both
-    assert printed("--parts", "1", "--precision", "bf16") == both[:1]
-    monkeypatch.setattr(speed, "scoring", lambda *_: [Row(1, "scoring", 1.0, "bare forward", 1.05)])
-    assert printed("--parts", "1") == ["| scoring | 1.00 | bare forward | 1.05 |  |", both[1]]
+    monkeypatch.setattr(speed, "sweeping", lambda *_: [Row(8, "four jobs", None, "serial", note="no ray")])
+    jobs = "| four jobs | - | serial |  | no ray |"
+    assert printed("--parts", "8") == [jobs]
+    measures(pooled=1.0, union=1.2)
+    slow = "| scoring | 1.00 |  |  |  | **1.20** | bare forward | 1.10 |"
+    assert printed("--parts", "1") == [slow, jobs]
+    assert printed("--parts", "1", "--precision", "bf16") == [slow]
+    measures(pooled=1.0, union=1.05)
+    assert printed("--parts", "1") == [slow.replace("**1.20**", "1.05"), jobs]

@@ -2,7 +2,7 @@
 
     python -m benchmarks.speed --data /data/mvtec_ad/screw [--quick] [--device cuda] [--parts 1 3 5]
 
-Prints one Markdown table of ratios of medians. The members of each pair are timed alternately in one process. Every
+Prints ratios of medians as tables in Markdown. The members of each pair are timed alternately in one process. Every
 part is kept in --out as soon as it is measured, and the table has all parts that were measured there in the same
 setting. Part 6, the comparison with EfficientAD, needs the environment of benchmarks.peers: `--peers-python
 build/peers/bin/python`. PaDiM and PatchCore are timed by `python -m benchmarks.segmentation --peers-python ...`.
@@ -18,6 +18,7 @@ import sys
 import tempfile
 import warnings
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -28,7 +29,7 @@ from benchmarks.speed.fine_tuning import epoch
 from benchmarks.speed.fitting import fitting
 from benchmarks.speed.growth import growth
 from benchmarks.speed.predicting import predicting
-from benchmarks.speed.scoring import estimating, scoring
+from benchmarks.speed.scoring import FORMS, estimating, scoring
 from benchmarks.speed.start import cold_start, decoding
 from benchmarks.speed.sweeping import sweeping
 from benchmarks.speed.timing import Row, Setting
@@ -43,21 +44,38 @@ def machine(setting: Setting) -> str:
         "",
     )
     gpu = torch.cuda.get_device_name(setting.device) if setting.device.startswith("cuda") else "no GPU"
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "timm", "lightning"))
+    installed = [name for name in ("torch", "timm", "lightning", "onnxruntime", "openvino") if find_spec(name)]
+    versions = ", ".join(f"{name} {version(name)}" for name in installed)
     hardware = f"{model or platform.machine()}, {gpu}, {torch.get_num_threads()} threads, {setting}"
     return f"{hardware}; Python {platform.python_version()}, {versions}"
 
 
 def table(rows: list[Row]) -> str:
-    """Return the rows as a table in Markdown, with missed limits in bold."""
-    lines = ["| | ratio | to | limit | |", "|---|---:|---|---:|---|"]
-    for row in sorted(rows, key=lambda row: row.part):
-        ratio = "-" if row.ratio is None else f"{row.ratio:.2f}"
-        if row.limit is not None and (row.ratio is None or row.ratio > row.limit):
-            ratio = f"**{ratio}**"
-        limit = "" if row.limit is None else f"{row.limit:.2f}"
-        lines.append(f"| {row.what} | {ratio} | {row.against} | {limit} | {row.note} |")
-    return "\n".join(lines)
+    """Return the rows as two tables in Markdown, with missed limits in bold; the first has a column for each form."""
+    columns = [name or "pooled" for name in FORMS]
+    forms = [f"| | {' | '.join(columns)} | to | limit |", f"|---|{'---:|' * len(columns)}---|---:|"]
+    others = ["| | ratio | to | limit | |", "|---|---:|---|---:|---|"]
+    rows = sorted(rows, key=lambda row: row.part)
+    for what, against in dict.fromkeys((row.what, row.against) for row in rows):
+        alike = {row.form: row for row in rows if (row.what, row.against) == (what, against)}
+        if "" in alike:
+            row = alike[""]
+            others.append(f"| {what} | {_ratio(row)} | {against} | {_number(row.limit)} | {row.note} |")
+        else:
+            ratios = [_ratio(alike[form]) if form in alike else "" for form in columns]
+            limits = dict.fromkeys(_number(row.limit) for row in alike.values())
+            forms.append(f"| {what} | {' | '.join(ratios)} | {against} | {', '.join(limits)} |")
+    return "\n".join([*forms, "", *others])
+
+
+def _ratio(row: Row) -> str:
+    if row.limit is not None and (row.ratio is None or row.ratio > row.limit):
+        return f"**{_number(row.ratio) or '-'}**"
+    return _number(row.ratio) or "-"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
 
 
 def kept(path: Path, setting: str) -> list[Row]:

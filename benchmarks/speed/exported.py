@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -52,20 +51,20 @@ def exported(folder: Path, repeats: int) -> list[Row]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return [row for name, detector in detectors() for row in _rows(name, detector, paths, repeats)]
+        return [row for form, detector in detectors() for row in _rows(form, detector, paths, repeats)]
     finally:
         torch.set_num_threads(threads)
 
 
 def detectors(forms: Sequence[str | None] = FORMS) -> Iterator[tuple[str, Detector]]:
     """Yield the models of part 1 as detectors."""
-    for name, model in models("cpu", forms):
+    for form, model in models("cpu", forms):
         with torch.inference_mode():
             detection = model(images(32, 7))
-        yield name, Detector.of(model, Calibration.of(detection.scores, detection.distances, "random images"), {})
+        yield form, Detector.of(model, Calibration.of(detection.scores, detection.distances, "random images"), {})
 
 
-def _rows(name: str, detector: Detector, paths: list[Path], repeats: int) -> list[Row]:
+def _rows(form: str, detector: Detector, paths: list[Path], repeats: int) -> list[Row]:
     from gaussad_pl.export import onnx_model, to_onnx
 
     files = onnx_model(detector), to_onnx(Bare(detector).eval(), detector.frame, ["level"]).SerializeToString()
@@ -77,7 +76,6 @@ def _rows(name: str, detector: Detector, paths: list[Path], repeats: int) -> lis
         def verdict(pixels: np.ndarray, whole: Run = whole) -> bool:
             return bool(whole(pixels[None])[0][0] <= threshold)
 
-        where = f"{name}, {runtime} {version(runtime)}, 1 thread"
         backbone = "exported bare backbone"
         for batch in BATCHES:
             pixels = images(batch, 9)
@@ -88,9 +86,9 @@ def _rows(name: str, detector: Detector, paths: list[Path], repeats: int) -> lis
                 "eager": partial(detector.detect, pixels),
             }
             times = interleaved(candidates, repeats)
-            note = f"{1e3 * times['whole'] / batch:.1f} ms per image"
-            rows.append(Row(2, f"{where}, batch {batch}", times["whole"] / times["bare"], backbone, 1.05, note))
-            rows.append(Row(2, f"{where}, batch {batch}", times["whole"] / times["eager"], "eager torch, 1 thread"))
+            what = f"exported graph, {runtime}, {batch} at a time"
+            rows.append(Row(2, what, times["whole"] / times["bare"], backbone, 1.05, form=form))
+            rows.append(Row(2, what, times["whole"] / times["eager"], "eager torch", form=form))
         candidates = {
             "bare": lambda bare=bare, x=x: [bare(x[i : i + 1]) for i in range(len(paths))],  # type: ignore[misc]
             "in turns": lambda: [verdict(read_image(path, Frame(SIZE, SIZE))) for path in paths],
@@ -101,9 +99,10 @@ def _rows(name: str, detector: Detector, paths: list[Path], repeats: int) -> lis
             ],
         }
         times = interleaved(candidates, repeats)
-        what = f"JPEG of {PHOTO} px to verdict, {where}"
-        rows.append(Row(2, what, times["in turns"] / times["bare"], backbone, 1.2))
-        rows.append(Row(2, f"{what}, decoding ahead as in predict", times["ahead"] / times["bare"], backbone, 1.2))
+        what = f"JPEG of {PHOTO} px to verdict, {runtime}"
+        rows.append(Row(2, what, times["in turns"] / times["bare"], backbone, 1.2, form=form))
+        what += ", decoding on another core"
+        rows.append(Row(2, what, times["ahead"] / times["bare"], backbone, 1.2, form=form))
     return rows
 
 

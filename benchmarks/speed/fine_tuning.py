@@ -15,6 +15,7 @@ from gaussad_pl.data.base import ImageDataModule
 from gaussad_pl.training.averaging import AverageWeights
 from gaussad_pl.training.forgetting import ForgettingStop
 from gaussad_pl.training.module import GaussianAD
+from gaussad_pl.training.ranking import Ranking
 
 
 class Epochs(Callback):
@@ -50,6 +51,7 @@ def epoch(folder: Path, setting: Setting, epochs: int) -> list[Row]:
         callbacks = [AverageWeights(0.95), ForgettingStop("paired", patience=10**6), timed]
         trainer = quiet_trainer(config, callbacks)
         trainer.validate(module, data, verbose=False)
+        module.prepare_objective(data)
         trainer.fit(module, data)
         steps = [_bare_steps(module, data, setting) for _ in range(3)]
         passes = [_bare_passes(module, data, setting.device) for _ in range(3)]
@@ -63,9 +65,9 @@ def epoch(folder: Path, setting: Setting, epochs: int) -> list[Row]:
 
 
 def _bare_steps(module: GaussianAD, data: ImageDataModule, setting: Setting) -> float:
-    """Return the seconds of the steps of an epoch with images in memory and a plain loss."""
+    """Return the seconds of the steps of an epoch with as many images, in memory, and a plain loss."""
     backbone = module.model.backbone.to(setting.device)
-    steps, size = data.steps_per_epoch or 1, data.batch_size
+    steps, size = data.steps_per_epoch or 1, data.batch_size * (2 if isinstance(module.objective, Ranking) else 1)
     x = data.good_images[: steps * size].to(setting.device)
     optimizer = torch.optim.Adam([p for p in backbone.parameters() if p.requires_grad], lr=0.0)
     start = time.perf_counter()

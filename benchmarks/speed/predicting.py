@@ -27,14 +27,14 @@ print(json.dumps({"seconds": seconds, "peak": resource.getrusage(resource.RUSAGE
 
 def predicting(folder: Path, scratch: Path, count: int) -> list[Row]:
     """Part 9: `predict` with the default map on ``count`` images, the good training images of a dataset repeated."""
-    ((name, detector),) = detectors(["union"])
+    ((form, detector),) = detectors(["union"])
     ckpt, cores = scratch / "detector.safetensors", len(os.sched_getaffinity(0))
     detector.save(ckpt)
     few, many = (repeated(folder, scratch / "predict", n) for n in (count // 5, count))
     all_cores, one, short = (_run(*how, ckpt, scratch) for how in ((cores, many), (1, many), (cores, few)))
     rates = f"{count / all_cores['seconds']:.1f} and {count / one['seconds']:.1f} images per second"
     peaks = f"{short['peak']:.0f} to {all_cores['peak']:.0f} MB"
-    what = f"predict, {name}"
+    what = f"predict, {form}"
     return [
         Row(9, f"{what}, {count} images, {cores} cores", all_cores["seconds"] / one["seconds"], "one core", note=rates),
         Row(9, f"{what}: peak memory, {count} images", all_cores["peak"] / short["peak"], f"{count // 5}", 1.1, peaks),

@@ -29,7 +29,7 @@ def images(count: int, seed: int = 0) -> Tensor:
 
 
 def models(device: str, forms: Sequence[str | None] = FORMS) -> Iterator[tuple[str, GaussianModel]]:
-    """Yield one model per form of the map, None for the pooled model without one, with Gaussians of random images."""
+    """Yield one model per form of the map, "pooled" for None, without one, with Gaussians of random images."""
     for form in forms:
         if form is None:
             yield "pooled", GaussianModel(WEIGHTS).eval().to(device)
@@ -43,7 +43,7 @@ def models(device: str, forms: Sequence[str | None] = FORMS) -> Iterator[tuple[s
             for seed in range(6):
                 model.segmenter.observe(model.backbone(images(32, seed).to(device)))
             model.segmenter.estimate()
-        yield f"with the map of {form}", model
+        yield form, model
 
 
 def _damage(patches: Tensor) -> Damage:
@@ -83,14 +83,14 @@ def scoring(setting: Setting, batch: int, repeats: int) -> list[Row]:
     """Part 1: every kind of score relative to the bare forward pass on the same batch."""
     x = images(batch).to(setting.device)
     rows = []
-    for name, model in models(setting.device):
-        limit = 1.05 if name == "pooled" else 1.15
+    for form, model in models(setting.device):
+        limit = 1.05 if form == "pooled" else 1.15
         plain, backbone = model.backbone, folded(model.backbone)
         bare = bare_forward(plain, x, setting)
         for how, used in (("", plain), (", folded as in the detector", backbone)):
             model.backbone = Prepared(used, setting)  # type: ignore[assignment]
             times = interleaved({"bare": bare, "ours": lambda m=model: m(x)}, repeats, setting.device)  # type: ignore[misc]
-            rows.append(Row(1, f"scoring, {name}{how}", times["ours"] / times["bare"], "bare forward", limit))
+            rows.append(Row(1, f"scoring{how}", times["ours"] / times["bare"], "bare forward", limit, form=form))
     return rows
 
 

@@ -58,6 +58,7 @@ class First(__import__("lightning").Callback):
         mark("first training step")
         print("MARKS" + json.dumps(marks), flush=True)
         __import__("os")._exit(0)
+module.prepare_objective(data)
 quiet_trainer(config, [First()]).fit(module, data)
 """
 

@@ -22,6 +22,7 @@ class Row:
         against: the reference.
         limit: upper limit of the ratio, if there is one.
         note: further measurements.
+        form: of the map, or "pooled" without one, if the row is one of several that differ in it.
     """
 
     part: int
@@ -30,6 +31,7 @@ class Row:
     against: str
     limit: float | None = None
     note: str = ""
+    form: str = ""
 
 
 @dataclass(frozen=True)
