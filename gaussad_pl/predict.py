@@ -37,8 +37,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
 from gaussad_pl.calibration.drift import DriftMonitor
 from gaussad_pl.calibration.threshold import Threshold
@@ -53,6 +52,7 @@ from gaussad_pl.inference.records import TABLE, Records, open_out, stored_rate
 from gaussad_pl.inference.rows import Row, chosen_device, counts, mend, origin_of, outcome, record, score
 from gaussad_pl.inference.runs import find_detector
 from gaussad_pl.inference.sources import count_images, image_paths
+from gaussad_pl.progress import bar
 
 UNREADABLE, UNDECIDED = 1, 3  # exit codes; 2 is wrong usage by convention
 NAME_LENGTH = 200  # bytes of the image's name in the name of its overlay; file systems allow 255
@@ -93,7 +93,8 @@ def predict(options: Options) -> int:
     open_out(out, origin, options.overwrite, options.resume)
     monitor = DriftMonitor(detector.calibration, detector.levels)
     images = islice(image_paths(options.source), count)  # images added in the meantime are left out
-    with Records(out, detector.levels) as records, _progress() as show:
+    columns = TextColumn("Scoring"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Records(out, detector.levels) as records, bar(*columns) as show:
         tally = recall(records.kept(images), monitor, detector.levels)
         done = tally.total()
         rows = score(detector, images, threshold, monitor, options.batch_size, done)
@@ -152,12 +153,6 @@ def summary(
     if drift := monitor.drift().line:
         lines.append(f"WARNING: {drift}; if they are good, {mend(ckpt)}")
     return "\n".join(lines)
-
-
-def _progress() -> Progress:
-    columns = TextColumn("Scoring"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    console = Console(stderr=True)
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 main = command(predict, Options, __doc__)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress, ProgressColumn, track
 
 from gaussad_pl.distributed import rank
 
@@ -22,3 +22,9 @@ def tracked(items: Sequence[T] | Iterable[T], description: str, total: float | N
     console = Console(stderr=True)
     hidden = not console.is_terminal or rank() > 0
     return track(items, description, total=total, console=console, transient=True, disable=hidden)
+
+
+def bar(*columns: ProgressColumn) -> Progress:
+    """Return a bar of these columns on standard error; it vanishes at the end."""
+    console = Console(stderr=True)
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

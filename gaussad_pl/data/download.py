@@ -11,10 +11,10 @@ from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from urllib.error import HTTPError
 
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from gaussad_pl.errors import UserError
+from gaussad_pl.progress import bar
 
 CHUNK = 1 << 20  # bytes
 TIMEOUT = 60  # seconds without any data
@@ -113,9 +113,7 @@ def _request(url: str, start: int) -> HTTPResponse:
 
 def _progress() -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    console = Console(stderr=True)
-    # Without a terminal, rich would leave an empty line.
-    return Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal)
+    return bar(*columns, TimeRemainingColumn())
 
 
 def _sha256(path: Path) -> str:
