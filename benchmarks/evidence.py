@@ -14,30 +14,18 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import subprocess
-import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.evidence_jobs import SETTINGS, run_job
+from benchmarks.evidence_jobs import SETTINGS, run_job, run_peer
 from benchmarks.evidence_table import table, targets
 from gaussad_pl.files import write_json
 from gaussad_pl.memory import keep_freed_memory
 
 PEERS = ("padim", "patchcore", "mh_patchcore", "dfm")
-
-
-def run_peer(python: Path, folder: Path, method: str, seed: int, path: Path) -> None:
-    """Run a peer in its own environment, and keep its record."""
-    with tempfile.TemporaryDirectory(dir=path.parent) as out:
-        command = [python, "-m", "benchmarks.peers", "--data", folder, "--methods", method, "--seeds", seed]
-        command += ["--train", "all", "--calibrate", "--coreset", "fast", "--out", out]
-        subprocess.run([str(part) for part in command], check=True, stdout=subprocess.DEVNULL)
-        (record,) = Path(out).glob("*.json")
-        write_json(path, json.loads(record.read_text()))
 
 
 def jobs(folders: list[Path], methods: list[str], seeds: list[int], once: list[str]) -> list[tuple[int, Path, str]]:
@@ -84,7 +72,7 @@ def main() -> None:
             if method in SETTINGS:
                 write_json(path, run_job(folder, method, seed, given.set))
             else:
-                run_peer(given.peers_python, folder.resolve(), method, seed, path)
+                write_json(path, run_peer(given.peers_python, folder.resolve(), method, seed))
         records.append(json.loads(path.read_text()))
     tables = f"{table(records)}\n\n{targets(records)}"
     print(tables)

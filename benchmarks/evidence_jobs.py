@@ -1,7 +1,9 @@
-"""One job of benchmarks.evidence: train a detector of gaussad_pl as the command does, test and calibrate it."""
+"""One job of benchmarks.evidence: train a detector as the command does, or a peer's; test and calibrate it."""
 
 from __future__ import annotations
 
+import json
+import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -67,3 +69,14 @@ def run_job(folder: Path, setting: str, seed: int, overrides: list[str]) -> dict
         "score_cpu_seconds": tests.seconds[-1],
         "calibrate_cpu_seconds": time.process_time() - measured,
     }  # fmt: skip
+
+
+def run_peer(python: Path, folder: Path, method: str, seed: int) -> dict[str, Any]:
+    """Train, test and calibrate a peer in its own environment."""
+    with tempfile.TemporaryDirectory() as out:
+        command = [python, "-m", "benchmarks.peers", "--data", folder, "--methods", method, "--seeds", seed]
+        command += ["--train", "all", "--calibrate", "--coreset", "fast", "--out", out]
+        subprocess.run([str(part) for part in command], check=True, stdout=subprocess.DEVNULL)
+        (path,) = Path(out).glob("*.json")
+        record: dict[str, Any] = json.loads(path.read_text())
+        return record

@@ -60,8 +60,8 @@ def lost_and_found(rows: list[Record]) -> list[str]:
     result = []
     for rate in RATES:
         of = [point[rate] for point in points]
-        lost = _percent([_share(point.good_lost, point.good) for point in of])
-        found = _percent([_share(point.bad_found, point.bad) for point in of])
+        lost = percent([_share(point.good_lost, point.good) for point in of])
+        found = percent([_share(point.bad_found, point.bad) for point in of])
         result.append(f"{lost} / {found}" if all(point.rule == "conformal" for point in of) else "-")
     return result
 
@@ -74,10 +74,10 @@ def cells(rows: list[Record]) -> list[str]:
     """
     contradicted = any(row["p_value"] is not None and row["p_value"] < LEVEL for row in rows)
     return [
-        _percent([row["image_auroc"] for row in rows]),
-        _percent([row.get("aupro") for row in rows]),
-        _percent([_share(row["bad_found"], row["bad"]) for row in rows]),
-        _percent([_share(row["good_lost"], row["good"]) for row in rows]) + (" !" if contradicted else ""),
+        percent([row["image_auroc"] for row in rows]),
+        percent([row.get("aupro") for row in rows]),
+        percent([_share(row["bad_found"], row["bad"]) for row in rows]),
+        percent([_share(row["good_lost"], row["good"]) for row in rows]) + (" !" if contradicted else ""),
         _seconds(median(row["fit_cpu_seconds"] for row in rows)),
         _seconds(median(row["score_cpu_seconds"] for row in rows)),
         str(len(rows)),
@@ -88,7 +88,8 @@ def _share(count: int | None, total: int) -> float | None:
     return None if count is None else count / total
 
 
-def _percent(shares: Sequence[float | None]) -> str:
+def percent(shares: Sequence[float | None]) -> str:
+    """Return the mean of shares in percent, with its SEM if there are several, or a dash if one is unknown."""
     known = [100 * share for share in shares if share is not None]
     if len(known) < len(shares):
         return "-"

@@ -5,7 +5,8 @@
 Draws random subsets of the good training images of each dataset (a folder in the layout of MVTec AD), runs the default
 on each, and calibrates the frozen and the fine-tuned state. The test set (at most 100 good and 100 bad images, drawn
 anew each time), which takes no part in any choice, then shows how many good parts are lost and how many bad ones are
-found at each target. Each job writes one JSON file; jobs whose file exists are skipped.
+found at each target. Each job writes one JSON file; jobs whose file exists are skipped. With `--peers-python`, the
+environment of `benchmarks.peers`, PatchCore and PaDiM run on the same images and are calibrated by the same rule.
 """
 
 from __future__ import annotations
@@ -15,26 +16,29 @@ import json
 import logging
 import tempfile
 import warnings
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from hydra.utils import instantiate
-from rich.console import Console
-from rich.table import Table
+from torch import Tensor
 
-from benchmarks.analysis import mean_sem
+from benchmarks.evidence_jobs import run_peer
+from benchmarks.evidence_table import NAMES, percent
 from benchmarks.jobs import build, compose_job, quiet_trainer
 from gaussad_pl.calibration.conformal import Calibration
 from gaussad_pl.calibration.cross_conformal import calibrate
 from gaussad_pl.calibration.operating_points import operating_points
 from gaussad_pl.files import write_json
 from gaussad_pl.memory import keep_freed_memory
-from gaussad_pl.results.evaluation import Evaluation
 from gaussad_pl.training.experiment import Outcome, frozen_state, tuned_state
 
 RATES = (0.05, 0.1, 0.2)
 TESTED = 100
+PEERS = ("patchcore", "padim")
 
 
 def subset(source: Path, size: int, draw: int, place: Path) -> Path:
@@ -56,9 +60,9 @@ def subset(source: Path, size: int, draw: int, place: Path) -> Path:
     return place / source.name
 
 
-def verdicts(calibration: Calibration, evaluation: Evaluation) -> dict[str, Any]:
+def verdicts(calibration: Calibration, scores: Tensor, labels: Tensor) -> dict[str, Any]:
     """Shares of good test parts lost and of bad ones found at each target, None where no threshold is possible."""
-    good, bad = (evaluation.scores[evaluation.labels == label] for label in (0, 1))
+    good, bad = (scores[labels == label] for label in (0, 1))
     found: dict[str, Any] = {"calibration": len(calibration)}
     for rate, point in operating_points(calibration, good, bad, RATES).items():
         counts = {"lost": (point.good_lost, point.good), "found": (point.bad_found, point.bad)}
@@ -97,54 +101,85 @@ def run_job(source: Path, size: int, draw: int, overrides: list[str]) -> dict[st
 def calibrated(module: Any, data: Any, tuned: bool, outcome: Outcome) -> dict[str, Any]:
     """Image AUROC and verdicts of a state."""
     calibration = calibrate(module.model, data, True, tuned, every_image=True)
-    return {"auroc": outcome.final.metrics()["image_auroc"], **verdicts(calibration, outcome.final)}
+    found = outcome.final
+    return {"auroc": found.metrics()["image_auroc"], **verdicts(calibration, found.scores, found.labels)}
 
 
-def table(records: list[dict[str, Any]]) -> Table:
-    """Return one row per dataset, size and state: shares in percent, mean ± SEM over draws."""
-    result = Table(title="Good parts lost / bad parts found, percent, at each target", title_justify="left")
-    for column in ("dataset", "good images", "state", "AUROC", *(f"{rate:.0%}" for rate in RATES), "draws"):
-        result.add_column(column, justify="left" if column in ("dataset", "state") else "right")
-    keys = dict.fromkeys((r["dataset"], r["size"], state) for r in records for state in r["states"])
-    for dataset, size, state in sorted(keys):
-        of = [r["states"] for r in records if (r["dataset"], r["size"]) == (dataset, size)]
-        rows = [states[state] for states in of if state in states]
-        cells = []
-        for rate in RATES:
-            decided = [row[str(rate)] for row in rows if row[str(rate)]["found"] is not None]
-            lost, found = ([100 * each[key] for each in decided] for key in ("lost", "found"))
-            cells.append(f"{mean_sem(lost)} / {mean_sem(found)}" if decided else "undecided")
-        auroc = mean_sem([100 * row["auroc"] for row in rows])
-        result.add_row(dataset, str(size), state, auroc, *cells, str(len(rows)))
-    return result
+def run_peers(python: Path, source: Path, size: int, draw: int) -> dict[str, Any]:
+    """Train every peer on one subset, and judge the test set by it; the record is like that of `run_job`."""
+    states = {}
+    with tempfile.TemporaryDirectory() as place:
+        folder = subset(source, size, draw, Path(place))
+        for method in PEERS:
+            record = run_peer(python, folder, method, draw)
+            known, scores = (torch.tensor(record[key]).double() for key in ("calibration_scores", "test_scores"))
+            calibration = Calibration.of(known, known[:, None], record["calibration"])
+            found = verdicts(calibration, scores, torch.tensor(record["test_labels"]))
+            states[method] = {"auroc": record["image_auroc"], **found}
+    return {"dataset": source.name, "size": size, "draw": draw, "states": states}
+
+
+def table(records: list[dict[str, Any]]) -> str:
+    """Return lost / found parts in percent, mean ± SEM over draws, one row per dataset, size and detector.
+
+    The default is the fine-tuned state where its gain was accepted, and the frozen one elsewhere.
+    """
+    lines = ["| | good images | | AUROC | " + " | ".join(f"{100 * rate:.0f} %" for rate in RATES) + " | draws |"]
+    lines.append("|---|---:|---|" + "---:|" * (len(RATES) + 2))
+    for dataset, size in sorted({(record["dataset"], record["size"]) for record in records}):
+        of = [record["states"] for record in records if (record["dataset"], record["size"]) == (dataset, size)]
+        ours = [states for states in of if "frozen" in states]
+        detectors = {
+            "default": [states.get("fine-tuned", states["frozen"]) for states in ours],
+            "frozen": [states["frozen"] for states in ours],
+            **{NAMES[peer]: [states[peer] for states in of if peer in states] for peer in PEERS},
+        }
+        for name, rows in detectors.items():
+            if rows:
+                first = (dataset, size) if name == "default" else ("", "")
+                cells = [*first, name, percent([row["auroc"] for row in rows]), *_shares(rows), len(rows)]
+                lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def _shares(rows: list[dict[str, Any]]) -> list[str]:
+    """Return lost / found at each target, a dash where a draw has no threshold."""
+    cells = []
+    for rate in RATES:
+        lost, found = (percent([row[str(rate)][key] for row in rows]) for key in ("lost", "found"))
+        cells.append("-" if lost == "-" else f"{lost} / {found}")
+    return cells
 
 
 def main() -> None:
-    """Run all jobs that have no result yet, and report all results."""
+    """Run all jobs that have no result yet, and print the table of all results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders in the layout of MVTec AD")
     parser.add_argument("--sizes", type=int, nargs="+", default=[20, 40, 80, 160], help="good images in a subset")
     parser.add_argument("--draws", type=int, default=20, help="subsets of each size")
+    parser.add_argument("--peers-python", type=Path, help="interpreter of the environment of benchmarks.peers")
+    parser.add_argument("--finished", action="store_true", help="run nothing: print the table of what is finished")
     parser.add_argument("--out", type=Path, default=Path("runs/verdicts"), help="folder for results")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides for every job")
-    arguments = parser.parse_args()
+    given = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
     keep_freed_memory()
-    console = Console(width=150)
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    given.out.mkdir(parents=True, exist_ok=True)
+    ours, peers = partial(run_job, overrides=given.set), partial(run_peers, given.peers_python)
+    kinds = {"": ours} | ({"-peers": peers} if given.peers_python else {})
+    sources = [path.resolve() for path in given.data]
     records = []
-    for draw in range(arguments.draws):  # outermost, so that an interrupted benchmark is still balanced
-        for size in arguments.sizes:
-            for source in (path.resolve() for path in arguments.data):
-                if len(list((source / "train" / "good").iterdir())) < size:
-                    continue
-                path = arguments.out / f"{source.name}-{size}-draw{draw}.json"
-                if not path.is_file():
-                    console.print(f"{source.name}, {size} good images, draw {draw}", highlight=False)
-                    write_json(path, run_job(source, size, draw, arguments.set))
-                records.append(json.loads(path.read_text()))
-    console.print(table(records))
+    # draws come first, so that an interrupted benchmark is still balanced
+    for draw, size, source, kind in product(range(given.draws), given.sizes, sources, kinds):
+        path = given.out / f"{source.name}-{size}{kind}-draw{draw}.json"
+        if len(list((source / "train" / "good").iterdir())) < size or (given.finished and not path.is_file()):
+            continue
+        if not path.is_file():
+            print(path.stem, flush=True)
+            write_json(path, kinds[kind](source, size, draw))
+        records.append(json.loads(path.read_text()))
+    print(table(records))
 
 
 if __name__ == "__main__":

@@ -23,12 +23,10 @@ from benchmarks.jobs import compose_job
 from benchmarks.judged import judged
 from benchmarks.peer_scores import cross_conformal
 from benchmarks.speed import __main__ as speed
+from benchmarks.speed import fine_tuning as epochs
 from benchmarks.speed import growth, scoring, start
 from benchmarks.speed.timing import Row, Setting
 from gaussad_pl.calibration.conformal import Calibration
-from gaussad_pl.data.frame import Frame
-from gaussad_pl.data.samples import Sample
-from gaussad_pl.results.evaluation import Evaluation
 from gaussad_pl.training.signals import DISTANCE, SIGNALS, judge
 
 
@@ -61,17 +59,44 @@ def test_a_subset_has_the_images_that_were_asked_for(tmp_path: Path, monkeypatch
 
 def test_verdicts_count_good_parts_lost_and_bad_parts_found_where_a_threshold_is_possible() -> None:
     calibration = Calibration.of(torch.arange(19.0), torch.zeros(19, 1), "none")  # thresholds at 18 (5 %) and 17 (10 %)
-    samples = [Sample(Path(f"{kind}{i}.png"), kind) for kind in ("good", "bad") for i in range(2)]
-    scores = torch.tensor([0.0, 17.5, 17.5, 30.0], dtype=torch.float64)
-    found = verdicts.verdicts(
-        calibration, Evaluation(samples, torch.zeros(4, 1), scores, [0], None, torch.zeros(0), Frame(8, 8))
-    )
+    scores, labels = torch.tensor([0.0, 17.5, 17.5, 30.0], dtype=torch.float64), torch.tensor([0, 0, 1, 1])
+    found = verdicts.verdicts(calibration, scores, labels)
     assert (found["0.05"], found["0.1"]) == ({"lost": 0, "found": 0.5}, {"lost": 0.5, "found": 1})
     few = Calibration.of(torch.arange(18.0), torch.zeros(18, 1), "none")
-    found = verdicts.verdicts(
-        few, Evaluation(samples, torch.zeros(4, 1), scores, [0], None, torch.zeros(0), Frame(8, 8))
-    )
+    found = verdicts.verdicts(few, scores, labels)
     assert found["0.05"] == {"lost": None, "found": None} and found["0.1"]["found"] == 1
+
+
+def test_verdicts_of_small_sets_stand_beside_those_of_the_peers_and_are_measured_once(
+    parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def state(auroc: float, found: float | None) -> dict[str, Any]:
+        return {"auroc": auroc, **{str(rate): {"lost": found and 0.0, "found": found} for rate in verdicts.RATES}}
+
+    def run_job(source: Path, size: int, draw: int, overrides: list[str]) -> dict[str, Any]:
+        tuned = {} if draw else {"fine-tuned": state(0.9, 0.6)}  # not accepted in the second draw
+        return {"dataset": source.name, "size": size, "states": {"frozen": state(0.8, 0.4), **tuned}}
+
+    def run_peer(python: Path, folder: Path, method: str, seed: int) -> dict[str, Any]:
+        assert len(list((folder / "train" / "good").iterdir())) == 8
+        scores = {"calibration_scores": [0.0], "test_scores": [0.0, 1.0], "test_labels": [0, 1]}
+        return evidence_record(method=method, seed=seed, image_auroc=0.7, calibration="one", **scores)
+
+    monkeypatch.setattr(verdicts, "run_job", run_job)
+    monkeypatch.setattr(verdicts, "run_peer", run_peer)
+    where = ["verdicts", "--data", str(parts / "screw"), "--sizes", "8", "99", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", [*where, "--draws", "2", "--peers-python", "python"])
+    verdicts.main()
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][1:]
+    half = " | ".join(["0.0 ± 0.0 / 50.0 ± 10.0"] * 3)
+    assert rows[0] == f"| screw | 8 | default | 85.0 ± 5.0 | {half} | 2 |"
+    assert rows[1].startswith("|  |  | frozen | 80.0 ± 0.0 |")
+    assert rows[2:] == [f"|  |  | {name} | 70.0 ± 0.0 | - | - | - | 2 |" for name in ("PatchCore", "PaDiM")]
+    monkeypatch.setattr(verdicts, "run_job", None)  # no job runs again
+    (tmp_path / "screw-8-draw1.json").unlink()
+    monkeypatch.setattr(sys, "argv", [*where, "--finished"])
+    verdicts.main()
+    assert capsys.readouterr().out.splitlines()[2].startswith("| screw | 8 | default | 90.0 | 0.0 / 60.0 |")
 
 
 @pytest.mark.parametrize(
@@ -208,8 +233,8 @@ def test_an_interrupted_run_of_evidence_has_every_detector_of_the_first_seeds() 
 def test_evidence_runs_every_detector_and_goes_on_where_it_was_interrupted(
     parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def run_peer(python: Path, folder: Path, method: str, seed: int, path: Path) -> None:
-        path.write_text(json.dumps(evidence_record(dataset=folder.name, method=method, seed=seed)))
+    def run_peer(python: Path, folder: Path, method: str, seed: int) -> dict[str, Any]:
+        return evidence_record(dataset=folder.name, method=method, seed=seed)
 
     monkeypatch.setattr(evidence, "run_peer", run_peer)
     quick = [f"backbone.name={TINY['name']}", "backbone.weights=random", "backbone.image_size=64"]
@@ -228,7 +253,7 @@ def test_evidence_runs_every_detector_and_goes_on_where_it_was_interrupted(
     first.unlink()
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--finished"])
     evidence.main()
-    assert not first.exists() and len(capsys.readouterr().out.splitlines()) == 2 + len(records) - 1
+    assert not first.exists() and len(capsys.readouterr().out.splitlines()) == 2 * (1 + len(records)) + 1
     monkeypatch.setattr(sys, "argv", sys.argv[:-1])
     evidence.main()
     assert [path for path in written if path.stat().st_mtime_ns != written[path]] == [first]
@@ -330,6 +355,31 @@ def test_the_speed_of_every_form_of_score_and_estimate_is_measured(monkeypatch: 
     monkeypatch.setattr(scoring, "MAP", {"map_levels": [1], "combine": "both", "clusters": 4})
     rows = [*scoring.scoring(Setting(), 2, 1), *scoring.estimating(Setting(), 2, 1)]
     assert len(rows) == 2 * len(scoring.FORMS) + 3 and all(row.ratio and row.ratio > 0 for row in rows)
+
+
+def test_the_page_of_speed_has_the_columns_that_the_benchmark_prints() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "pages" / "speed.md").read_text(encoding="utf-8")
+    for head in speed.table([]).split("\n\n"):
+        start = page.index(head)
+        shown = page[start : page.index("\n\n", start)].splitlines()
+        assert len(shown) > 10 and len({line.count(" | ") for line in shown if "---" not in line}) == 1
+
+
+@pytest.mark.slow
+def test_the_speed_of_an_epoch_of_each_objective_is_measured(parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick = [f"backbone.name={TINY['name']}", "backbone.weights=random", "backbone.image_size=64", "levels=all"]
+    quick += ["data.steps_per_epoch=2", "data.batch_size=4", "trainer=cpu"]
+    monkeypatch.setattr(epochs, "compose_job", lambda folder, seed, more: compose_job(folder, seed, [*quick, *more]))
+    rows = epochs.epoch(parts / "screw", Setting(), 2)
+    assert len(rows) == 4 and all(row.ratio and row.ratio > 0 for row in rows)
+
+
+@pytest.mark.slow
+def test_the_stages_up_to_the_first_training_step_are_measured(parts: Path) -> None:
+    rows = start.cold_start(parts / "screw")
+    assert rows[-1].what == "cold start: first training step" and sum(row.ratio or 0 for row in rows) == pytest.approx(
+        1
+    )
 
 
 def test_parts_of_the_benchmark_of_speed_are_kept_and_measured_again(
