@@ -92,7 +92,7 @@ def test_verdicts_of_small_sets_stand_beside_those_of_the_peers_and_are_measured
     assert rows[0] == f"| screw | 8 | default | 85.0 ± 5.0 | {half} | 2 |"
     assert rows[1].startswith("|  |  | frozen | 80.0 ± 0.0 |")
     assert rows[2:] == [f"|  |  | {name} | 70.0 ± 0.0 | - | - | - | 2 |" for name in ("PatchCore", "PaDiM")]
-    monkeypatch.setattr(verdicts, "run_job", None)  # no job runs again
+    monkeypatch.setattr(verdicts, "run_job", pytest.fail)  # no job runs again
     (tmp_path / "screw-8-draw1.json").unlink()
     monkeypatch.setattr(sys, "argv", [*where, "--finished"])
     verdicts.main()
