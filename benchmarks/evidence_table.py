@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import mean, median, stdev
 from typing import Any
 
-import torch
-
-from gaussad_pl.calibration.conformal import Calibration
-from gaussad_pl.calibration.operating_points import LEVEL, operating_points
+from benchmarks.judged import recorded, shares
+from gaussad_pl.calibration.operating_points import LEVEL
 from gaussad_pl.calibration.threshold import RATES
 
 COLUMNS = ("dataset", "detector", "image AUROC", "AUPRO", "bad found", "good lost", "fit s", "score s", "seeds")
@@ -40,30 +38,25 @@ def targets(records: list[Record]) -> str:
 
 
 def _table(columns: Sequence[str], records: list[Record], cells: Callable[[list[Record]], list[str]]) -> str:
-    lines = [_line(columns), _line(["---", "---", *["---:"] * (len(columns) - 2)])]
+    lines = [line(columns), line(["---", "---", *["---:"] * (len(columns) - 2)])]
     for dataset in dict.fromkeys(record["dataset"] for record in records):
         of = [record for record in records if record["dataset"] == dataset]
         for number, method in enumerate(dict.fromkeys(record["method"] for record in of)):
             rows = [record for record in of if record["method"] == method]
-            lines.append(_line(["" if number else dataset, NAMES[method], *cells(rows)]))
+            lines.append(line(["" if number else dataset, NAMES[method], *cells(rows)]))
     return "\n".join(lines)
 
 
 def lost_and_found(rows: list[Record]) -> list[str]:
-    """Return the cells of `targets` of one detector on one dataset; a dash where a seed has no conformal threshold."""
-    points = []
-    for row in rows:
-        scores, labels = torch.tensor(row["test_scores"], dtype=torch.float64), torch.tensor(row["test_labels"])
-        known = torch.tensor(row["calibration_scores"], dtype=torch.float64)
-        calibration = Calibration.of(known, known[:, None], "as recorded")
-        points.append(operating_points(calibration, scores[labels == 0], scores[labels == 1]))
-    result = []
-    for rate in RATES:
-        of = [point[rate] for point in points]
-        lost = percent([_share(point.good_lost, point.good) for point in of])
-        found = percent([_share(point.bad_found, point.bad) for point in of])
-        result.append(f"{lost} / {found}" if all(point.rule == "conformal" for point in of) else "-")
-    return result
+    """Return the cells of `targets` of one detector on one dataset, of which ``rows`` are the seeds."""
+    points = [shares(*recorded(row), RATES) for row in rows]
+    return [verdict_cell([point[rate] for point in points]) for rate in RATES]
+
+
+def verdict_cell(points: Sequence[Mapping[str, float | None]]) -> str:
+    """Return lost / found in percent from the `shares` of several runs, or a dash where one has no threshold."""
+    lost, found = (percent([point[name] for point in points]) for name in ("lost", "found"))
+    return "-" if lost == "-" else f"{lost} / {found}"
 
 
 def cells(rows: list[Record]) -> list[str]:
@@ -102,5 +95,6 @@ def _seconds(value: float) -> str:
     return f"{value:.1f}" if value < 10 else f"{value:.0f}"
 
 
-def _line(cells: Sequence[str]) -> str:
+def line(cells: Sequence[str]) -> str:
+    """Return a row of a table in Markdown."""
     return f"| {' | '.join(cells)} |"

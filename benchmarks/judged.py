@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gaussad_pl.calibration.conformal import Calibration
@@ -35,4 +37,24 @@ def judged(calibration: Calibration, scores: Tensor, labels: Tensor) -> dict[str
         "calibration_scores": calibration.scores.tolist(),
         "test_scores": scores.tolist(),
         "test_labels": labels.tolist(),
+    }
+
+
+def recorded(record: Mapping[str, Any]) -> tuple[Calibration, Tensor, Tensor]:
+    """Return calibration, scores and labels of the test images from a record of `judged`."""
+    known, scores = (torch.tensor(record[key], dtype=torch.float64) for key in ("calibration_scores", "test_scores"))
+    return Calibration.of(known, known[:, None], "as recorded"), scores, torch.tensor(record["test_labels"])
+
+
+def shares(
+    calibration: Calibration, scores: Tensor, labels: Tensor, rates: Sequence[float]
+) -> dict[float, dict[str, float | None]]:
+    """Shares of good test parts lost and of bad ones found at each target, None without a conformal threshold."""
+    points = operating_points(calibration, scores[labels == 0], scores[labels == 1], rates)
+    return {
+        rate: {
+            name: None if count is None or point.rule != "conformal" else count / total
+            for name, count, total in (("lost", point.good_lost, point.good), ("found", point.bad_found, point.bad))
+        }
+        for rate, point in points.items()
     }

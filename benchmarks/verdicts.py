@@ -22,16 +22,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from hydra.utils import instantiate
 from torch import Tensor
 
 from benchmarks.evidence_jobs import run_peer
-from benchmarks.evidence_table import NAMES, percent
+from benchmarks.evidence_table import NAMES, line, percent, verdict_cell
 from benchmarks.jobs import build, compose_job, quiet_trainer
+from benchmarks.judged import recorded, shares
 from gaussad_pl.calibration.conformal import Calibration
 from gaussad_pl.calibration.cross_conformal import calibrate
-from gaussad_pl.calibration.operating_points import operating_points
 from gaussad_pl.files import write_json
 from gaussad_pl.memory import keep_freed_memory
 from gaussad_pl.training.experiment import Outcome, frozen_state, tuned_state
@@ -62,15 +61,8 @@ def subset(source: Path, size: int, draw: int, place: Path) -> Path:
 
 def verdicts(calibration: Calibration, scores: Tensor, labels: Tensor) -> dict[str, Any]:
     """Shares of good test parts lost and of bad ones found at each target, None where no threshold is possible."""
-    good, bad = (scores[labels == label] for label in (0, 1))
-    found: dict[str, Any] = {"calibration": len(calibration)}
-    for rate, point in operating_points(calibration, good, bad, RATES).items():
-        counts = {"lost": (point.good_lost, point.good), "found": (point.bad_found, point.bad)}
-        found[str(rate)] = {
-            name: None if count is None or point.rule != "conformal" else count / total
-            for name, (count, total) in counts.items()
-        }
-    return found
+    found = shares(calibration, scores, labels, RATES)
+    return {"calibration": len(calibration), **{str(rate): share for rate, share in found.items()}}
 
 
 def run_job(source: Path, size: int, draw: int, overrides: list[str]) -> dict[str, Any]:
@@ -112,10 +104,7 @@ def run_peers(python: Path, source: Path, size: int, draw: int) -> dict[str, Any
         folder = subset(source, size, draw, Path(place))
         for method in PEERS:
             record = run_peer(python, folder, method, draw)
-            known, scores = (torch.tensor(record[key]).double() for key in ("calibration_scores", "test_scores"))
-            calibration = Calibration.of(known, known[:, None], record["calibration"])
-            found = verdicts(calibration, scores, torch.tensor(record["test_labels"]))
-            states[method] = {"auroc": record["image_auroc"], **found}
+            states[method] = {"auroc": record["image_auroc"], **verdicts(*recorded(record))}
     return {"dataset": source.name, "size": size, "draw": draw, "states": states}
 
 
@@ -136,19 +125,11 @@ def table(records: list[dict[str, Any]]) -> str:
         }
         for name, rows in detectors.items():
             if rows:
-                first = (dataset, size) if name == "default" else ("", "")
-                cells = [*first, name, percent([row["auroc"] for row in rows]), *_shares(rows), len(rows)]
-                lines.append(f"| {' | '.join(map(str, cells))} |")
+                first = (dataset, str(size)) if name == "default" else ("", "")
+                cells = [*first, name, percent([row["auroc"] for row in rows])]
+                cells += [verdict_cell([row[str(rate)] for row in rows]) for rate in RATES]
+                lines.append(line([*cells, str(len(rows))]))
     return "\n".join(lines)
-
-
-def _shares(rows: list[dict[str, Any]]) -> list[str]:
-    """Return lost / found at each target, a dash where a draw has no threshold."""
-    cells = []
-    for rate in RATES:
-        lost, found = (percent([row[str(rate)][key] for row in rows]) for key in ("lost", "found"))
-        cells.append("-" if lost == "-" else f"{lost} / {found}")
-    return cells
 
 
 def main() -> None:

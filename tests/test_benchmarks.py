@@ -377,9 +377,8 @@ def test_the_speed_of_an_epoch_of_each_objective_is_measured(parts: Path, monkey
 @pytest.mark.slow
 def test_the_stages_up_to_the_first_training_step_are_measured(parts: Path) -> None:
     rows = start.cold_start(parts / "screw")
-    assert rows[-1].what == "cold start: first training step" and sum(row.ratio or 0 for row in rows) == pytest.approx(
-        1
-    )
+    assert rows[-1].what == "cold start: first training step"
+    assert sum(row.ratio or 0 for row in rows) == pytest.approx(1)
 
 
 def test_parts_of_the_benchmark_of_speed_are_kept_and_measured_again(

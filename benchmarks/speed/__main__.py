@@ -78,18 +78,6 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
-def kept(path: Path, setting: str) -> list[Row]:
-    """Return the rows that were measured in the same setting; none if the file does not exist."""
-    content = json.loads(path.read_text()) if path.is_file() else {}
-    return [Row(**row) for row in content.get(setting, [])]
-
-
-def keep(path: Path, setting: str, rows: list[Row]) -> None:
-    """Replace the rows of a setting in a file."""
-    content = json.loads(path.read_text()) if path.is_file() else {}
-    write_json(path, {**content, setting: [vars(row) for row in rows]})
-
-
 def main() -> None:
     """Measure the requested parts and print the table."""
     parser = argparse.ArgumentParser(
@@ -128,11 +116,13 @@ def main() -> None:
             9: lambda: predicting(given.data, Path(scratch), 500 if given.quick else 5000),
         }
         place, described = given.out / "rows.json", machine(setting)
+        measured = json.loads(place.read_text()) if place.is_file() else {}
+        rows = [Row(**row) for row in measured.get(described, [])]
         for part in given.parts:
-            rows = [row for row in kept(place, described) if row.part != part] + parts[part]()
-            keep(place, described, rows)
+            rows = [row for row in rows if row.part != part] + parts[part]()
+            write_json(place, {**measured, described: [vars(row) for row in rows]})
             print(f"part {part} measured", file=sys.stderr)
-    text = f"{table(kept(place, described))}\n\n{described}"
+    text = f"{table(rows)}\n\n{described}"
     print(text)
     (given.out / "table.md").write_text(text + "\n")
 
