@@ -19,8 +19,9 @@ $(READY): pyproject.toml constraints.txt
 train: $(READY) ## train on the demo data and print the results; ARGS="+category=tile seed=1" adds settings
 	$(BIN)/python -m gaussad_pl.train data=demo $(ARGS)
 
+# a process per core with one thread each: most tests are too small for two threads
 test: $(READY) ## run the tests; the notebooks have a target of their own
-	$(BIN)/python -m pytest --ignore tests/test_notebooks.py $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal --ignore tests/test_notebooks.py $(ARGS)
 
 test-fast: $(READY) ## run the fast tests, in under a minute
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)

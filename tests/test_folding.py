@@ -39,6 +39,12 @@ def test_folding_keeps_the_features_and_leaves_no_normalisation(name: str) -> No
             torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-4 * scale)
 
 
+def test_folding_succeeds_inside_of_mixed_precision() -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        twin = folded(backbone("test_efficientnet.r160_in1k"))
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in twin.modules())
+
+
 def test_a_backbone_without_batch_normalisation_stays_as_it_is() -> None:
     model = backbone("test_convnext.r160_in1k")
     with torch.no_grad():

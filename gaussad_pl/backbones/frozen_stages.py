@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Hashable, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,6 @@ class FrozenStages:
     def __init__(self, backbone: Backbone) -> None:
         self.backbone = backbone
         self.cut, self.rest = 0, backbone
-        self._front = backbone
         self._cache: dict[Hashable, tuple[Tensor, list[Tensor]]] = {}
         self._free = LIMIT
         probe = torch.zeros(1, 3, backbone.image_size, backbone.image_size, device=backbone.scale.device)
@@ -38,10 +38,13 @@ class FrozenStages:
                 rest = _without(backbone, [module for module, _ in before])
                 if before and _reproduces(rest, maps, cut):
                     self.cut, self.rest = cut, rest
-                    front = copy.copy(backbone)
-                    front.indices = backbone.indices[:cut]
-                    self._front = folded(front)
                     return
+
+    @cached_property
+    def _front(self) -> Backbone:
+        front = copy.copy(self.backbone)
+        front.indices = self.backbone.indices[: self.cut]
+        return folded(front)
 
     def before(self, images: Tensor) -> list[Tensor]:
         """Return the maps before the cut of ``images`` ``(N, 3, H, W)``, uint8, as ``(N, tiles, C, h, w)``.
