@@ -39,7 +39,7 @@ git() {
 make() {
     case "$1" in
     train) command make train ARGS="$QUICK" ;;
-    test) PYTEST_ADDOPTS="-k test_readme_stays_short" command make test ;;
+    test) command make test ARGS="tests/test_readme.py -k test_readme_stays_short" ;;
     *) command make "$@" ;;
     esac
 }
