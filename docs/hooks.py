@@ -1,4 +1,4 @@
-"""Pages that `make docs` makes from the code: the reference of the settings, and the notebooks."""
+"""What `make docs` adds to the pages: the reference of the settings, the notebooks, and a picture of a table."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hydra import compose, initialize_config_dir
 from hydra.utils import get_object
 from omegaconf import OmegaConf
+from pictures import verdicts
 from pydantic import BaseModel, ValidationError
 
 from gaussad_pl.augment import VICINAL
@@ -43,10 +44,11 @@ OTHER_DATA = ("visa", "folder", "demo")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the generated pages to the site; mkdocs calls this."""
+    """Add the generated pages and the picture to the site; mkdocs calls this."""
     from mkdocs.structure.files import File
 
     files.append(File.generated(config, "configuration.md", content=configuration()))
+    files.append(File.generated(config, "verdicts.svg", content=verdicts()))
     for path in sorted(NOTEBOOKS.glob("*.ipynb")):
         files.append(File.generated(config, f"notebooks/{path.stem}.md", content=notebook(path)))
     return files

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,13 +29,11 @@ EXTENDING = (ROOT / "docs" / "pages" / "extending.md").read_text(encoding="utf-8
 
 
 @pytest.fixture(scope="module")
-def hooks() -> ModuleType:
+def hooks() -> Iterator[ModuleType]:
     """The hooks of mkdocs, which need not be installed."""
-    spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs" / "hooks.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.syspath_prepend(ROOT / "docs")  # as mkdocs does
+        yield importlib.import_module("hooks")
 
 
 @pytest.fixture(scope="module")
@@ -128,3 +127,21 @@ def test_the_citation_names_this_version_and_both_papers() -> None:
         number = reference["identifiers"][0]["value"]
         assert re.fullmatch(r"arXiv:\d{4}\.\d{5}", number) and number in page
         assert all(author["family-names"] in page for author in reference["authors"])
+
+
+def test_the_picture_of_small_sets_shows_the_numbers_of_their_table(hooks: ModuleType) -> None:
+    pictures = importlib.import_module("pictures")
+    found = pictures.curves(
+        "| | good images | | AUROC | 5 % | 10 % | draws |\n|---|---:|---|---:|---:|---:|---:|\n"
+        "| tile | 20 | default | 90.0 ± 1.0 | - | 8.5 ± 1.5 / 62.0 ± 3.5 | 2 |\n"
+        "|  |  | PaDiM | 80.0 | - | - | 1 |\n"
+        "|  | 40 | PaDiM | 81.0 | 4.0 / 30.0 | 9.0 / 50.5 | 1 |\n"
+    )
+    assert found == {
+        ("tile", "default"): {20: {"lost": (8.5, 1.5), "found": (62.0, 3.5)}},
+        ("tile", "PaDiM"): {40: {"lost": (9.0, 0.0), "found": (50.5, 0.0)}},
+    }
+    texts = set(re.findall(r">([^<>]+)</text>", pictures.drawn(found)))
+    assert {"tile", "default", "PaDiM", "target", "20", "40"} <= texts
+    for name in ("cell", "cookie", "screw", "tile", "PatchCore"):
+        assert f">{name}</text>" in hooks.verdicts()
