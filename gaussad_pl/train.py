@@ -62,6 +62,7 @@ from torch.backends import mps
 
 from gaussad_pl.calibration.conformal import Calibration
 from gaussad_pl.calibration.cross_conformal import calibrate
+from gaussad_pl.calibration.far_out import far_out
 from gaussad_pl.cli.hydra_command import entry_point
 from gaussad_pl.cli.settings import check_settings
 from gaussad_pl.data.base import ImageDataModule
@@ -183,6 +184,9 @@ def conduct(
     origin = provenance(settings, data, module.model)
     detector = Detector.of(module.model, calibration, origin, data.frame.fit)
     results |= decisions(calibration, outcome.final, detector.limit, tested=bool(data.samples.test))
+    results["calibration"]["far_out"] = [
+        {"path": str(data.samples.train[i].path), "score": score} for i, score in far_out(calibration)
+    ]
     results |= origin | {"cost": cost(fit_seconds, time.perf_counter() - start)}
     scale = pictures.heat_scale(outcome.final, detector.median, detector.limit)
     drawn = draw(outcome, data, scale, calibration)

@@ -13,6 +13,7 @@ Sesia, "Testing for outliers with conformal p-values", Annals of Statistics 2023
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -105,16 +106,25 @@ class Calibration:
         distances: Mahalanobis distance of each level, ``(n, levels)`` float32.
         scheme: which images these are, and what else they were used for.
         different: number of visually distinct images; less than n if a part was photographed several times.
+        images: positions of the images among the good ones of the training data; empty where they are not known.
     """
 
     scores: Tensor
     distances: Tensor
     scheme: str
     different: int
+    images: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, scores: Tensor, distances: Tensor, scheme: str, different: int | None = None) -> Calibration:
-        """Create a calibration from scores ``(n,)`` and distances ``(n, levels)`` in any order.
+    def of(
+        cls,
+        scores: Tensor,
+        distances: Tensor,
+        scheme: str,
+        different: int | None = None,
+        images: Sequence[int] = (),
+    ) -> Calibration:
+        """Create a calibration from scores ``(n,)`` and distances ``(n, levels)`` in any order, that of ``images``.
 
         Raises:
             UserError: a score or distance is not finite.
@@ -124,7 +134,8 @@ class Calibration:
         require_finite(distances, names, "distance to a Gaussian")
         order = scores.argsort()
         different = len(scores) if different is None else different
-        return cls(scores[order].double().cpu(), distances[order].float().cpu(), scheme, different)
+        images = tuple(images[i] for i in order.tolist()) if images else ()
+        return cls(scores[order].double().cpu(), distances[order].float().cpu(), scheme, different, images)
 
     def first_levels(self, count: int) -> Calibration:
         """Return a copy that keeps the distances of the first ``count`` levels only."""

@@ -64,7 +64,7 @@ def held_out(model: GaussianModel, data: ImageDataModule) -> Calibration:
         f"{len(detection.scores)} held-out images: in no Gaussian and no training step, but used to choose the epoch, "
         "the levels and the map, so the false-alarm rate may be slightly above its target"
     )
-    return Calibration.of(detection.scores, detection.distances, scheme)
+    return Calibration.of(detection.scores, detection.distances, scheme, images=images)
 
 
 @torch.no_grad()
@@ -127,7 +127,8 @@ def cross_conformal(
             scores = _with_maps(model, scores, estimate, score)
         detections.append(Detection(distances, scores, None).cpu())
     detection = Detection.join(detections)
-    different = len(set(groups[[i for fold in scored for i in fold]].tolist()))
+    order = [i for fold in scored for i in fold]
+    different = len(set(groups[order].tolist()))
     which, caveat = "training", "levels, map and units were chosen on other images"
     if every_image:
         which, caveat = "good", "levels and units were chosen on some of them"
@@ -138,7 +139,7 @@ def cross_conformal(
         f"cross-conformal: {len(detection.scores)} {which} images ({different} distinct), each scored by Gaussians "
         f"estimated without its fold, one of {count}; {caveat}"
     )
-    return Calibration.of(detection.scores, detection.distances, scheme, different)
+    return Calibration.of(detection.scores, detection.distances, scheme, different, [images[i] for i in order])
 
 
 def _moments(model: GaussianModel, data: ImageDataModule, images: list[int], pooled: list[Tensor]) -> list[Moments]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from gaussad_pl.calibration.operating_points import FEWEST, operating_points
 from gaussad_pl.calibration.threshold import default_line, default_rate, images_needed
 from gaussad_pl.model.detection import RARE
 from gaussad_pl.results.evaluation import Evaluation
+
+NAMED = 5  # most images that the summary names
 
 
 def decisions(calibration: Calibration, evaluation: Evaluation, limit: float, tested: bool = True) -> dict[str, Any]:
@@ -120,6 +123,13 @@ def notes(results: Mapping[str, Any]) -> list[str]:
     if calibration["test_good_moved_away"]:
         moved = ", ".join(calibration["test_good_moved_away"])
         lines.append(f"WARNING: the good test images do not look like the calibration images: {moved} moved away")
+    if odd := calibration.get("far_out"):
+        names = ", ".join(f"{Path(each['path']).name} ({each['score']:.4g})" for each in odd[:NAMED])
+        more = f" and {len(odd) - NAMED} more (see metrics.json)" if len(odd) > NAMED else ""
+        lines.append(
+            f"look at these good images, whose scores are far above all others: {names}{more}. They raise the thresholds; "
+            "if they show bad parts, remove them and train again"
+        )
     for rule, text in (("gamma", "without a guarantee, from a fitted tail"), ("none", "every image is undecided")):
         for fpr in (fpr for fpr, point in points.items() if point["rule"] == rule):
             needed = images_needed(float(fpr))
