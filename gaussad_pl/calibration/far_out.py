@@ -13,8 +13,8 @@ FEWEST = 10  # scores whose quartiles mean something
 def outer_fence(scores: Tensor) -> float:
     """Return the third quartile of ``scores`` ``(N,)`` plus three interquartile ranges.
 
-    Scores beyond it are "far out" (Tukey, "Exploratory Data Analysis", 1977, section 2D). Of a normal distribution, that
-    is one in 850 000; of an exponential one, one in 108.
+    Scores beyond it are "far out" (Tukey, "Exploratory Data Analysis", 1977, section 2D). Of a normal distribution,
+    that is one in 850 000; of an exponential one, one in 108.
     """
     first, third = torch.quantile(scores, scores.new_tensor([0.25, 0.75])).tolist()
     return float(third + 3 * (third - first))

@@ -127,8 +127,8 @@ def notes(results: Mapping[str, Any]) -> list[str]:
         names = ", ".join(f"{Path(each['path']).name} ({each['score']:.4g})" for each in odd[:NAMED])
         more = f" and {len(odd) - NAMED} more (see metrics.json)" if len(odd) > NAMED else ""
         lines.append(
-            f"look at these good images, whose scores are far above all others: {names}{more}. They raise the thresholds; "
-            "if they show bad parts, remove them and train again"
+            f"look at these good images, whose scores are far above all others: {names}{more}. They raise the "
+            "thresholds; if they show bad parts, remove them and train again"
         )
     for rule, text in (("gamma", "without a guarantee, from a fitted tail"), ("none", "every image is undecided")):
         for fpr in (fpr for fpr, point in points.items() if point["rule"] == rule):
