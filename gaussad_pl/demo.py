@@ -4,8 +4,8 @@ python -m gaussad_pl.demo ckpt=<folder of runs, detector.safetensors or .onnx>
 
   ckpt    folder of a run, its detector.safetensors, or a file written by gaussad_pl.export; a folder of runs or a
           pattern like 'runs/parts/*' stands for the run in it that finished last
-  fpr     initial target false-alarm rate; auto: the smallest of 0.01, 0.05, 0.1 and 0.2 for which 199, 39, 19 and
-          9 calibration images are there                                      (auto)
+  fpr     initial target false-alarm rate; auto: the smallest from 0.01 to 0.2 that the number of calibration
+          images supports                                                     (auto)
   host    127.0.0.1: this machine only; 0.0.0.0: all addresses, no access control  (127.0.0.1)
   port    0: any free port                                                    (7860)
 

@@ -6,8 +6,8 @@ python -m gaussad_pl.predict ckpt=<folder of runs, or a file of a detector> sour
               pattern like 'runs/parts/*' stands for the run in it that finished last
   source      an image, a folder (with subfolders), a pattern like 'parts/*.png', or a .txt with one path per line
   out         folder for predictions.jsonl and predictions.csv                (predictions)
-  fpr         target false-alarm rate: share of good parts that may be called bad; auto: the smallest of 0.01, 0.05,
-              0.1 and 0.2 for which 199, 39, 19 and 9 calibration images are there  (auto)
+  fpr         target false-alarm rate: share of good parts that may be called bad; auto: the smallest from 0.01 to
+              0.2 that the number of calibration images supports                  (auto)
   overlays    true: save each image with its anomaly map in out/overlays      (false)
   overwrite   true: replace existing predictions                              (false)
   resume      true: continue an interrupted prediction after its last row     (false)

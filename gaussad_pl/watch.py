@@ -7,8 +7,8 @@ python -m gaussad_pl.watch ckpt=<folder of runs, or a file of a detector> folder
   folder      folder to watch, with its subfolders; the images that are in it already are judged first
   out         folder for predictions.jsonl and predictions.csv                (watched)
   into        folder to move each judged image to, below good, bad or undecided; it may be the watched one   (stays)
-  fpr         target false-alarm rate: share of good parts that may be called bad; auto: the smallest of 0.01, 0.05,
-              0.1 and 0.2 for which 199, 39, 19 and 9 calibration images are there  (auto)
+  fpr         target false-alarm rate: share of good parts that may be called bad; auto: the smallest from 0.01 to
+              0.2 that the number of calibration images supports                  (auto)
   settle      seconds that a file must be unchanged before it is read; ten times as long if it cannot be read   (1)
   overwrite   true: forget what was judged before, and judge all images again (false)
   batch_size  images scored at once                                           (32)
