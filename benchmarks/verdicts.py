@@ -7,6 +7,9 @@ on each, and calibrates the frozen and the fine-tuned state. The test set (at mo
 anew each time), which takes no part in any choice, then shows how many good parts are lost and how many bad ones are
 found at each target. Each job writes one JSON file; jobs whose file exists are skipped. With `--peers-python`, the
 environment of `benchmarks.peers`, PatchCore and PaDiM run on the same images and are calibrated by the same rule.
+
+The good test images of a dataset may differ from its training images, and then no calibration can keep its promise.
+With `--same-source`, training images that were not drawn take their place: what is lost of these tests the calibration.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import json
 import logging
 import tempfile
 import warnings
+from collections.abc import Iterable
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -40,22 +44,28 @@ TESTED = 100
 PEERS = ("patchcore", "padim")
 
 
-def subset(source: Path, size: int, draw: int, place: Path) -> Path:
+def subset(source: Path, size: int, draw: int, same_source: bool, place: Path) -> Path:
     """Link ``size`` random good training images and at most `TESTED` good and bad test images each into ``place``.
 
-    Masks are left out: no verdict needs them.
+    With ``same_source``, the good test images are training images that were not drawn. Masks are left out: no verdict
+    needs them.
     """
     rng = np.random.default_rng([draw, size])
-    test = sorted((source / "test").glob("*/*"))
-    for files, count in (
-        (sorted((source / "train" / "good").iterdir()), size),
-        ([file for file in test if file.parent.name == "good"], TESTED),
-        ([file for file in test if file.parent.name != "good"], TESTED),
-    ):
-        for index in rng.permutation(len(files))[:count].tolist():
-            link = place / files[index].relative_to(source.parent)
+
+    def shuffled(files: Iterable[Path]) -> list[Path]:
+        ordered = sorted(files)
+        return [ordered[index] for index in rng.permutation(len(ordered)).tolist()]
+
+    good = shuffled((source / "train" / "good").iterdir())
+    tested = shuffled((source / "test" / "good").iterdir())
+    bad = shuffled(file for file in (source / "test").glob("*/*") if file.parent.name != "good")
+    if same_source:
+        tested = good[size:]
+    for files, folder in ((good[:size], "train"), (tested[:TESTED], "test"), (bad[:TESTED], "test")):
+        for file in files:
+            link = place / source.name / folder / file.parent.name / file.name
             link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(files[index])
+            link.symlink_to(file)
     return place / source.name
 
 
@@ -65,10 +75,10 @@ def verdicts(calibration: Calibration, scores: Tensor, labels: Tensor) -> dict[s
     return {"calibration": len(calibration), **{str(rate): share for rate, share in found.items()}}
 
 
-def run_job(source: Path, size: int, draw: int, overrides: list[str]) -> dict[str, Any]:
+def run_job(source: Path, size: int, draw: int, same_source: bool, overrides: list[str]) -> dict[str, Any]:
     """Train on one subset, and judge the test set by the frozen and the fine-tuned state."""
     with tempfile.TemporaryDirectory() as place:
-        config = compose_job(subset(source, size, draw, Path(place)), draw, overrides)
+        config = compose_job(subset(source, size, draw, same_source, Path(place)), draw, overrides)
         data, module = build(config)
         forgetting = instantiate(config.callbacks.forgetting)
         trainer = quiet_trainer(config, [instantiate(config.callbacks.averaging), forgetting])
@@ -97,11 +107,11 @@ def calibrated(module: Any, data: Any, tuned: bool, outcome: Outcome) -> dict[st
     return {"auroc": found.metrics()["image_auroc"], **verdicts(calibration, found.scores, found.labels)}
 
 
-def run_peers(python: Path, source: Path, size: int, draw: int) -> dict[str, Any]:
+def run_peers(python: Path, source: Path, size: int, draw: int, same_source: bool) -> dict[str, Any]:
     """Train every peer on one subset, and judge the test set by it; the record is like that of `run_job`."""
     states = {}
     with tempfile.TemporaryDirectory() as place:
-        folder = subset(source, size, draw, Path(place))
+        folder = subset(source, size, draw, same_source, Path(place))
         for method in PEERS:
             record = run_peer(python, folder, method, draw)
             states[method] = {"auroc": record["image_auroc"], **verdicts(*recorded(record))}
@@ -139,6 +149,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[20, 40, 80, 160], help="good images in a subset")
     parser.add_argument("--draws", type=int, default=20, help="subsets of each size")
     parser.add_argument("--peers-python", type=Path, help="interpreter of the environment of benchmarks.peers")
+    parser.add_argument("--same-source", action="store_true", help="good test images are undrawn training images")
     parser.add_argument("--finished", action="store_true", help="run nothing: print the table of what is finished")
     parser.add_argument("--out", type=Path, default=Path("runs/verdicts"), help="folder for results")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides for every job")
@@ -153,12 +164,12 @@ def main() -> None:
     records = []
     # draws come first, so that an interrupted benchmark is still balanced
     for draw, size, source, kind in product(range(given.draws), given.sizes, sources, kinds):
-        path = given.out / f"{source.name}-{size}{kind}-draw{draw}.json"
-        if len(list((source / "train" / "good").iterdir())) < size or (given.finished and not path.is_file()):
+        path = given.out / f"{source.name}-{size}{kind}{'-same' * given.same_source}-draw{draw}.json"
+        if len(list((source / "train" / "good").iterdir())) < size + given.same_source or (given.finished and not path.is_file()):
             continue
         if not path.is_file():
             print(path.stem, flush=True)
-            write_json(path, kinds[kind](source, size, draw))
+            write_json(path, kinds[kind](source, size, draw, given.same_source))
         records.append(json.loads(path.read_text()))
     print(table(records))
 

@@ -49,12 +49,23 @@ def test_a_subset_has_the_images_that_were_asked_for(tmp_path: Path, monkeypatch
         (tmp_path / "parts" / folder).mkdir(parents=True)
         for number in range(count):
             (tmp_path / "parts" / folder / f"{number}.png").touch()
-    drawn = [verdicts.subset(tmp_path / "parts", 4, draw, tmp_path / str(draw)) for draw in (0, 1)]
+    drawn = [verdicts.subset(tmp_path / "parts", 4, draw, False, tmp_path / str(draw)) for draw in (0, 1)]
     for found in drawn:
         names = [file.parent.relative_to(found).as_posix() for file in found.rglob("*.png")]
         assert names.count("train/good") == 4 and names.count("test/good") == 3 and len(names) == 10
     chosen = [{file.name for file in (found / "train" / "good").iterdir()} for found in drawn]
     assert chosen[0] != chosen[1]
+
+
+def test_good_test_images_of_the_same_source_are_undrawn_training_images(tmp_path: Path) -> None:
+    for folder in ("train/good", "test/good", "test/dent"):
+        (tmp_path / "parts" / folder).mkdir(parents=True)
+        for number in range(9):
+            (tmp_path / "parts" / folder / f"{number}.png").touch()
+    found = verdicts.subset(tmp_path / "parts", 4, 0, True, tmp_path / "drawn")
+    train, test = ([file.resolve() for file in (found / side / "good").iterdir()] for side in ("train", "test"))
+    assert len(train) == 4 and sorted(train + test) == sorted((tmp_path / "parts" / "train" / "good").iterdir())
+    assert len(list((found / "test" / "dent").iterdir())) == 9
 
 
 def test_verdicts_count_good_parts_lost_and_bad_parts_found_where_a_threshold_is_possible() -> None:
@@ -73,7 +84,7 @@ def test_verdicts_of_small_sets_stand_beside_those_of_the_peers_and_are_measured
     def state(auroc: float, found: float | None) -> dict[str, Any]:
         return {"auroc": auroc, **{str(rate): {"lost": found and 0.0, "found": found} for rate in verdicts.RATES}}
 
-    def run_job(source: Path, size: int, draw: int, overrides: list[str]) -> dict[str, Any]:
+    def run_job(source: Path, size: int, draw: int, same_source: bool, overrides: list[str]) -> dict[str, Any]:
         tuned = {} if draw else {"fine-tuned": state(0.9, 0.6)}  # not accepted in the second draw
         return {"dataset": source.name, "size": size, "states": {"frozen": state(0.8, 0.4), **tuned}}
 
