@@ -165,7 +165,8 @@ def main() -> None:
     # draws come first, so that an interrupted benchmark is still balanced
     for draw, size, source, kind in product(range(given.draws), given.sizes, sources, kinds):
         path = given.out / f"{source.name}-{size}{kind}{'-same' * given.same_source}-draw{draw}.json"
-        if len(list((source / "train" / "good").iterdir())) < size + given.same_source or (given.finished and not path.is_file()):
+        needed = size + given.same_source
+        if len(list((source / "train" / "good").iterdir())) < needed or (given.finished and not path.is_file()):
             continue
         if not path.is_file():
             print(path.stem, flush=True)
