@@ -49,12 +49,13 @@ def _point(cell: str) -> Point:
 def drawn(found: Curves) -> str:
     """Return the curves as SVG: a column per dataset, above the bad parts found, below the good ones lost."""
     datasets, detectors = (list(dict.fromkeys(key[i] for key in found)) for i in (0, 1))
+    sizes = sorted({size for points in found.values() for size in points})
     with mpl.rc_context({**STYLE, "svg.hashsalt": "verdicts"}):
         figure = Figure((8.4, 4.6), layout="constrained")
         grid = figure.subplots(2, len(datasets), sharex=True, sharey="row", squeeze=False)
         for column, dataset in enumerate(datasets):
             for axes, kind in zip(grid[:, column], ("found", "lost"), strict=True):
-                for number, (detector, colour, marker) in enumerate(zip(detectors, RUNS, "osD^", strict=False)):
+                for number, (detector, colour, marker) in enumerate(zip(detectors, RUNS, "osD^vP*X", strict=False)):
                     of = found.get((dataset, detector), {})
                     means, errors = ([of[size][kind][i] for size in of] for i in (0, 1))
                     places = [size * (1 + 0.04 * number) for size in of]  # side by side
@@ -65,8 +66,7 @@ def drawn(found: Curves) -> str:
             target = float(TARGET.split()[0])
             grid[1, column].axhline(target, color=INK, linestyle="--", linewidth=0.8, label="target")
             grid[1, column].set_xlabel("good images")
-            sizes = sorted({size for (of, _), points in found.items() if of == dataset for size in points})
-            grid[1, column].set_xticks(sizes, map(str, sizes), minor=False)
+            grid[1, column].set_xticks(sizes, map(str, sizes))
             grid[1, column].minorticks_off()
         grid[0, 0].set(ylabel="bad parts found, %", ylim=(0, 102))
         grid[1, 0].set(ylabel="good parts lost, %", ylim=(0, None))
