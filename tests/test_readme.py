@@ -39,7 +39,7 @@ git() {
 make() {
     case "$1" in
     train) command make train ARGS="$QUICK" ;;
-    test) command make test ARGS="tests/test_readme.py -k test_readme_stays_short" ;;
+    test) command make test ARGS="tests/test_documentation.py -k test_readme_stays_short" ;;
     *) command make "$@" ;;
     esac
 }
