@@ -59,7 +59,7 @@ def subset(source: Path, size: int, draw: int, same_source: bool, place: Path) -
     good = shuffled((source / "train" / "good").iterdir())
     tested = shuffled((source / "test" / "good").iterdir())
     bad = shuffled(file for file in (source / "test").glob("*/*") if file.parent.name != "good")
-    if same_source:
+    if same_source:  # after all draws: the bad images stay the same
         tested = good[size:]
     for files, folder in ((good[:size], "train"), (tested[:TESTED], "test"), (bad[:TESTED], "test")):
         for file in files:

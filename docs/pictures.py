@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 from pathlib import Path
 
 import matplotlib as mpl
@@ -42,7 +41,7 @@ def curves(table: str) -> Curves:
 
 
 def _point(cell: str) -> Point:
-    mean, _, error = re.sub(r"\s", "", cell).partition("±")
+    mean, _, error = cell.partition("±")
     return float(mean), float(error or 0)
 
 

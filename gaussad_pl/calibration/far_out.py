@@ -25,8 +25,8 @@ def far_out(calibration: Calibration) -> list[tuple[int, float]]:
 
     Each score is from Gaussians that have not seen its image, so that a bad part cannot make itself normal.
     """
-    if len(calibration) < FEWEST:
+    if len(calibration.images) < FEWEST:
         return []
     fence = outer_fence(calibration.scores)
-    known = zip(calibration.images, calibration.scores.tolist(), strict=True) if calibration.images else ()
-    return sorted(((image, score) for image, score in known if score > fence), key=lambda each: -each[1])
+    ascending = list(zip(calibration.images, calibration.scores.tolist(), strict=True))
+    return [(image, score) for image, score in reversed(ascending) if score > fence]
