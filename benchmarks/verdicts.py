@@ -19,7 +19,7 @@ import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -75,29 +75,20 @@ def verdicts(calibration: Calibration, scores: Tensor, labels: Tensor) -> dict[s
     return {"calibration": len(calibration), **{str(rate): share for rate, share in found.items()}}
 
 
-def run_job(source: Path, size: int, draw: int, same_source: bool, overrides: list[str]) -> dict[str, Any]:
+def run_job(folder: Path, draw: int, overrides: list[str]) -> dict[str, Any]:
     """Train on one subset, and judge the test set by the frozen and the fine-tuned state."""
-    with tempfile.TemporaryDirectory() as place:
-        config = compose_job(subset(source, size, draw, same_source, Path(place)), draw, overrides)
-        data, module = build(config)
-        forgetting = instantiate(config.callbacks.forgetting)
-        trainer = quiet_trainer(config, [instantiate(config.callbacks.averaging), forgetting])
-        every = data.every_image
-        outcome = Outcome()
-        states: dict[str, Any] = {}
-        frozen_state(trainer, module, data, forgetting, every, outcome)
-        states["frozen"] = calibrated(module, data, False, outcome)
-        tuned_state(trainer, module, data, forgetting, every, Path(place), outcome)
-        if outcome.fine_tuned:
-            states["fine-tuned"] = calibrated(module, data, True, outcome)
-    return {
-        "dataset": source.name,
-        "size": size,
-        "draw": draw,
-        "orientations": data.orientations,
-        "used": outcome.fine_tuned,
-        "states": states,
-    }
+    config = compose_job(folder, draw, overrides)
+    data, module = build(config)
+    forgetting = instantiate(config.callbacks.forgetting)
+    trainer = quiet_trainer(config, [instantiate(config.callbacks.averaging), forgetting])
+    every = data.every_image
+    outcome = Outcome()
+    frozen_state(trainer, module, data, forgetting, every, outcome)
+    states = {"frozen": calibrated(module, data, False, outcome)}
+    tuned_state(trainer, module, data, forgetting, every, folder.parent, outcome)
+    if outcome.fine_tuned:
+        states["fine-tuned"] = calibrated(module, data, True, outcome)
+    return {"orientations": data.orientations, "used": outcome.fine_tuned, "states": states}
 
 
 def calibrated(module: Any, data: Any, tuned: bool, outcome: Outcome) -> dict[str, Any]:
@@ -107,15 +98,13 @@ def calibrated(module: Any, data: Any, tuned: bool, outcome: Outcome) -> dict[st
     return {"auroc": found.metrics()["image_auroc"], **verdicts(calibration, found.scores, found.labels)}
 
 
-def run_peers(python: Path, source: Path, size: int, draw: int, same_source: bool) -> dict[str, Any]:
+def run_peers(python: Path, folder: Path, draw: int) -> dict[str, Any]:
     """Train every peer on one subset, and judge the test set by it; the record is like that of `run_job`."""
     states = {}
-    with tempfile.TemporaryDirectory() as place:
-        folder = subset(source, size, draw, same_source, Path(place))
-        for method in PEERS:
-            record = run_peer(python, folder, method, draw)
-            states[method] = {"auroc": record["image_auroc"], **verdicts(*recorded(record))}
-    return {"dataset": source.name, "size": size, "draw": draw, "states": states}
+    for method in PEERS:
+        record = run_peer(python, folder, method, draw)
+        states[method] = {"auroc": record["image_auroc"], **verdicts(*recorded(record))}
+    return {"states": states}
 
 
 def table(records: list[dict[str, Any]]) -> str:
@@ -142,6 +131,22 @@ def table(records: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def gain(records: list[dict[str, Any]]) -> str:
+    """Return what accepted fine-tuning changes at each target, in points: mean ± SEM over the pairs of states."""
+    ours = [record["states"] for record in records if "frozen" in record["states"]]
+    pairs = [(states["fine-tuned"], states["frozen"]) for states in ours if "fine-tuned" in states]
+    lines = [f"Fine-tuning, accepted in {len(pairs)} of {len(ours)} runs, changes good parts lost / bad parts found:"]
+    for rate in map(str, RATES):
+        changes = [
+            {name: tuned[rate][name] - frozen[rate][name] for name in ("lost", "found")}
+            for tuned, frozen in pairs
+            if tuned[rate]["found"] is not None and frozen[rate]["found"] is not None
+        ]
+        if changes:
+            lines.append(f"{100 * float(rate):.0f} %: {verdict_cell(changes)} points ({len(changes)} pairs)")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Run all jobs that have no result yet, and print the table of all results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -158,8 +163,9 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     keep_freed_memory()
     given.out.mkdir(parents=True, exist_ok=True)
-    ours, peers = partial(run_job, overrides=given.set), partial(run_peers, given.peers_python)
-    kinds = {"": ours} | ({"-peers": peers} if given.peers_python else {})
+    kinds: dict[str, Callable[[Path, int], dict[str, Any]]] = {"": partial(run_job, overrides=given.set)}
+    if given.peers_python:
+        kinds["-peers"] = partial(run_peers, given.peers_python)
     sources = [path.resolve() for path in given.data]
     records = []
     # draws come first, so that an interrupted benchmark is still balanced
@@ -170,9 +176,11 @@ def main() -> None:
             continue
         if not path.is_file():
             print(path.stem, flush=True)
-            write_json(path, kinds[kind](source, size, draw, given.same_source))
+            with tempfile.TemporaryDirectory() as place:
+                found = kinds[kind](subset(source, size, draw, given.same_source, Path(place)), draw)
+            write_json(path, {"dataset": source.name, "size": size, "draw": draw, **found})
         records.append(json.loads(path.read_text()))
-    print(table(records))
+    print(table(records), gain(records), sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -84,9 +84,9 @@ def test_verdicts_of_small_sets_stand_beside_those_of_the_peers_and_are_measured
     def state(auroc: float, found: float | None) -> dict[str, Any]:
         return {"auroc": auroc, **{str(rate): {"lost": found and 0.0, "found": found} for rate in verdicts.RATES}}
 
-    def run_job(source: Path, size: int, draw: int, same_source: bool, overrides: list[str]) -> dict[str, Any]:
+    def run_job(folder: Path, draw: int, overrides: list[str]) -> dict[str, Any]:
         tuned = {} if draw else {"fine-tuned": state(0.9, 0.6)}  # not accepted in the second draw
-        return {"dataset": source.name, "size": size, "states": {"frozen": state(0.8, 0.4), **tuned}}
+        return {"states": {"frozen": state(0.8, 0.4), **tuned}}
 
     def run_peer(python: Path, folder: Path, method: str, seed: int) -> dict[str, Any]:
         assert len(list((folder / "train" / "good").iterdir())) == 8
@@ -98,11 +98,14 @@ def test_verdicts_of_small_sets_stand_beside_those_of_the_peers_and_are_measured
     where = ["verdicts", "--data", str(parts / "screw"), "--sizes", "8", "99", "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", [*where, "--draws", "2", "--peers-python", "python"])
     verdicts.main()
-    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][1:]
+    printed = capsys.readouterr().out.splitlines()
+    rows = [line for line in printed if line.startswith("| ")][1:]
     half = " | ".join(["0.0 ± 0.0 / 50.0 ± 10.0"] * 3)
     assert rows[0] == f"| screw | 8 | default | 85.0 ± 5.0 | {half} | 2 |"
     assert rows[1].startswith("|  |  | frozen | 80.0 ± 0.0 |")
     assert rows[2:] == [f"|  |  | {name} | 70.0 ± 0.0 | - | - | - | 2 |" for name in ("PatchCore", "PaDiM")]
+    assert printed[-4] == "Fine-tuning, accepted in 1 of 2 runs, changes good parts lost / bad parts found:"
+    assert printed[-3] == "5 %: 0.0 / 20.0 points (1 pairs)"
     monkeypatch.setattr(verdicts, "run_job", pytest.fail)  # no job runs again
     (tmp_path / "screw-8-draw1.json").unlink()
     monkeypatch.setattr(sys, "argv", [*where, "--finished"])
