@@ -154,6 +154,15 @@ def test_partner_is_another_image() -> None:
         assert (copies != constants).flatten(1).any(dim=1).all()
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_the_partner_of_an_image_that_is_copied_several_times_is_another_image(count: int) -> None:
+    images = make_batch(count)
+    copies, masks = vicinal_copies(images, "cutmix", 1.0, seed=0, repeats=10)
+    assert (copies != images.repeat(10, 1, 1, 1)).flatten(1).any(dim=1).all()
+    assert len(masks) == 10 * count and len(torch.unique(copies, dim=0)) == len(copies)  # no copy twice
+    assert torch.equal(copies[:count], vicinal_copies(images, "cutmix", 1.0, seed=0)[0])
+
+
 def test_a_severity_is_drawn_per_copy() -> None:
     rng = np.random.default_rng(0)
     severities = np.array([draw_severity(0.3, rng) for _ in range(2000)])

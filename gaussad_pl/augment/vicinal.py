@@ -46,12 +46,12 @@ def register(function: VicinalFunction) -> VicinalFunction:
 
 
 def vicinal_copies(
-    images: Tensor, name: str, strength: float, seed: int, roi: Mask | None = None
+    images: Tensor, name: str, strength: float, seed: int, roi: Mask | None = None, repeats: int = 1
 ) -> tuple[Tensor, Tensor]:
-    """Return one augmented copy of every image, reproducible from the seed alone.
+    """Return augmented copies of every image, reproducible from the seed alone.
 
-    The random numbers of an image depend only on ``(seed, name, index)``. They determine the severity of its copy
-    (`damaged_copy`) and its partner among the other images; a single image is paired with its own mirror image.
+    The random numbers of a copy depend only on ``(seed, name, index)``. They determine its severity (`damaged_copy`)
+    and its partner among the other images; a single image is paired with its own mirror image.
 
     Args:
         images: good images, uint8 (N, 3, H, W).
@@ -59,9 +59,10 @@ def vicinal_copies(
         strength: mean severity of the copies, in (0, 1].
         seed: non-negative.
         roi: region of interest, ``(H, W)``, outside of which copies are unchanged.
+        repeats: R, copies of each image: all images once, then all of them again.
 
     Returns:
-        The copies, uint8 (N, 3, H, W), and the regions that were changed, bool (N, H, W).
+        The copies, uint8 (R N, 3, H, W), and the regions that were changed, bool (R N, H, W).
     """
     if name not in VICINAL:
         raise UserError(f"unknown augmentation '{name}': expected one of {', '.join(sorted(VICINAL))}")
@@ -69,9 +70,10 @@ def vicinal_copies(
         raise UserError(f"strength of augmentation '{name}' is {strength}: set it to a number in (0, 1]")
     arrays = images.permute(0, 2, 3, 1).contiguous().cpu().numpy()
     n = len(arrays)
-    copies = np.empty_like(arrays)
-    masks = np.empty(arrays.shape[:3], dtype=bool)
-    for i, image in enumerate(arrays):
+    copies = np.empty((repeats * n, *arrays.shape[1:]), dtype=arrays.dtype)
+    masks = np.empty(copies.shape[:3], dtype=bool)
+    for i in range(repeats * n):
+        image = arrays[i % n]
         rng = np.random.default_rng([seed, zlib.crc32(name.encode()), i])
         partner = arrays[(i + rng.integers(1, n)) % n] if n > 1 else np.ascontiguousarray(image[:, ::-1])
         copies[i], masks[i] = damaged_copy(name, image, partner, rng, strength, roi)

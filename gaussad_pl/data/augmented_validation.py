@@ -34,7 +34,7 @@ def augmented_validation(
     """
     repeats = min(MOST_COPIES, -(-COPIED // len(held_out)))
     normal = held_out.repeat(repeats, 1, 1, 1)
-    augmented = [vicinal_copies(normal, name, strength, seed, roi) for name, strength in augmentations.items()]
+    augmented = [vicinal_copies(held_out, *kind, seed, roi, repeats) for kind in augmentations.items()]
     copies, masks = zip(*augmented, strict=True)
     return StackDataset(
         image=torch.cat([normal, *copies]),  # type: ignore[arg-type]  # accepts tensors, contrary to its annotations
