@@ -182,6 +182,7 @@ def test_a_gain_on_copies_of_one_image_is_less_certain_than_on_copies_of_many() 
     many = gain(judgement(good, copies), judgement(good, better), torch.arange(40), 1.0)
     few = gain(judgement(good, copies), judgement(good, better), torch.arange(40) % 4, 1.0)
     assert many.mean == pytest.approx(few.mean) and many.probability > few.probability
+    assert (many.images, few.images) == (40, 4)
 
 
 def test_no_change_is_no_gain() -> None:

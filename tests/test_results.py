@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from gaussad_pl.model.model import GaussianModel
 from gaussad_pl.results import checkout, figures, gallery
 from gaussad_pl.results.evaluation import Evaluation
 from gaussad_pl.results.provenance import provenance
+from gaussad_pl.training.acceptance import Gain
 
 IMAGES: Any = [{"image": torch.zeros(3, 8, 8, dtype=torch.uint8)}] * 4
 SCALE = HeatScale.of(0.2, 0.6, np.zeros(1, np.float32))
@@ -287,11 +288,11 @@ def test_far_outliers_do_not_squeeze_a_histogram_into_one_bin_nor_hide_the_thres
 def test_the_forgetting_curve_says_which_epoch_is_used_and_why() -> None:
     history = [{"epoch": i, "paired": value, "auroc": value} for i, value in enumerate((0.5, 0.7, 0.6))]
     record = {"signal": "paired", "epoch_chosen": 1, "fine_tuning_used": True, "history": history}
-    gains = [{"share": 1.0, "mean": -0.01, "probability": 0.2}, {"share": 0.5, "mean": 0.02, "probability": 0.9}]
+    gains = [asdict(Gain(1.0, -0.01, 0.2, 7)), asdict(Gain(0.5, 0.02, 0.9, 7))]
     said = words(figures.forgetting_curve(record, gains, 0.25))
     assert "Best signal (paired on held-out good images): epoch 1 of 2" in said
-    assert "All tuned weights: gain -0.0100 AUROC, probability 20 %: not used, below 25 %" in said
-    assert "50 % of the tuned weights: gain +0.0200 AUROC, probability 90 %: used, not below 25 %" in said
+    assert "All tuned weights: gain -0.0100 AUROC, probability 20 % (of 7 images): not used, below 25 %" in said
+    assert "50 % of the tuned weights: gain +0.0200 AUROC, probability 90 % (of 7 images): used, not below 25 %" in said
     refused = {**record, "fine_tuning_used": False, "collapse": "NaN"}
     said = words(figures.forgetting_curve(refused, gains[:1], 0.25))
     assert "Fine-tuning not used" in said and "collapsed" in said and "used: epoch 0 (frozen)" in said

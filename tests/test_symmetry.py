@@ -144,7 +144,7 @@ def test_the_state_that_the_validation_prefers_is_put_in_place(
 
     monkeypatch.setattr(tiny, "choose_maps", choose_maps)
     monkeypatch.setattr(selection, "level_results", lambda *_: {})
-    monkeypatch.setattr(selection, "gain", lambda *_, share: Gain(share, 0.1 if helps else -0.1, 0.9))
+    monkeypatch.setattr(selection, "gain", lambda *_, share: Gain(share, 0.1 if helps else -0.1, 0.9, 9))
     forgetting, trainer, logged = Forgetting(), Trainer(), []
     trainer.loggers = (SimpleNamespace(log_metrics=lambda metrics, step: logged.append(metrics)),)
     results = selection.choose(trainer, tiny, data, forgetting)  # type: ignore[arg-type]
@@ -159,7 +159,7 @@ def test_the_state_that_the_validation_prefers_is_put_in_place(
 
 
 def test_copies_are_used_only_if_they_are_more_likely_to_help() -> None:
-    likely = Gain(1.0, 0.02, 0.8)
+    likely = Gain(1.0, 0.02, 0.8, 9)
     assert selection.symmetric_copies_help(likely)
     assert not selection.symmetric_copies_help(replace(likely, mean=-0.01))
     assert not selection.symmetric_copies_help(replace(likely, probability=0.4))

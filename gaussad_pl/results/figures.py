@@ -119,7 +119,7 @@ def explanation(forgetting: Mapping[str, Any], gains: Sequence[Mapping[str, floa
         decision = "not used, below" if gain["probability"] < doubt else "used, not below"
         lines.append(
             f"{weights} tuned weights: gain {gain['mean']:+.4f} AUROC, "
-            f"probability {100 * gain['probability']:.0f} %: {decision} {100 * doubt:g} %"
+            f"probability {100 * gain['probability']:.0f} % (of {gain['images']} images): {decision} {100 * doubt:g} %"
         )
     if not used:
         reason = "" if gains else ": no epoch is better than the frozen network" if last else ": no epoch was trained"

@@ -44,12 +44,14 @@ class Gain:
     Attributes:
         share: of the tuned weights in the network.
         mean: in units of AUROC.
-        probability: that it is above 0, over draws of held-out images.
+        probability: that it is above 0, over draws of held-out images; of one image, that is 0 or 1.
+        images: number of held-out images.
     """
 
     share: float
     mean: float
     probability: float
+    images: int
 
     @property
     def is_doubtful(self) -> bool:
@@ -105,7 +107,7 @@ def gain(frozen: Judgement, tuned: Judgement, sources: Tensor, share: float, see
     groups = [(row[k], weights[:, k]) for row, k in zip(pixels, known, strict=True) if k.any()]
     means = [w @ values / w.sum(1).clamp(min=1e-12) for values, w in groups]
     total = images + (torch.stack(means).mean(0) if means else 0)
-    return Gain(share, float(total[0]), float((total[1:] > 0).double().mean()))
+    return Gain(share, float(total[0]), float((total[1:] > 0).double().mean()), count)
 
 
 def _pixel_auroc(maps: Tensor | None, masks: Tensor, row: int) -> float:

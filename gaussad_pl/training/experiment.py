@@ -189,6 +189,7 @@ def fine_tuning_results(forgetting: ForgettingStop, outcome: Outcome, reason: st
     epoch, how = forgetting.best_epoch, f"by the signal {forgetting.signal}"
     if chosen is not None:
         how += f", with {chosen.share:.0%} of its weights, by a gain with probability {chosen.probability:.2f}"
+        how += f" (bootstrap, held-out images: {chosen.images})"
     selection = reason or (
         f"epoch {epoch} of {forgetting.history[-1]['epoch']} {how} on held-out good images and augmented copies of them"
     )
