@@ -433,12 +433,14 @@ def data(parts: Path) -> Folder:
     )  # fmt: skip
 
 
-def fitted(data: Folder, images: list[int], segmentation: bool) -> GaussianAD:
+POSITION = {"form": "position", "map_levels": [1, 2], "combine": "both"}
+
+
+def fitted(data: Folder, images: list[int], segmentation: dict[str, Any] | None) -> GaussianAD:
     """The slow way: a model of its own from some training images."""
     torch.manual_seed(0)
-    settings = {"form": "position", "map_levels": [1, 2], "combine": "both"} if segmentation else None
-    module = GaussianAD(TINY, segmentation=settings).eval()
-    module.estimate(data.reference_dataloader(images), segmentation)
+    module = GaussianAD(TINY, segmentation=segmentation).eval()
+    module.estimate(data.reference_dataloader(images), segmentation is not None)
     if segmentation:
         module.segmenter.head.border.copy_(torch.linspace(0.1, 1, module.segmenter.head.shape[1]))
     return module
@@ -447,9 +449,9 @@ def fitted(data: Folder, images: list[int], segmentation: bool) -> GaussianAD:
 @pytest.mark.slow
 @pytest.mark.parametrize("fine_tuned", [False, True])
 @pytest.mark.parametrize("cache", [0, 2**30])
-@pytest.mark.parametrize("segmentation", [False, True])
+@pytest.mark.parametrize("segmentation", [None, POSITION])
 def test_scores_are_those_of_models_trained_without_the_part(
-    segmentation: bool, cache: int, fine_tuned: bool, data: Folder, monkeypatch: pytest.MonkeyPatch
+    segmentation: dict[str, Any] | None, cache: int, fine_tuned: bool, data: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cross_conformal, "CACHE", cache)
     used, held_out_images = data.split
@@ -477,10 +479,23 @@ def test_scores_are_those_of_models_trained_without_the_part(
     assert fine_tuned or found.scores.median() > inside.median()  # unseen images are farther out
 
 
+@pytest.mark.parametrize("form", ["clusters", "union"])
+def test_the_maps_of_a_fold_have_nothing_of_the_images_that_the_detector_was_fitted_to(form: str, data: Folder) -> None:
+    used = data.split[0]
+    scores = []
+    for seen in (used[:9], used[:5]):
+        module = fitted(data, seen, {"form": form, "map_levels": [1, 2], "clusters": 8})
+        with torch.no_grad():
+            patches = module.segmenter.head.patches(module.model.backbone(data.good_images[used]))
+            estimate, score = [patches[9:]], [patches[:9]]  # as many images as in the first of the two
+            scores.append(cross_conformal._with_maps(module.model, torch.zeros(9), estimate, score))
+    assert torch.equal(*scores)
+
+
 def test_at_wish_and_where_parts_are_too_few_the_held_out_images_calibrate(
     data: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = fitted(data, data.split[0], False)
+    module = fitted(data, data.split[0], None)
     with torch.no_grad():
         expected = module(data.good_images[data.split[1]]).scores.sort().values
     tuned = calibrate(module.model, data, cross_fit=False, fine_tuned=True)

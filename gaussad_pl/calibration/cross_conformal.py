@@ -170,7 +170,8 @@ def _with_maps(model: GaussianModel, pooled: Tensor, estimate: Iterable[Tensor],
     """
     assert model.segmenter is not None
     head = model.segmenter.head
-    gaussians = deepcopy(head.gaussians)
+    gaussians = head.unfitted_gaussians().to(head.border.device)  # a copy would keep the clusters of other images
+    gaussians.damage = head.gaussians.damage
     for batch in estimate:
         gaussians.observe(batch)
     gaussians.estimate()

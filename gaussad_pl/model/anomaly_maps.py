@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from gaussad_pl.backbones.backbone import Level
 from gaussad_pl.data.images import MASK_SIZE
 from gaussad_pl.density.damage import covered
+from gaussad_pl.density.patches import PatchDensity
 from gaussad_pl.density.registry import DENSITIES
 from gaussad_pl.model.patches import embed
 
@@ -66,7 +67,12 @@ class MapHead(nn.Module):
             self.register_buffer(name, None, persistent=False)
         if roi is not None:
             self._inspect_only(roi)
-        self.gaussians = DENSITIES[form].build(self.border.nonzero(), features, clusters, seed)
+        self._places, self._seed = self.border.nonzero(), seed
+        self.gaussians = self.unfitted_gaussians()
+
+    def unfitted_gaussians(self) -> PatchDensity:
+        """An unfitted density of the form, by the same seed: nothing is left in it of images that were seen before."""
+        return DENSITIES[self.form].build(self._places, self.features, self.clusters, self._seed)
 
     def _inspect_only(self, roi: Tensor) -> None:
         inside = covered(roi[None], self.shape)[0]
