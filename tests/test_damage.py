@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from gaussad_pl.density.gaussian import mahalanobis
 from gaussad_pl.density.position import PositionGaussians
 from gaussad_pl.density.union import UnionGaussians, soft_minimum
 from gaussad_pl.density.whitening import whitening
+from gaussad_pl.training import experiment
 from gaussad_pl.training.module import GaussianAD
 
 D = 6
@@ -163,3 +165,26 @@ def test_damage_is_estimated_once_for_the_same_weights_and_again_for_others(part
     module.load_weights({name: 0.9 * weight for name, weight in module.trained_weights().items()})
     module.estimate_everything(data)
     assert head.damage is not first and not torch.allclose(head.damage.moment, first.moment)
+
+
+def test_a_rejected_fine_tuning_leaves_the_damage_of_the_frozen_network(
+    parts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = mvtec(parts, image_size=64)
+    module = GaussianAD(TINY, segmentation={"form": "shared", "map_levels": "middle"}, damage_weight=0.3).eval()
+    module.estimate_everything(data)
+    frozen = module.damage
+
+    def reject(*_: object) -> bool:
+        module.load_weights({name: 0.9 * weight for name, weight in module.trained_weights().items()})
+        module.estimate_again(data)
+        assert module.damage is not frozen
+        return False
+
+    monkeypatch.setattr(experiment, "accept", reject)
+    for name in ("judge", "fine_tune_module"):
+        monkeypatch.setattr(experiment, name, lambda *_: None)
+    monkeypatch.setattr(experiment, "fine_tuning_results", lambda *_: {})
+    nothing: Any = None
+    experiment.tuned_state(nothing, module, data, nothing, None, parts, experiment.Outcome())
+    assert frozen is not None and module.damage is frozen  # calibration estimates the densities again, weighted by it

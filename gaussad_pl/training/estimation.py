@@ -186,6 +186,16 @@ class EstimatingModule(L.LightningModule):
             self.estimate(data.reference_dataloader(images), patches=self.model.segmenter is not None)
 
     @property
+    def damage(self) -> Damage | None:
+        """The damage that the densities of patches weigh their distances by; it is no part of a `snapshot`."""
+        return None if self.model.segmenter is None else self.segmenter.head.gaussians.damage
+
+    @damage.setter
+    def damage(self, damage: Damage | None) -> None:
+        if self.model.segmenter is not None:
+            self.segmenter.head.gaussians.damage = damage
+
+    @property
     def map_is_frozen(self) -> bool:
         """True if the levels of the map come before everything that is trained."""
         return self.model.segmenter is None or max(self.segmenter.head.places) < self.model.backbone.frozen_levels
