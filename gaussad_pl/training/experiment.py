@@ -151,8 +151,11 @@ def accept(
         frozen: `GaussianAD.snapshot` of the frozen state.
         reference: of the frozen state.
     """
-    if not module.refit or forgetting.best_epoch == 0:
-        return forgetting.best_epoch > 0
+    if forgetting.best_epoch == 0:
+        return False
+    if not module.refit:
+        note_selection_score(outcome, module.validate_again(data))
+        return True
     tuned = module.trained_weights()
     gains = outcome.results["acceptance"] = []
     for share in SHARES:
@@ -169,10 +172,15 @@ def accept(
         gains.append(asdict(found))
         if not found.is_doubtful:
             outcome.chosen = found
-            if selection_score is not None:
-                outcome.results["segmentation"]["worth_finetuned"] = selection_score
+            note_selection_score(outcome, selection_score)
             return True
     return False
+
+
+def note_selection_score(outcome: Outcome, score: float | None) -> None:
+    """Add the score of the tuned map on the validation, None without a map, to that of the frozen one."""
+    if score is not None:
+        outcome.results["segmentation"]["worth_finetuned"] = score
 
 
 def test(trainer: L.Trainer, module: GaussianAD, data: ImageDataModule) -> Evaluation:
