@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from gaussad_pl.data import good_images
+from gaussad_pl.data import base, good_images
 from gaussad_pl.data.batches import DrawSampler, view_seed
 from gaussad_pl.data.folder import Folder
 from gaussad_pl.data.frame import Frame
@@ -184,6 +184,33 @@ def test_an_epoch_has_the_steps_it_was_given_even_with_few_images(parts: Path) -
     assert [len(batch["image"]) for batch in mvtec(parts).train_dataloader()] == [5] * 6
     assert len(mvtec(parts, steps_per_epoch=None).train_dataloader()) == 18 // 5
     assert [len(b["image"]) for b in mvtec(parts, batch_size=99).train_dataloader()] == [18] * 6
+
+
+def test_an_epoch_without_a_number_of_steps_is_one_pass_over_the_images(parts: Path) -> None:
+    for pairs in (False, True):
+        data = mvtec(parts, pairs=pairs, damages={"cutpaste": 0.5}, batch_size=6, steps_per_epoch=None, group=None)
+        assert sum(len(batch["image"]) for batch in data.train_dataloader()) == len(data.split[0]) == 18
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "expected"),
+    [
+        (8, ""),
+        (10, "2 processes cannot share batches of 5 pairs evenly: set data.batch_size=8"),
+        (99, "2 processes cannot share batches of 9 pairs evenly: set data.batch_size=16"),
+        (2, "2 processes cannot share batches of 1 pairs evenly: set trainer.devices=1"),
+    ],
+)
+def test_pairs_that_processes_cannot_share_are_a_clear_error(
+    batch_size: int, expected: str, parts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = mvtec(parts, pairs=True, damages={"cutpaste": 0.5}, batch_size=batch_size, group=None)
+    monkeypatch.setattr(base, "world", lambda: 2)
+    if not expected:
+        data.train_dataloader()
+        return
+    with pytest.raises(UserError, match=f"^{expected}$"):
+        data.train_dataloader()
 
 
 def test_a_folder_of_good_images_is_enough(parts: Path, tmp_path: Path) -> None:

@@ -134,6 +134,13 @@ def test_without_held_out_images_nothing_may_be_chosen_by_them() -> None:
     assert not mistakes(composed(SCREW, "folds=0", "fine_tune=false", "levels=all", NO_MAP))
 
 
+def test_a_rate_that_falls_until_the_last_step_needs_one() -> None:
+    (found,) = mistakes(composed(SCREW, "trainer.max_epochs=-1"))
+    assert found.startswith("trainer.max_epochs=-1 has no last step") and "model.schedule=constant" in found
+    assert not mistakes(composed(SCREW, "trainer.max_epochs=-1", "model.schedule=constant"))
+    assert not mistakes(composed(SCREW, "trainer.max_epochs=-1", "fine_tune=false"))
+
+
 GROUPS = (
     "augmentation", "backbone", "callbacks", "data", "levels", "logger", "model", "objective", "trainer",
     "category", "experiment", "search",
@@ -169,6 +176,7 @@ class OwnCallback(Callback):
             "+trainer.limit_val_batches=2",
             "+trainer.deterministic=true",
             "trainer.max_epochs=-1",
+            "model.schedule=constant",
             "trainer.precision=32",
         ],
         ["+callbacks.own={_target_: test_settings.OwnCallback, patience: 0}"],

@@ -115,6 +115,11 @@ def _contradictions(values: dict[str, Any]) -> Iterator[str]:
             "folds=0 holds out no images for validation: set folds=5, or fine_tune=false levels=all "
             "model.segmentation=null"
         )
+    if get("fine_tune") and get("trainer.max_epochs") == -1 and get("model.schedule") == "cosine":
+        yield (
+            "trainer.max_epochs=-1 has no last step, at which model.schedule=cosine ends: set a number of epochs, or "
+            "model.schedule=constant"
+        )
     signal, names = get("callbacks.forgetting.signal"), get("data.augmentations")
     if get("data.folds") and isinstance(signal, str) and names:
         kind, _, name = signal.partition("/")

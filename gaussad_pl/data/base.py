@@ -66,21 +66,15 @@ class ImageDataModule(ImageSets):
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         used = self.split[0]
-        batch_size = min(self.batch_size, len(used))
-        if batch_size % world():
-            raise UserError(
-                f"{world()} processes cannot share batches of {batch_size} images evenly: set data.batch_size="
-                f"{batch_size - batch_size % world() or world()}"
-            )
-        steps = self.steps_per_epoch or len(used) // batch_size
-        if self.pairs:
-            return self._pair_loader(
-                PairSampler(
-                    self.halves, len(self.damages), max(1, batch_size // 2), steps, self.seed, self.orientations
-                )
-            )
-        sampler = DrawSampler(used, len(self.views), steps * batch_size, self.seed)
-        return self._view_loader(sampler, batch_size // world())
+        size = min(self.batch_size, len(used))
+        if not self.pairs:
+            _require_even([size], "images", images=1)
+            steps = self.steps_per_epoch or len(used) // size
+            return self._view_loader(DrawSampler(used, len(self.views), steps * size, self.seed), size // world())
+        size = max(1, size // 2)  # the other half of a batch are copies
+        _require_even([min(size, len(half)) for half in self.halves if half], "pairs", images=2)
+        steps = self.steps_per_epoch or len(used) // size
+        return self._pair_loader(PairSampler(self.halves, len(self.damages), size, steps, self.seed, self.orientations))
 
     def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         return self._eval_loader(self.validation)
@@ -93,3 +87,16 @@ class ImageDataModule(ImageSets):
         if len(rows) < world():
             raise UserError(f"{world()} processes and {len(rows)} images to score: set trainer.devices={len(rows)}")
         return DataLoader(Subset(dataset, shard(rows)), self.eval_batch_size)
+
+
+def _require_even(counts: Sequence[int], unit: str, images: int) -> None:
+    """Check that batches of some numbers of ``unit``, each of so many images, can be shared evenly by all processes.
+
+    Raises:
+        UserError: they cannot.
+    """
+    for count in counts:
+        if count % world():
+            shared = min(counts) - min(counts) % world()
+            remedy = f"data.batch_size={images * shared}" if shared else f"trainer.devices={min(counts)}"
+            raise UserError(f"{world()} processes cannot share batches of {count} {unit} evenly: set {remedy}")
