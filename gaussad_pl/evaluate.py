@@ -87,9 +87,6 @@ def evaluate(options: Options) -> None:
     found = detect(detector, images)
     evaluation = Evaluation(samples, found.distances, found.scores, detector.levels, found.maps, masks, detector.frame)
     evaluation.write_scores(out / "scores.csv")
-    dataset: Any = StackDataset(image=images)  # type: ignore[arg-type]
-    scale = pictures.heat_scale(evaluation, detector.median, detector.limit)
-    figures.save(pictures.draw({"detector": evaluation}, dataset, scale, detector.calibration), out)
     results = {
         "dataset": Path(options.data).resolve().name,
         "evaluation": evaluation.metrics(),
@@ -101,7 +98,10 @@ def evaluate(options: Options) -> None:
         "command": shlex.join(sys.orig_argv),
         "versions": {"python": platform.python_version(), "gaussad_pl": __version__, "torch": torch.__version__},
     }
-    write_json(out / "metrics.json", results)  # marks completion
+    write_json(out / "metrics.json", results)
+    dataset: Any = StackDataset(image=images)  # type: ignore[arg-type]
+    scale = pictures.heat_scale(evaluation, detector.median, detector.limit)
+    figures.save(pictures.draw({"detector": evaluation}, dataset, scale, detector.calibration), out)
     show(results, out)
 
 

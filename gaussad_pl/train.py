@@ -187,12 +187,12 @@ def conduct(
     results["calibration"]["far_out"] = [
         {"path": str(data.samples.train[i].path), "score": score} for i, score in far_out(calibration)
     ]
+    detector.save(folder / artefact.NAME)  # before the pictures: whatever becomes of them, it is there
     results |= origin | {"cost": cost(fit_seconds, time.perf_counter() - start)}
     scale = pictures.heat_scale(outcome.final, detector.median, detector.limit)
     drawn = draw(outcome, data, scale, calibration)
     thumbnails.save(folder, outcome.final, data.test, scale, calibration)
     tracking.report(loggers, figures.save(drawn, folder), outcome, data, scale, calibration)
-    detector.save(folder / artefact.NAME)
     tracking.keep_detector(loggers, folder, results)
     write_json(folder / METRICS, results)  # marks completion
     last_checkpoint(folder).unlink(missing_ok=True)  # was for resuming

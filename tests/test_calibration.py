@@ -154,6 +154,9 @@ def test_images_of_one_part_make_the_range_wider() -> None:
     assert alone.threshold(0.05).value == twins.threshold(0.05).value
     assert rate_range(50, 0.05)[1] > rate_range(200, 0.05)[1]
     assert f"{rate_range(50, 0.05)[1]:.2g}" in twins.threshold(0.05).line
+    assert "a probability of at most 0.05;" in alone.threshold(0.05).line
+    assert "near 0.05, which is not guaranteed" in twins.threshold(0.05).line
+    assert "with 50 different parts" in twins.threshold(0.05).line
 
 
 # ----------------------------------------------------------------------------------------------------------- the gamma

@@ -46,6 +46,7 @@ def test_they_are_stored_as_numbers_for_each_rate() -> None:
     assert point["rule"] == "conformal" and point["contradicted"] is False and point["good_from"] == "test"
     assert (point["good_lost"], point["good"], point["bad"]) == (2, 41, 119) and 50 < point["bad_found"] < 70
     assert found["calibration"]["scheme"] == "some images" and found["calibration"]["test_good"] == 41
+    assert 0 <= found["calibration"]["gamma_misfit_p"] <= 1 and made(n=5)["calibration"]["gamma_misfit_p"] is None
 
 
 def test_the_table_fits_a_terminal_and_shows_counts_intervals_and_the_contour() -> None:

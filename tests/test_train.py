@@ -42,6 +42,7 @@ QUICK = [
     "data.batch_size=4",
     "levels=all",
 ]
+FAST = "model.optimizer.lr=0.02"  # enough for a gain in so few steps
 
 
 def arguments(root: Path, folder: Path, *more: str) -> list[str]:
@@ -73,10 +74,10 @@ def metrics(folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def finished(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a fine-tuning run."""
+    """The folder of a run whose fine-tuning is used."""
     folder = tmp_path_factory.mktemp("runs") / "finished"
     with pytest.MonkeyPatch.context() as monkeypatch:
-        run(monkeypatch, *arguments(parts, folder))
+        run(monkeypatch, *arguments(parts, folder, FAST))
     return folder
 
 
@@ -130,7 +131,7 @@ def test_remembering_the_frozen_stages_changes_no_number(
     finished: Path, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gaussad_pl.backbones.frozen_stages.LIMIT", 0)
-    run(monkeypatch, *arguments(parts, tmp_path / "again"))
+    run(monkeypatch, *arguments(parts, tmp_path / "again", FAST))
     remembered, again = (metrics(folder)["forgetting"]["history"] for folder in (finished, tmp_path / "again"))
     assert len(remembered) == len(again) > 1
     for a, b in zip(remembered, again, strict=True):
@@ -197,7 +198,7 @@ def test_training_behind_the_map_leaves_the_map_as_it_is(finished: Path) -> None
     found = metrics(finished)
     assert found["frozen"]["aupro"] == found["finetuned"]["aupro"]
     frozen, tuned = ((finished / name).read_text() for name in ("frozen_scores.csv", "scores.csv"))
-    assert frozen != tuned or not found["forgetting"]["fine_tuning_used"]
+    assert frozen != tuned
 
 
 def test_fine_tuning_is_left_out_where_the_score_uses_no_level_that_is_trained(
@@ -240,7 +241,7 @@ def test_no_test_image_takes_part_in_any_choice(
     rng = np.random.default_rng(1)
     for name in ("good/0.png", "good/1.png", "noise/0.png"):
         Image.fromarray(rng.integers(256, size=(64, 64, 3), dtype=np.uint8)).save(other / "screw/test" / name)
-    run(monkeypatch, *arguments(other, tmp_path / "run"))
+    run(monkeypatch, *arguments(other, tmp_path / "run", FAST))
     one, two = (
         torch.load(folder / "model.ckpt", weights_only=True)["state_dict"] for folder in (finished, tmp_path / "run")
     )
@@ -265,6 +266,7 @@ def test_good_images_alone_are_enough(
     run(monkeypatch, "data=folder", flat, f"hydra.run.dir={tmp_path / 'run'}", "logger=csv", *QUICK)
     found = metrics(tmp_path / "run")
     assert found["frozen"]["image_auroc"] is None and found["images"]["test_bad"] == 0
+    assert found["images"]["test_good"] == found["calibration"]["test_good"] == 0  # those of training are no test
     assert len((tmp_path / "run" / "scores.csv").read_text().splitlines()) == 1 + 5
     point, said = found["operating_points"]["0.1"], capsys.readouterr().out
     assert point["good_from"] == "calibration" and point["good"] == found["calibration"]["images"]
@@ -306,7 +308,7 @@ def test_a_killed_run_resumes_to_the_same_metrics(parts: Path, tmp_path: Path) -
 
 def test_resuming_a_finished_run_leaves_it_alone(finished: Path, parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.iterdir() if path.suffix in (".json", ".ckpt", ".csv")}
-    run(monkeypatch, *arguments(parts, finished, "resume=true"))
+    run(monkeypatch, *arguments(parts, finished, FAST, "resume=true"))
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
@@ -411,10 +413,10 @@ def test_the_summary_says_why_fine_tuning_is_not_used(
 def test_mixed_precision_is_for_training_and_leaves_gaussians_and_scores_alone(
     finished: Path, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run(monkeypatch, *arguments(parts, tmp_path / "run", "trainer.precision=bf16-mixed"))
+    run(monkeypatch, *arguments(parts, tmp_path / "run", FAST, "trainer.precision=bf16-mixed"))
     mixed, full = metrics(tmp_path / "run"), metrics(finished)
     assert mixed["frozen"] == full["frozen"] and mixed["segmentation"]["worth"] == full["segmentation"]["worth"]
-    losses = [[epoch["loss"] for epoch in found["forgetting"]["history"][1:]] for found in (mixed, full)]
+    losses = [found["forgetting"]["history"][1]["loss"] for found in (mixed, full)]  # later ones drift apart
     assert losses[0] == pytest.approx(losses[1], rel=0.05) and losses[0] != losses[1]
     run(monkeypatch, *arguments(parts, tmp_path / "ranked", "trainer.precision=bf16-mixed", "objective=ranking"))
     assert metrics(tmp_path / "ranked")["frozen"] == full["frozen"]

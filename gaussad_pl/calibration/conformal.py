@@ -161,9 +161,9 @@ class Calibration:
         return fitted if usable else None
 
     @cached_property
-    def misfit(self) -> float:
+    def misfit(self) -> float | None:
         """p-value of the hypothesis that the scores follow `gamma`; see `gaussad_pl.calibration.gamma.misfit`."""
-        return misfit(self.scores, self.gamma) if self.gamma is not None else 0.0
+        return None if self.gamma is None else misfit(self.scores, self.gamma)
 
     def threshold(self, fpr: float | None = None) -> Threshold:
         """Return the threshold for a target false-alarm rate: conformal, or from the gamma tail if n is too small.
@@ -184,13 +184,17 @@ class Calibration:
         value = conformal_threshold(self.scores, fpr)
         if value < math.inf:
             low, high = rate_range(self.different, fpr)
+            promise, many = f"of at most {fpr:g}", "this many images"
+            if self.different < n:  # images of one part are not exchangeable with those of a new one
+                promise = f"near {fpr:g}, which is not guaranteed, as several of them may show the same part"
+                many = f"{self.different} different parts"
             line = (
                 f"{origin}conformal threshold {value:.4g} from {n} calibration images: a good image like these exceeds "
-                f"it with a probability of at most {fpr:g}; with this many images, the actual rate of this detector "
-                f"lies between {low:.2g} and {high:.2g} (90 % interval)"
+                f"it with a probability {promise}; with {many}, the actual rate of this detector lies between "
+                f"{low:.2g} and {high:.2g} (90 % interval)"
             )
             return Threshold(value, fpr, "conformal", line)
-        if self.gamma is None:
+        if self.gamma is None or self.misfit is None:
             return undecided(n, fpr)
         value = max(self.gamma.quantile(fpr), float(self.scores.max()))
         verdict = "the fit is not rejected" if self.misfit >= MISFIT else "THE FIT IS REJECTED"

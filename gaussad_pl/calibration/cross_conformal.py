@@ -64,7 +64,8 @@ def held_out(model: GaussianModel, data: ImageDataModule) -> Calibration:
         f"{len(detection.scores)} held-out images: in no Gaussian and no training step, but used to choose the epoch, "
         "the levels and the map, so the false-alarm rate may be slightly above its target"
     )
-    return Calibration.of(detection.scores, detection.distances, scheme, images=images)
+    different = len(set(data.groups[images].tolist()))
+    return Calibration.of(detection.scores, detection.distances, scheme, different, images)
 
 
 @torch.no_grad()
@@ -83,9 +84,10 @@ def cross_conformal(
     of new images (docs/pages/decisions.md), and the few held-out images of a small set would decide nothing. Otherwise
     the held-out images alone are scored, which were used for model selection.
 
-    All are slightly conservative: the final Gaussians are estimated from all training images, those of the calibration
-    from three quarters of them (nine tenths of few), so its distances are slightly larger. The p-values are too large,
-    and false alarms rarer than the target.
+    The final Gaussians are estimated from all training images, those of the calibration from three quarters of them
+    (nine tenths of few), so its distances are slightly larger, and false alarms slightly rarer than the target. With a
+    fine-tuned backbone, images that it was trained on have slightly smaller distances than new ones, which acts the
+    other way (docs/pages/decisions.md).
 
     Raises:
         SingularCovarianceError: three quarters of the images are too few for a covariance without shrinkage.
@@ -129,7 +131,8 @@ def cross_conformal(
     detection = Detection.join(detections)
     order = [i for fold in scored for i in fold]
     different = len(set(groups[order].tolist()))
-    which, caveat = "training", "levels, map and units were chosen on other images"
+    which = "training"
+    caveat = "levels, map and units were chosen on other images" if unused else "none took part in a choice"
     if every_image:
         which, caveat = "good", "levels and units were chosen on some of them"
         caveat += ", and the network was fine-tuned on the others" if fine_tuned else ""

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -66,9 +65,7 @@ def recalibrate(model: GaussianModel, images: Tensor, move_means: bool) -> tuple
     different = int(groups.max()) + 1
     scheme = f"recalibrated: {len(images)} good images ({different} distinct), in no Gaussian and no training step"
     if move_means:
-        if different == 1:  # all images look the same
-            groups = np.arange(len(images))
-        folds = partition(groups, min(folds_for(len(images)), int(groups.max()) + 1), seed=0)
+        folds = partition(groups, min(folds_for(len(images)), different), seed=0)
         rest = [[i for other in folds if other is not fold for i in other] for fold in folds]
         parts = [score(moved(model, seen.of(kept)), images[fold]) for kept, fold in zip(rest, folds, strict=True)]
         order = torch.tensor([i for fold in folds for i in fold]).argsort()

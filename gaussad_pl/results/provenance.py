@@ -24,7 +24,8 @@ PACKAGES = (
 
 def provenance(config: dict[str, Any], data: ImageDataModule, model: GaussianModel) -> dict[str, Any]:
     """Return the provenance of a result: data, split, weights, versions, commit, command and configuration."""
-    test, backbone = data.test_samples, model.backbone
+    backbone = model.backbone
+    test = data.test_samples if data.samples.test else []  # without a test set, they are images of training
     return {
         "finished": datetime.now().astimezone().isoformat(),
         "dataset": data.name,
