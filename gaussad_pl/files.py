@@ -20,6 +20,8 @@ UNWRITABLE = frozenset({
     errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP,
 })  # fmt: skip
 
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
 
 class UnwritableError(UserError):
     """A file cannot be written: the disk is full, or the folder is not writable."""
@@ -49,7 +51,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def unwritable(path: Path | str, error: OSError) -> UnwritableError:
     """Return the one-line error for a file that cannot be written."""
-    return UnwritableError(f"cannot write {path} ({error.strerror or error}): free some space or use another folder")
+    remedy = "free some space or use another folder" if error.errno in FULL else "use another folder"
+    return UnwritableError(f"cannot write {path} ({error.strerror or error}): {remedy}")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -370,6 +370,23 @@ def test_grey_arrays_are_what_the_file_of_them_is(mode: str, detector: Detector,
     assert len({round(each.score, 4) for each in found}) == 1
 
 
+def test_what_is_no_detector_device_or_rate_is_a_clear_error(detector: Detector, tmp_path: Path) -> None:
+    (tmp_path / "detector.onnx").touch()
+    with pytest.raises(UserError, match="detector.onnx is an exported file, for predict and evaluate"):
+        Detector.load(tmp_path / "detector.onnx")
+    detector.save(tmp_path / artefact.NAME)
+    with pytest.raises(UserError, match="^device=gpu .*: give device=cpu$"):
+        Detector.load(tmp_path / artefact.NAME, "gpu")
+    with pytest.raises(UserError, match="^fpr='0.05': expected a false-alarm rate between 0 and 1"):
+        detector(np.zeros((9, 9), np.uint8), fpr="0.05")
+
+
+@pytest.mark.parametrize("kind", [bool, np.int16, np.uint32, np.int64, complex])
+def test_an_array_whose_scale_is_not_known_is_refused(kind: type, detector: Detector) -> None:
+    with pytest.raises(UserError, match=f"type {np.dtype(kind)}, expected uint8, uint16 or floating point"):
+        detector(np.full((40, 30, 3), 200).astype(kind))
+
+
 @pytest.mark.parametrize(
     ("thing", "message"),
     [

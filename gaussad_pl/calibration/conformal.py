@@ -16,6 +16,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -92,8 +93,8 @@ def rate_range(n: int, fpr: float, coverage: float = 0.9) -> tuple[float, float]
 
 def threshold_rank(n: int, fpr: float) -> int:
     """Return k, the rank of the threshold among the calibration scores, from the largest; 0 if there is none."""
-    if not 0 < fpr < 1:
-        raise UserError(f"fpr={fpr}: expected a false-alarm rate between 0 and 1, for example 0.01")
+    if not isinstance(fpr, Real) or not 0 < fpr < 1:
+        raise UserError(f"fpr={fpr!r}: expected a false-alarm rate between 0 and 1, for example 0.01")
     return min(n, math.floor(fpr * (n + 1) + 1e-9))  # 0.29 * 100 is less than 29 in floating point
 
 

@@ -22,6 +22,7 @@ from gaussad_pl.calibration.conformal import Calibration
 from gaussad_pl.data.frame import Fit, Frame
 from gaussad_pl.errors import UserError
 from gaussad_pl.inference.artefact import NAME, read_artefact, write_artefact
+from gaussad_pl.inference.exported import SUFFIX
 from gaussad_pl.inference.prediction import BaseDetector
 from gaussad_pl.inference.runs import find_detector
 from gaussad_pl.model.detection import Detection
@@ -70,9 +71,12 @@ class Detector(BaseDetector):
             device: where the model scores images.
 
         Raises:
-            UserError: the file is missing, is damaged, is not a detector, or is incompatible with this version.
+            UserError: the file is missing, is damaged, is not a detector, or is incompatible with this version, or
+                there is no such device.
         """
         path = find_detector(path)
+        if path.suffix == SUFFIX:
+            raise UserError(f"{path} is an exported file, for predict and evaluate: give the {NAME} it was made from")
         if path.suffix == ".ckpt":
             raise UserError(f"{path} is a training checkpoint: give the {NAME} in its folder")
         header, tensors = read_artefact(path)
@@ -87,9 +91,13 @@ class Detector(BaseDetector):
                 f"{path}, written by gaussad_pl {header.get('version')}, is incompatible with this version "
                 f"({__version__}) or with its timm ({reason}): train it again"
             ) from error
+        try:
+            model = model.to(device)
+        except (RuntimeError, AssertionError) as error:
+            raise UserError(f"device={device} ({str(error).splitlines()[0]}): give device=cpu") from error
         if torch.device(device).type == "cuda":
             forbid_tf32()
-        return cls(model.to(device), calibration, provenance, fit)
+        return cls(model, calibration, provenance, fit)
 
     def save(self, path: str | Path) -> None:
         """Write the detector to a file that `load` reads: tensors and JSON, no code."""

@@ -24,9 +24,9 @@ Images = Any
 def each_pixels(images: Images, frame: Frame) -> Iterator[Tensor]:
     """Yield each image as ``(3, height, width)`` uint8, fitted as `gaussad_pl.data.images.read_image` does.
 
-    Arrays have their channels last, tensors first: grey, grey with alpha, RGB or RGBA; alpha is dropped. Values of more
-    than 8 bits are scaled like those of files. A PIL image is decoded at full size, but a JPEG given by its path may be
-    decoded at half its size, so a very large one can differ by rounding.
+    Arrays have their channels last, tensors first: grey, grey with alpha, RGB or RGBA; alpha is dropped. Values are
+    uint8, or uint16 or floating point, which are scaled like those of files. A PIL image is decoded at full size, but a
+    JPEG given by its path may be decoded at half its size, so a very large one can differ by rounding.
 
     Raises:
         UserError: a file cannot be read, or an object is not an image.
@@ -98,7 +98,7 @@ def _image(image: Any) -> Image.Image:
 def _picture(values: np.ndarray) -> Image.Image:
     if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[2] not in (1, 2, 3, 4)) or not values.size:
         raise ValueError(f"shape {values.shape}, expected (H, W) or (H, W, C), tensors (C, H, W), C from 1 to 4")
-    if values.dtype == np.bool_ or values.dtype.kind not in "uif":
+    if values.dtype not in (np.uint8, np.uint16) and values.dtype.kind != "f":  # how bright is 255 of an int64?
         raise ValueError(f"type {values.dtype}, expected uint8, uint16 or floating point")
     values = values if values.dtype == np.uint8 else shallow(values)
     return Image.fromarray(
