@@ -292,6 +292,18 @@ def test_sources(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert count_images(source) == len(paths)
 
 
+def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "in" / "below").mkdir(parents=True)
+    for name in ("elsewhere/a", "in/b", "in/below/c"):
+        drawn(1, 0)[0].save(tmp_path / f"{name}.png")
+    (tmp_path / "in" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "in" / "again").symlink_to(tmp_path / "in" / "below")
+    (tmp_path / "in" / "around").symlink_to(tmp_path)
+    found = [path.relative_to(tmp_path / "in").as_posix() for path in image_paths(str(tmp_path / "in"))]
+    assert found == ["b.png", "below/c.png", "link/a.png"]
+
+
 def test_a_list_from_a_windows_editor_is_read(images: Path) -> None:
     (images / "list.txt").write_bytes("\ufeffin/3.png\r\n\r\nin/0.png\r\n".encode())
     assert [path.as_posix() for path in image_paths(str(images / "list.txt"))] == ["in/3.png", "in/0.png"]

@@ -61,8 +61,13 @@ def count_images(source: str, setting: str = "source") -> int:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    for where, folders, files in os.walk(folder, onerror=_stop):
+    seen = {folder.resolve()}  # a link may lead to a folder that has been read, even to one around it
+    for where, folders, files in os.walk(folder, onerror=_stop, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(folders, key=lambda name: Path(where, name).is_symlink()):  # links last
+            if (place := Path(where, name).resolve()) in seen:
+                folders.remove(name)
+            seen.add(place)
         yield from (path for name in sorted(files) if is_image(path := Path(where, name)))
 
 
