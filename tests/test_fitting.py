@@ -138,7 +138,7 @@ def test_the_random_state_and_the_settings_of_the_caller_stay(images: list[Image
         ({"good": np.zeros((9, 9, 5))}, "image 0 is not an image: shape (9, 9, 5), expected (H, W) or (H, W, C)"),
         ({"good": np.zeros((8, 9, 9, 3), np.uint8)}, "all 8 good training images are identical"),
         ({"good": np.zeros((2, 9, 9, 3), np.uint8)}, "2 good training images found, at least 5 are needed"),
-        ({"backbone": "resnet"}, "Could not find 'backbone/resnet' Available options in 'backbone': convnext_tiny"),
+        ({"backbone": "resnet"}, "backbone=resnet: expected one of convnext_tiny"),
         ({"seed": -1, "epochs": 0}, "seed=-1: expected 0 or more; trainer.max_epochs=0: expected 1 or more"),
         ({"seed": "one"}, "seed=one: expected a whole number"),
         ({"settings": ["data.rot=3"]}, "data.rot: there is no such setting; did you mean data.root?"),

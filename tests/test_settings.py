@@ -216,7 +216,7 @@ def test_a_setting_that_the_class_of_a_user_does_not_take_is_named() -> None:
     [
         (["seed=0,1", "data.batch_size=0", "model.shrinkage=2,3"], "data.batch_size=0: expected 1 or more"),
         (["data.rot=x,y"], "data.rot: there is no such setting; did you mean data.root?"),
-        (["backbone=resnet18,resnet1"], "In 'train': Could not find 'backbone/resnet1'"),
+        (["backbone=resnet18,resnet1"], "backbone=resnet1: expected one of convnext_tiny"),
         pytest.param(
             ["+search=optuna", "data.batch_size=0"],
             "data.batch_size=0: expected 1 or more",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import textwrap
 from pathlib import Path
@@ -33,6 +34,18 @@ WIDTH = 120
 def choices(group: str) -> list[str]:
     """Return the choices of a group, which are the files in its folder."""
     return sorted(path.stem for path in (CONF / group).glob("*.yaml") if path.stem != SHARED)
+
+
+def no_such_choice(group: str, choice: str) -> str:
+    """Return the message for an unknown choice of a group, with the closest one.
+
+    >>> no_such_choice("levels", "Al").partition("expected ")[2]
+    'one of all, excess, top3; did you mean all?'
+    """
+    known = choices(group)
+    close = difflib.get_close_matches(choice.lower(), known, 1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    return f"{group}={choice}: expected one of {', '.join(known)}{hint}"
 
 
 def defaults() -> dict[str, str]:

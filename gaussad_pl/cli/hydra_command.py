@@ -21,7 +21,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gaussad_pl.cli.groups import CONF
+from gaussad_pl.cli.groups import CONF, GROUPS, no_such_choice
 from gaussad_pl.cli.interruption import Interrupted, raising_signals, resuming
 from gaussad_pl.errors import UserError
 from gaussad_pl.files import UNWRITABLE, UnwritableError, unwritable
@@ -154,6 +154,10 @@ def one_line(error: BaseException) -> str:
         return "no category chosen: add one, for example +category=screw, or data.category=candle with data=visa"
     if "Missing mandatory value" in text:
         return f"{text.splitlines()[0]}: give it on the command line, as key=value"
+    if (found := re.search(r"Could not find '([\w/]+)/([^'/]+)'", text)) and found[1] in GROUPS:
+        return no_such_choice(found[1], found[2])
+    if found := re.search(r"To append to your default list use (\S+)", text):
+        return f"nothing is chosen from {found[1][1:].partition('=')[0]} yet: prefix it with +, as in {found[1]}"
     causes = [text] if error.__cause__ is None or isinstance(error, UserError) else [text, str(error.__cause__)]
     lines = [line.strip() for cause in causes for line in cause.splitlines()]
     return " ".join(

@@ -186,7 +186,8 @@ def unknown_override(error: OmegaConfBaseException) -> str:
     names = arguments(_locate(target)) if target else VICINAL if parent == "augmentation" else ()
     if names is None or name in names:
         return f"{key} is not in the configuration yet: prefix it with +"
-    line = no_such_setting(key, _keys(_resolved(node._get_root())))
+    own_names = (f"{parent}.{each}" for each in names)  # some may have no value yet, such as data.root
+    line = no_such_setting(key, [*_keys(_resolved(node._get_root())), *own_names])
     own = parent in ("", "callbacks", "logger") and line.endswith("leave it out")
     return f"{line}, or prefix it with + if it is your own" if own else line
 
