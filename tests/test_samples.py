@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gaussad_pl.data.samples import Sample, Samples, scan_folder, scan_mvtec
+from gaussad_pl.data.samples import Sample, Samples, scan_folder, scan_mvtec, unused_images
 from gaussad_pl.errors import UserError
 
 
@@ -107,6 +107,13 @@ def test_sub_folders_beside_good_are_kinds_of_defects(tmp_path):
         "dent": tmp_path / "ground_truth/dent/0_mask.png",
         "hole": tmp_path / "masks/hole/0.png",
     }
+
+
+def test_images_that_are_neither_samples_nor_masks_are_known(tmp_path):
+    make(tmp_path, "good/0.png", "good/day1/1.png", "dent/2.png", "dent/monday/3.png", "notes.txt", ".cache/4.png")
+    make(tmp_path, "ground_truth/dent/2_mask.png", "labels/5.png", "6.png")
+    unused = unused_images(tmp_path, scan(tmp_path, masks=None), tmp_path / "labels")
+    assert unused == [tmp_path / "6.png", tmp_path / "dent/monday/3.png", tmp_path / "good/day1/1.png"]
 
 
 def test_bad_folder_may_be_flat_or_have_a_sub_folder_per_kind(tmp_path):

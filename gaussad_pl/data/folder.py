@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 from gaussad_pl.data.base import ImageDataModule
-from gaussad_pl.data.samples import Samples, scan_folder
+from gaussad_pl.data.samples import Samples, scan_folder, unused_images
 from gaussad_pl.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 class Folder(ImageDataModule):
@@ -33,4 +36,10 @@ class Folder(ImageDataModule):
         self.holdout = holdout
 
     def scan(self) -> Samples:
-        return scan_folder(self.root, self.bad, self.masks)
+        found = scan_folder(self.root, self.bad, self.masks)
+        if unused := unused_images(self.root, found, self.masks):
+            log.warning(
+                "%d images below %s are not used, such as %s: good images belong directly into the folder of good ones",
+                len(unused), self.root, unused[0],
+            )  # fmt: skip
+        return found

@@ -102,6 +102,17 @@ def scan_folder(root: Path, bad: Path | None, masks: Path | None, named: Setting
     return Samples(train, test)
 
 
+def unused_images(root: Path, samples: Samples, masks: Path | None) -> list[Path]:
+    """Return the images below `root`, sorted, that `scan_folder` has made neither samples nor masks of."""
+    used = {sample.path.resolve() for sample in [*samples.train, *samples.test]}
+    skipped = {path.resolve() for path in (masks, *(root / name for name in MASK_FOLDERS)) if path is not None}
+    found = []
+    for where, folders, names in os.walk(root, onerror=_stop):
+        folders[:] = [name for name in folders if name[0] != "." and Path(where, name).resolve() not in skipped]
+        found += [path for name in names if _is_image(path := Path(where, name)) and path.resolve() not in used]
+    return sorted(found)
+
+
 def is_mvtec(folder: Path) -> bool:
     """Return True if the good images of a folder are in `train/good`, and its test images elsewhere."""
     return (folder / "train" / GOOD).is_dir()
