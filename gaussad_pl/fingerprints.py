@@ -1,4 +1,4 @@
-"""SHA-256 digests of files and of weights."""
+"""SHA-256 digests of files, of weights and of images."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def image_digest(image: Tensor) -> str:
+    """Return 16 hexadecimal digits of the SHA-256 of the pixels of an image, ``(3, H, W)`` uint8."""
+    return hashlib.sha256(image.cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
 
 
 def tensors_sha256(state: Mapping[str, Tensor]) -> str:

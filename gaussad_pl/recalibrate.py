@@ -40,6 +40,7 @@ from gaussad_pl.calibration.threshold import RATES, images_needed
 from gaussad_pl.cli.options import command
 from gaussad_pl.data.frame import Frame
 from gaussad_pl.data.loading import decoded
+from gaussad_pl.data.samples import GOOD, is_mvtec
 from gaussad_pl.errors import UserError
 from gaussad_pl.files import unwritable
 from gaussad_pl.fingerprints import file_sha256, tensors_sha256
@@ -80,6 +81,11 @@ def run(options: Options) -> int:
         )
     old = Detector.load(ckpt, "cuda" if torch.cuda.is_available() else "cpu")
     images, left_out = good_images(options.good, old.frame)
+    if seen := old.trained_on(images):
+        raise UserError(
+            f"good={options.good}: the detector was trained on {len(seen)} of these {len(images)} images, whose scores "
+            "are too low for new ones: give good images that it has not seen"
+        )
     model, calibration = recalibrate(old.model, images, options.gaussians)
     units = ["units of the score", "contour of the maps"] if model.segmenter is not None else []
     changed = ["calibration", *units, *(["means of the Gaussians"] if options.gaussians else [])]
@@ -112,8 +118,12 @@ def good_images(good: str, frame: Frame) -> tuple[Tensor, list[str]]:
     """Read the images of a source, ``(N, 3, height, width)`` uint8, and return the errors of those that cannot be read.
 
     Raises:
-        UserError: there is no such source, or fewer images can be read than the largest of the usual rates needs.
+        UserError: there is no such source, it has a folder of its own for good images, or fewer images can be read than
+            the largest of the usual rates needs.
     """
+    folder = Path(good).expanduser()
+    if is_mvtec(folder) or (folder / GOOD).is_dir():
+        raise UserError(f"good={good} has other images beside good ones: give a folder of good images alone")
     found = count_images(good, "good")
     results = [image for _, image in decoded(image_paths(good, "good"), frame, ahead=2 * BATCH)]
     images = [image for image in results if isinstance(image, Tensor)]

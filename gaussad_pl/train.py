@@ -48,6 +48,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.accelerators.mps import MPSAccelerator
@@ -81,6 +82,7 @@ from gaussad_pl.results.cost import cost
 from gaussad_pl.results.decisions import decisions
 from gaussad_pl.results.decisions import show as show_decisions
 from gaussad_pl.results.evaluation import table
+from gaussad_pl.results.gallery import picture_threshold
 from gaussad_pl.results.provenance import provenance
 from gaussad_pl.training import tracking
 from gaussad_pl.training.acceptance import DOUBT
@@ -182,8 +184,10 @@ def conduct(
     cross_fit = settings["cross_conformal"] and re_estimates
     calibration = calibrate(module.model, data, cross_fit, outcome.fine_tuned, everything)
     origin = provenance(settings, data, module.model)
-    detector = Detector.of(module.model, calibration, origin, data.frame.fit)
-    results |= decisions(calibration, outcome.final, detector.limit, tested=bool(data.samples.test))
+    seen = {"good_images": [data.good_digests[i] for i in data.every_image]}
+    detector = Detector.of(module.model, calibration, origin | seen, data.frame.fit)
+    tested = bool(data.samples.test)  # without a test set, images of training are scored
+    results |= decisions(calibration, outcome.final, detector.limit, tested)
     results["calibration"]["far_out"] = [
         {"path": str(data.samples.train[i].path), "score": score} for i, score in far_out(calibration)
     ]
@@ -191,7 +195,8 @@ def conduct(
     results |= origin | {"cost": cost(fit_seconds, time.perf_counter() - start)}
     scale = pictures.heat_scale(outcome.final, detector.median, detector.limit)
     drawn = draw(outcome, data, scale, calibration)
-    thumbnails.save(folder, outcome.final, data.test, scale, calibration)
+    if tested:
+        thumbnails.save(folder, outcome.final, data.test, scale, calibration)
     tracking.report(loggers, figures.save(drawn, folder), outcome, data, scale, calibration)
     tracking.keep_detector(loggers, folder, results)
     write_json(folder / METRICS, results)  # marks completion
@@ -217,6 +222,9 @@ def draw(
         found["levels"] = figures.level_bars(results["levels"])
     if "forgetting" in results:
         found["forgetting"] = figures.forgetting_curve(results["forgetting"], results.get("acceptance", []), DOUBT)
+    if not data.samples.test:  # images of training are no test
+        none = torch.zeros(0)
+        return found | {"histogram": figures.histogram(none, none, calibration.scores, picture_threshold(calibration))}
     return found | pictures.draw(outcome.evaluations, data.test, scale, calibration)
 
 
@@ -227,6 +235,12 @@ def show(folder: Path, results: dict[str, Any]) -> None:
         rows.append(("fine-tuned", results["finetuned"]))
     console = Console(markup=False, emoji=False)  # a folder may be called [a]
     console.print(table(results["dataset"], rows))
+    images = results["images"]
+    console.print(
+        f"images: {images['train'] + images['validation']} good ones to train on, {images['test_good']} good and "
+        f"{images['test_bad']} bad ones to test on",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
     forgetting = results.get("forgetting")
     if forgetting and "collapse" in forgetting:
         console.print(f"fine-tuning collapsed: {forgetting['collapse']}", highlight=False, soft_wrap=True)

@@ -33,6 +33,15 @@ def line(root: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> str:
     return str(caught.value)
 
 
+def test_a_bad_image_that_is_also_a_good_one_is_a_warning(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    mvtec(root).setup("fit")
+    assert not caplog.text
+    shutil.copy(root / "screw/train/good/003.png", root / "screw/test/spot/other.png")
+    mvtec(root).setup("fit")
+    assert "1 bad images are also among the good ones:" in caplog.text
+    assert "spot/other.png is " in caplog.text and "train/good/003.png" in caplog.text
+
+
 def test_sound_data_pass_and_masks_are_decoded_once(parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[Path] = []
     read_mask = checks.read_mask

@@ -16,8 +16,10 @@ from PIL import Image
 
 from gaussad_pl import evaluate
 from gaussad_pl.calibration.conformal import Calibration
-from gaussad_pl.data.inventory import digest, inventory
-from gaussad_pl.data.samples import Samples, scan_mvtec
+from gaussad_pl.data.frame import Frame
+from gaussad_pl.data.loading import load_images
+from gaussad_pl.data.samples import scan_mvtec
+from gaussad_pl.fingerprints import image_digest
 from gaussad_pl.inference.artefact import NAME
 from gaussad_pl.inference.detector import Detector
 from gaussad_pl.training.module import GaussianAD
@@ -38,9 +40,10 @@ def ckpt(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert found.maps is not None
     module.segmenter.threshold.fill_(float(found.maps.quantile(0.99)))
     folder = tmp_path_factory.mktemp("run")
-    trained = Samples(scan_mvtec(parts / "screw").train, [])
+    paths = [sample.path for sample in scan_mvtec(parts / "screw").train]
+    seen = [image_digest(image) for image in load_images(paths, Frame(64, 64), None, "")]
     known = Calibration.of(found.scores, found.distances, "40 drawn images")
-    Detector.of(module.model, known, {"good_sha256": digest(inventory(trained))}).save(folder / NAME)
+    Detector.of(module.model, known, {"good_images": seen}).save(folder / NAME)
     return folder
 
 
@@ -124,12 +127,14 @@ def test_good_or_bad_images_alone_are_enough_and_the_rest_is_said_to_be_unknown(
 def test_images_of_training_are_a_warning(
     ckpt: Path, parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.copytree(parts / "screw/train/good", tmp_path / "copy", copy_function=shutil.copy2)
-    for folder, expected in ((tmp_path / "copy", True), (parts / "screw/test/good", False)):
+    shutil.copytree(parts / "screw/test/good", tmp_path / "some")
+    for path in sorted((parts / "screw/train/good").iterdir())[:4]:  # whatever they are called
+        shutil.copy2(path, tmp_path / "some" / f"again-{path.name}")
+    for folder, expected in ((tmp_path / "some", 4), (parts / "screw/test/good", 0)):
         out = tmp_path / f"out-{folder.name}"
         run(f"ckpt={ckpt}", f"data={folder}", f"out={out}")
-        assert metrics(out)["good_images_trained_on"] is expected
-        assert ("was trained on these good images" in capsys.readouterr().out) is expected
+        assert metrics(out)["good_images_trained_on"] == expected
+        assert ("was trained on 4 of these 10 good images" in capsys.readouterr().out) == bool(expected)
 
 
 def test_mistakes_are_one_line_and_leave_no_folder(ckpt: Path, parts: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from gaussad_pl.calibration import recalibration
 from gaussad_pl.calibration.conformal import Calibration
 from gaussad_pl.density.registry import DENSITIES
 from gaussad_pl.exporting.graph import Graph
-from gaussad_pl.fingerprints import file_sha256
+from gaussad_pl.fingerprints import file_sha256, image_digest
 from gaussad_pl.inference.artefact import NAME
 from gaussad_pl.inference.detector import Detector
 from gaussad_pl.training.module import GaussianAD
@@ -45,7 +46,7 @@ def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
         found = module(more)
     known = Calibration.of(found.scores, found.distances, "60 drawn images")
     path = tmp_path_factory.mktemp("run") / NAME
-    Detector.of(module.model, known, {"seed": 0}).save(path)
+    Detector.of(module.model, known, {"seed": 0, "good_images": [image_digest(image) for image in good]}).save(path)
     return path
 
 
@@ -185,6 +186,24 @@ def test_mistakes_are_one_line_and_leave_nothing(old: Path, today: Path, tmp_pat
     said = message(f"ckpt={exported}", f"good={today}", f"out={out}")
     assert f"give the {NAME} it was exported from" in said and "export the new detector" in said
     assert not out.exists()
+
+
+def test_images_of_training_do_not_recalibrate(old: Path, today: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "parts"
+    shutil.copytree(today, folder)
+    rng = np.random.default_rng(0)  # that of the images of training
+    draw_part(rng, False)[0].save(folder / "seen.png")
+    said = message(f"ckpt={old}", f"good={folder}", f"out={tmp_path / 'out'}")
+    assert "was trained on 1 of these 41 images" in said and "that it has not seen" in said
+
+
+@pytest.mark.parametrize("layout", ["good", "train/good"])
+def test_a_folder_with_other_images_beside_good_ones_does_not_recalibrate(
+    layout: str, old: Path, today: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(today, tmp_path / "parts" / layout)
+    said = message(f"ckpt={old}", f"good={tmp_path / 'parts'}", f"out={tmp_path / 'out'}")
+    assert "give a folder of good images alone" in said
 
 
 def test_an_unreadable_image_is_named_and_left_out(

@@ -268,9 +268,12 @@ def test_good_images_alone_are_enough(
     assert found["frozen"]["image_auroc"] is None and found["images"]["test_bad"] == 0
     assert found["images"]["test_good"] == found["calibration"]["test_good"] == 0  # those of training are no test
     assert len((tmp_path / "run" / "scores.csv").read_text().splitlines()) == 1 + 5
+    made = {path.name for path in (tmp_path / "run").iterdir()}
+    assert "histogram.png" in made and not made & {"false_alarms.png", "misses.png", "gallery"}  # there is no test
     point, said = found["operating_points"]["0.1"], capsys.readouterr().out
     assert point["good_from"] == "calibration" and point["good"] == found["calibration"]["images"]
     assert point["bad"] == 0 and found["contour"]["observed"] is None
+    assert "images: 24 good ones to train on, 0 good and 0 bad ones to test on" in said
     assert "not known: the false alarms on new good images" in said and "not known: how many bad parts" in said
     assert said.splitlines()[-1].startswith(f"next: python -m gaussad_pl.predict ckpt={tmp_path / 'run'} source=")
 
@@ -330,8 +333,9 @@ def test_a_sweep_leaves_one_run_and_one_offline_wandb_run_a_job(
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["+category=srew"], "Could not find 'category/srew'"),
-        (["backbone=resnet1"], "Could not find 'backbone/resnet1'"),
+        (["+category=Screw"], "category=Screw: expected one of bottle, cable, capsule"),
+        (["category=screw"], "nothing is chosen from category yet: prefix it with +, as in +category=screw"),
+        (["backbone=resnet1"], "wide_resnet50_2; did you mean resnet18?"),
         ([], "no category chosen: add one, for example +category=screw, or"),
         (["+category=screw", "data.root=/nowhere"], "/nowhere"),
         (["+category=screw", "backbone.levels=[12]"], "levels=[12]"),

@@ -5,6 +5,7 @@ Only the headers of images are read; masks are small and decoded once.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,8 +19,11 @@ from torch import Tensor
 
 from gaussad_pl.data.frame import Frame
 from gaussad_pl.data.images import MASK_SIZE, image_size, read_mask
-from gaussad_pl.data.samples import Sample
+from gaussad_pl.data.samples import Sample, Samples
 from gaussad_pl.errors import UserError
+from gaussad_pl.fingerprints import image_digest
+
+log = logging.getLogger(__name__)
 
 LEAST = 3  # smallest number of good training images: fewer do not show how good parts vary
 THREADS = 8  # for reading files, which is limited by the disk or the network
@@ -76,6 +80,24 @@ def not_all_the_same(images: Tensor, paths: Sequence[Path]) -> None:
             f"all {len(images)} good training images are identical, such as {paths[0]} and {paths[-1]}: use images of "
             "different parts"
         )
+
+
+def bad_are_not_good(samples: Samples, test: Tensor, good: Sequence[str]) -> None:
+    """Warn if the pixels of a bad test image are those of a good training image.
+
+    Args:
+        samples: of the data.
+        test: images of the test, ``(M, 3, H, W)`` uint8.
+        good: `image_digest` of each training image.
+    """
+    known = dict(zip(good, samples.train, strict=True))
+    both = [
+        (bad.path, known[digest].path)
+        for bad, image in zip(samples.test, test, strict=True)
+        if bad.label and (digest := image_digest(image)) in known
+    ]
+    if both:
+        log.warning("%d bad images are also among the good ones: %s is %s", len(both), *both[0])
 
 
 def roi_fits(roi: Path, images: Sequence[Path]) -> None:

@@ -23,6 +23,7 @@ from gaussad_pl.data.part_features import Features
 from gaussad_pl.data.samples import Sample, Samples
 from gaussad_pl.data.splitting import Groups, hold_out_count
 from gaussad_pl.errors import UserError
+from gaussad_pl.fingerprints import image_digest
 
 HELD_OUT = 500  # most images held out: they and all their copies stay in memory and are scored every epoch
 
@@ -191,6 +192,11 @@ class GoodImages(L.LightningDataModule, ABC):
         images = self._load(self.samples.train, "training")
         checks.not_all_the_same(images, [sample.path for sample in self.samples.train])
         return images
+
+    @cached_property
+    def good_digests(self) -> list[str]:
+        """Digest of the pixels of each good image, see `gaussad_pl.fingerprints.image_digest`."""
+        return [image_digest(image) for image in self.good_images]
 
     def _load(self, samples: Sequence[Sample], what: str) -> Tensor:
         paths = [sample.path for sample in samples]

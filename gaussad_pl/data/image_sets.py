@@ -177,7 +177,9 @@ class ImageSets(GoodImages, ABC):
     @cached_property
     def _test_images(self) -> Tensor:
         """Images of the user's test set, uint8 ``(M, 3, H, W)``."""
-        return self._load(self.samples.test, "test")
+        images = self._load(self.samples.test, "test")
+        checks.bad_are_not_good(self.samples, images, self.good_digests)
+        return images
 
     @cached_property
     def _masks(self) -> list[NDArray[np.bool_] | None]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from gaussad_pl.calibration.conformal import Calibration
 from gaussad_pl.calibration.threshold import Threshold, Verdict
 from gaussad_pl.data.frame import Frame
+from gaussad_pl.fingerprints import image_digest
 from gaussad_pl.inference.pixels import Images, each_pixels
 from gaussad_pl.model.detection import Detection
 
@@ -67,6 +68,15 @@ class BaseDetector(ABC):
     @abstractmethod
     def detect(self, pixels: Tensor) -> Detection:
         """Return scores, distances and maps of ``pixels`` ``(N, 3, height, width)`` uint8, on the CPU."""
+
+    def trained_on(self, images: Tensor) -> list[int]:
+        """Return the positions of those of N images that the detector was trained on.
+
+        Args:
+            images: ``(N, 3, height, width)`` uint8, fitted to `frame`.
+        """
+        seen = set(self.provenance.get("good_images", []))
+        return [i for i, image in enumerate(images) if image_digest(image) in seen]
 
     def threshold(self, fpr: float | None = None) -> Threshold:
         """Return the threshold for a target false-alarm rate, without refitting; see `Calibration.threshold`.

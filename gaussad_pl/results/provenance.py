@@ -11,7 +11,6 @@ from typing import Any
 
 from gaussad_pl.data.base import ImageDataModule
 from gaussad_pl.data.inventory import digest, images_sha256, inventory
-from gaussad_pl.data.samples import Samples
 from gaussad_pl.model.model import GaussianModel
 from gaussad_pl.results import checkout
 from gaussad_pl.version import __version__
@@ -40,7 +39,6 @@ def provenance(config: dict[str, Any], data: ImageDataModule, model: GaussianMod
             "test_good": sum(not sample.label for sample in test),
             "test_bad": sum(sample.label for sample in test),
         },
-        "good_sha256": digest(inventory(Samples(data.samples.train, []))),
         "data_sha256": images_sha256(data.samples),
         "backbone": {
             "name": backbone.name,
