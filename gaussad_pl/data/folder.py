@@ -39,7 +39,8 @@ class Folder(ImageDataModule):
         found = scan_folder(self.root, self.bad, self.masks)
         if unused := unused_images(self.root, found, self.masks):
             log.warning(
-                "%d images below %s are not used, such as %s: good images belong directly into the folder of good ones",
+                "%d images below %s are not used, such as %s: put them directly into the folder of good images, or "
+                "of a kind of defect",
                 len(unused), self.root, unused[0],
             )  # fmt: skip
         return found

@@ -107,7 +107,7 @@ def unused_images(root: Path, samples: Samples, masks: Path | None) -> list[Path
     used = {sample.path.resolve() for sample in [*samples.train, *samples.test]}
     skipped = {path.resolve() for path in (masks, *(root / name for name in MASK_FOLDERS)) if path is not None}
     found = []
-    for where, folders, names in os.walk(root, onerror=_stop):
+    for where, folders, names in os.walk(root):
         folders[:] = [name for name in folders if name[0] != "." and Path(where, name).resolve() not in skipped]
         found += [path for name in names if _is_image(path := Path(where, name)) and path.resolve() not in used]
     return sorted(found)
