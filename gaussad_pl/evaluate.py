@@ -42,7 +42,8 @@ from gaussad_pl.data.samples import Sample, Samples, Settings, is_mvtec, scan_fo
 from gaussad_pl.errors import UserError
 from gaussad_pl.files import unwritable, write_json
 from gaussad_pl.fingerprints import file_sha256
-from gaussad_pl.inference.exported import SUFFIX, load_detector
+from gaussad_pl.inference.artefact import EXPORTED
+from gaussad_pl.inference.exported import load_detector
 from gaussad_pl.inference.prediction import BATCH, BaseDetector
 from gaussad_pl.inference.runs import find_detector
 from gaussad_pl.model.detection import Detection
@@ -73,7 +74,7 @@ def evaluate(options: Options) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"out={out} already exists: give another out=, or remove it")
     path = find_detector(options.ckpt)
-    on_gpu = torch.cuda.is_available() and path.suffix != SUFFIX
+    on_gpu = torch.cuda.is_available() and path.suffix != EXPORTED
     detector = load_detector(path, "cuda" if on_gpu else "cpu")
     samples = labelled(options)
     checks.readable([sample.path for sample in samples])

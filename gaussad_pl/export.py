@@ -48,8 +48,9 @@ from gaussad_pl.errors import UserError
 from gaussad_pl.exporting.agreement import check, check_images
 from gaussad_pl.exporting.graph import OUTPUTS, Graph
 from gaussad_pl.files import replacing, unwritable
+from gaussad_pl.inference.artefact import EXPORTED
 from gaussad_pl.inference.detector import Detector
-from gaussad_pl.inference.exported import FORMAT, INPUT, KEYS, SUFFIX
+from gaussad_pl.inference.exported import FORMAT, INPUT, KEYS
 from gaussad_pl.inference.runs import find_detector
 from gaussad_pl.inference.seal import sealed
 from gaussad_pl.version import __version__
@@ -82,9 +83,9 @@ def export(options: Options) -> str:
     if options.images < 1:
         raise UserError(f"images={options.images}: expected 1 or more")
     ckpt = find_detector(options.ckpt)
-    out = Path(options.out) if options.out else ckpt.parent / f"detector{SUFFIX}"
-    if out.suffix != SUFFIX:
-        raise UserError(f"out={out}: expected a name that ends in {SUFFIX}")
+    out = Path(options.out) if options.out else ckpt.parent / f"detector{EXPORTED}"
+    if out.suffix != EXPORTED:
+        raise UserError(f"out={out}: expected a name that ends in {EXPORTED}")
     if out.exists() and not options.overwrite:
         raise UserError(f"{out} already exists: give another out=, or overwrite=true")
     detector = Detector.load(ckpt)

@@ -44,9 +44,8 @@ from gaussad_pl.data.samples import GOOD, is_mvtec
 from gaussad_pl.errors import UserError
 from gaussad_pl.files import unwritable
 from gaussad_pl.fingerprints import file_sha256, tensors_sha256
-from gaussad_pl.inference.artefact import NAME
+from gaussad_pl.inference.artefact import EXPORTED, NAME
 from gaussad_pl.inference.detector import Detector
-from gaussad_pl.inference.exported import SUFFIX
 from gaussad_pl.inference.runs import find_detector, next_command
 from gaussad_pl.inference.sources import count_images, image_paths
 from gaussad_pl.version import __version__
@@ -74,7 +73,7 @@ def run(options: Options) -> int:
     if out.exists():
         raise UserError(f"{out} already exists: give another out=, or remove it")
     ckpt = find_detector(options.ckpt)
-    if ckpt.suffix == SUFFIX:
+    if ckpt.suffix == EXPORTED:
         raise UserError(
             f"ckpt={options.ckpt} is an exported file, which cannot be changed: give the {NAME} it was exported from, "
             "and export the new detector"

@@ -391,7 +391,7 @@ def test_an_array_whose_scale_is_not_known_is_refused(kind: type, detector: Dete
     ("thing", "message"),
     [
         (np.zeros((2, 3, 4, 5, 6), np.uint8), "shape"), (np.zeros((9, 9, 7), np.uint8), "shape"),
-        (np.zeros((9, 9), bool), "type bool"), (np.full((9, 9), -1), "values from -1"), (42, "not an image: int"),
+        (np.zeros((9, 9), bool), "type bool"), (np.full((9, 9), -1.0), "values from -1"), (42, "not an image: int"),
         ([None], "not an image: NoneType"), ("missing.png", "cannot read missing.png"),
         (np.zeros((0, 4), np.uint8), "shape"),
     ],

@@ -389,12 +389,15 @@ def test_wandb_without_a_key_and_a_sweep_without_jobs_are_one_line(
     assert "matches nothing" in message(capsys, monkeypatch, *nothing)
 
 
+NONE = dict.fromkeys(("train", "validation", "test_good", "test_bad"), 0)
+
+
 def test_names_in_brackets_are_shown_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one = Evaluation(
         [Sample(Path("a.png"))], torch.zeros(1, 1), torch.zeros(1), [0], None, torch.zeros(1, 4, 4) > 0, Frame(4, 4)
     )
     decided = decisions(Calibration.of(torch.zeros(9), torch.zeros(9, 1), "none"), one, np.inf)
-    train.show(tmp_path / "[a]", {"dataset": "[b]", "frozen": {"image_auroc": None}, **decided})
+    train.show(tmp_path / "[a]", {"dataset": "[b]", "images": NONE, "frozen": {"image_auroc": None}, **decided})
     said = capsys.readouterr().out
     assert said.startswith("[b]") and f"results: {tmp_path / '[a]'}" in said
 
@@ -409,7 +412,8 @@ def test_the_summary_says_why_fine_tuning_is_not_used(
     state = {"image_auroc": None}
     forgetting = {"fine_tuning_used": False, "history": [], **({"skipped": reason} if reason else {})}
     decided = decisions(Calibration.of(torch.zeros(9), torch.zeros(9, 1), "none"), one, np.inf)
-    train.show(tmp_path, {"dataset": "x", "frozen": state, "finetuned": state, "forgetting": forgetting, **decided})
+    found = {"dataset": "x", "images": NONE, "frozen": state, "finetuned": state, "forgetting": forgetting, **decided}
+    train.show(tmp_path, found)
     expected = reason or "the augmented validation saw no gain over the frozen network"
     assert f"fine-tuning not used: {expected}" in capsys.readouterr().out
 

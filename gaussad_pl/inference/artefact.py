@@ -23,6 +23,7 @@ from gaussad_pl.files import finite, replacing
 FORMAT = 7
 OLDEST = 2
 NAME = "detector.safetensors"
+EXPORTED = ".onnx"  # suffix of the files of gaussad_pl.export
 _KEY = "gaussad_pl"  # metadata entry with the header; other safetensors files do not have it
 _SEAL = "sha256"  # metadata entry with the checksum of the header, which itself holds that of the tensors
 _TRIANGLE = ".triangle"  # suffix of triangular matrices that are stored without their zeros

@@ -21,8 +21,7 @@ from gaussad_pl.backbones.folding import folded
 from gaussad_pl.calibration.conformal import Calibration
 from gaussad_pl.data.frame import Fit, Frame
 from gaussad_pl.errors import UserError
-from gaussad_pl.inference.artefact import NAME, read_artefact, write_artefact
-from gaussad_pl.inference.exported import SUFFIX
+from gaussad_pl.inference.artefact import EXPORTED, NAME, read_artefact, write_artefact
 from gaussad_pl.inference.prediction import BaseDetector
 from gaussad_pl.inference.runs import find_detector
 from gaussad_pl.model.detection import Detection
@@ -75,7 +74,7 @@ class Detector(BaseDetector):
                 there is no such device.
         """
         path = find_detector(path)
-        if path.suffix == SUFFIX:
+        if path.suffix == EXPORTED:
             raise UserError(f"{path} is an exported file, for predict and evaluate: give the {NAME} it was made from")
         if path.suffix == ".ckpt":
             raise UserError(f"{path} is a training checkpoint: give the {NAME} in its folder")

@@ -17,19 +17,19 @@ from gaussad_pl.calibration.conformal import Calibration
 from gaussad_pl.data.frame import Frame
 from gaussad_pl.errors import UserError
 from gaussad_pl.inference import seal
+from gaussad_pl.inference.artefact import EXPORTED
 from gaussad_pl.inference.prediction import BaseDetector
 from gaussad_pl.inference.seal import is_sealed
 from gaussad_pl.model.detection import Detection
 
 FORMAT = 2  # increase it if older versions cannot read the files; 1 had one size for both sides, and no fit
-SUFFIX = ".onnx"
 KEYS = ("gaussad_pl", "calibration", "provenance")  # metadata entries, each in JSON
 INPUT = "images"
 
 
 def load_detector(path: str | Path, device: str | torch.device = "cpu") -> BaseDetector:
     """Load a detector from an exported .onnx file, or from anything that `Detector.load` takes."""
-    if Path(path).suffix == SUFFIX:
+    if Path(path).suffix == EXPORTED:
         return ExportedDetector.load(path, device)
     from gaussad_pl.inference.detector import Detector  # here: an exported detector is to do without timm
 

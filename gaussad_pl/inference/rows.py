@@ -19,7 +19,7 @@ from gaussad_pl.calibration.threshold import Threshold
 from gaussad_pl.data.loading import decoded
 from gaussad_pl.errors import UserError
 from gaussad_pl.fingerprints import file_sha256
-from gaussad_pl.inference.exported import SUFFIX
+from gaussad_pl.inference.artefact import EXPORTED
 from gaussad_pl.inference.prediction import BaseDetector, Prediction
 
 
@@ -94,8 +94,8 @@ def origin_of(ckpt: Path, threshold: Threshold, source: str, overlays: bool) -> 
 
 def mend(ckpt: Path) -> str:
     """Return what to do about drift, with the command to type."""
-    given = "<the detector.safetensors it was exported from>" if ckpt.suffix == SUFFIX else shlex.quote(str(ckpt))
-    again = ", and export the new detector" if ckpt.suffix == SUFFIX else ""
+    given = "<the detector.safetensors it was exported from>" if ckpt.suffix == EXPORTED else shlex.quote(str(ckpt))
+    again = ", and export the new detector" if ckpt.suffix == EXPORTED else ""
     return f"recalibrate: python -m gaussad_pl.recalibrate ckpt={given} good=<folder of good images like these>{again}"
 
 
