@@ -419,12 +419,13 @@ def test_the_summary_says_why_fine_tuning_is_not_used(
 
 
 def test_mixed_precision_is_for_training_and_leaves_gaussians_and_scores_alone(
-    finished: Path, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run(monkeypatch, *arguments(parts, tmp_path / "run", FAST, "trainer.precision=bf16-mixed"))
-    mixed, full = metrics(tmp_path / "run"), metrics(finished)
+    run(monkeypatch, *arguments(parts, tmp_path / "run", "trainer.precision=bf16-mixed"))
+    run(monkeypatch, *arguments(parts, tmp_path / "full"))
+    mixed, full = metrics(tmp_path / "run"), metrics(tmp_path / "full")
     assert mixed["frozen"] == full["frozen"] and mixed["segmentation"]["worth"] == full["segmentation"]["worth"]
-    losses = [found["forgetting"]["history"][1]["loss"] for found in (mixed, full)]  # later ones drift apart
+    losses = [[epoch["loss"] for epoch in found["forgetting"]["history"][1:]] for found in (mixed, full)]
     assert losses[0] == pytest.approx(losses[1], rel=0.05) and losses[0] != losses[1]
     run(monkeypatch, *arguments(parts, tmp_path / "ranked", "trainer.precision=bf16-mixed", "objective=ranking"))
     assert metrics(tmp_path / "ranked")["frozen"] == full["frozen"]
