@@ -110,6 +110,8 @@ def _folder(images: Folder | Images | None, new: Path) -> Folder | None:
     if images is None or isinstance(images, (str, os.PathLike)):
         return images
     write_images(images, new)
+    if not any(new.iterdir()):
+        raise UserError(f"{new.name}=[]: there is no image in it: give images, or the path of a folder")
     return new
 
 

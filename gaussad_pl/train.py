@@ -48,7 +48,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.accelerators.mps import MPSAccelerator
@@ -82,7 +81,6 @@ from gaussad_pl.results.cost import cost
 from gaussad_pl.results.decisions import decisions
 from gaussad_pl.results.decisions import show as show_decisions
 from gaussad_pl.results.evaluation import table
-from gaussad_pl.results.gallery import picture_threshold
 from gaussad_pl.results.provenance import provenance
 from gaussad_pl.training import tracking
 from gaussad_pl.training.acceptance import DOUBT
@@ -186,8 +184,7 @@ def conduct(
     origin = provenance(settings, data, module.model)
     seen = {"good_images": [data.good_digests[i] for i in data.every_image]}
     detector = Detector.of(module.model, calibration, origin | seen, data.frame.fit)
-    tested = bool(data.samples.test)  # without a test set, images of training are scored
-    results |= decisions(calibration, outcome.final, detector.limit, tested)
+    results |= decisions(calibration, outcome.final, detector.limit, data.has_test)
     results["calibration"]["far_out"] = [
         {"path": str(data.samples.train[i].path), "score": score} for i, score in far_out(calibration)
     ]
@@ -195,7 +192,7 @@ def conduct(
     results |= origin | {"cost": cost(fit_seconds, time.perf_counter() - start)}
     scale = pictures.heat_scale(outcome.final, detector.median, detector.limit)
     drawn = draw(outcome, data, scale, calibration)
-    if tested:
+    if data.has_test:
         thumbnails.save(folder, outcome.final, data.test, scale, calibration)
     tracking.report(loggers, figures.save(drawn, folder), outcome, data, scale, calibration)
     tracking.keep_detector(loggers, folder, results)
@@ -222,9 +219,8 @@ def draw(
         found["levels"] = figures.level_bars(results["levels"])
     if "forgetting" in results:
         found["forgetting"] = figures.forgetting_curve(results["forgetting"], results.get("acceptance", []), DOUBT)
-    if not data.samples.test:  # images of training are no test
-        none = torch.zeros(0)
-        return found | {"histogram": figures.histogram(none, none, calibration.scores, picture_threshold(calibration))}
+    if not data.has_test:
+        return found | {"histogram": pictures.calibration_histogram(calibration)}
     return found | pictures.draw(outcome.evaluations, data.test, scale, calibration)
 
 

@@ -17,7 +17,16 @@ import torch
 from conftest import TINY
 from rich.console import Console
 
-from benchmarks import analysis, evidence, evidence_jobs, evidence_table, fine_tuning, segmentation, verdicts
+from benchmarks import (
+    analysis,
+    contamination,
+    evidence,
+    evidence_jobs,
+    evidence_table,
+    fine_tuning,
+    segmentation,
+    verdicts,
+)
 from benchmarks.coreset import farthest_first
 from benchmarks.jobs import compose_job
 from benchmarks.judged import judged
@@ -199,6 +208,32 @@ def test_the_table_of_evidence_has_means_over_seeds_and_says_what_is_missing() -
         "| parts | gaussad_pl, default | 92.0 ± 2.0 | 80.0 ± 0.0 | 80.0 ± 5.0 | 10.0 ± 0.0 ! | 20 | 1.0 | 2 |"
     )
     assert padim == "|  | PaDiM | 90.0 | - | - | - | 10 | 1.0 | 1 |"
+
+
+def test_bad_images_among_the_good_ones_are_not_in_the_test_of_either_detector(
+    parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[tuple[set[Path], set[Path]]] = []  # images to train on, and bad ones of the test
+
+    def judge(folder: Path, draw: int, overrides: list[str]) -> dict[str, Any]:
+        good = {file.resolve() for file in (folder / "train" / "good").iterdir()}
+        bad = {file.resolve() for file in (folder / "test").glob("*/*") if file.parent.name != "good"}
+        seen.append((good, bad))
+        hidden = sum(file.name.startswith(contamination.PREFIX) for file in (folder / "train" / "good").iterdir())
+        rates = {str(rate): {"lost": 0.0, "found": 1.0 - hidden / 4} for rate in verdicts.RATES}
+        return {"named_bad": hidden // 2, "named_good": 1, "auroc": 0.9, **rates}
+
+    monkeypatch.setattr(contamination, "judge", judge)
+    where = ["contamination", "--data", str(parts / "screw"), "--good", "8", "--bad", "2", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", [*where, "--draws", "2"])
+    contamination.main()
+    for clean, spoilt in zip(seen[::2], seen[1::2], strict=True):
+        hidden = spoilt[0] - clean[0]
+        assert len(clean[0]) == 8 and len(hidden) == 2 and clean[0] < spoilt[0]
+        assert clean[1] == spoilt[1] and not hidden & clean[1] and all("test" in file.parts for file in hidden)
+    found = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][1:]
+    assert found[0].startswith("| screw | 8 | clean |  | 2 of 16 | 90.0 ± 0.0 | 0.0 ± 0.0 / 100.0 ± 0.0 |")
+    assert found[1].startswith("|  |  | contaminated | 2 of 4 | 2 of 16 | 90.0 ± 0.0 | 0.0 ± 0.0 / 50.0 ± 0.0 |")
 
 
 def test_the_verdicts_at_each_target_are_counted_again_from_the_scores() -> None:

@@ -42,6 +42,13 @@ def test_a_bad_image_that_is_also_a_good_one_is_a_warning(root: Path, caplog: py
     assert "spot/other.png is " in caplog.text and "train/good/003.png" in caplog.text
 
 
+def test_copies_among_the_good_images_are_a_warning(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    good = root / "screw/train/good"
+    shutil.copy(good / "003.png", good / "copy.png")
+    mvtec(root).setup("fit")
+    assert f"1 of 25 good images are copies of others, such as {good / 'copy.png'} of {good / '003.png'}" in caplog.text
+
+
 def test_sound_data_pass_and_masks_are_decoded_once(parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[Path] = []
     read_mask = checks.read_mask

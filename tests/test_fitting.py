@@ -133,7 +133,10 @@ def test_the_random_state_and_the_settings_of_the_caller_stay(images: list[Image
     ("arguments", "message"),
     [
         ({"good": "/no/parts"}, "data.root=/no/parts is not a folder: set it to an existing folder"),
-        ({"good": ["/no/part.png"]}, "cannot read /no/part.png (No such file or directory): give existing image files"),
+        ({"good": ["/no/part.png"]}, "cannot read /no/part.png (No such file or directory)"),
+        ({"good": []}, "good=[]: there is no image in it: give images, or the path of a folder"),
+        ({"bad": []}, "bad=[]: there is no image in it"),
+        ({"good": [__file__]}, f"cannot read {__file__} (cannot identify it as PNG"),
         ({"good": [3]}, "image 0 is not an image: int; give a path, a PIL image, an array or a tensor"),
         ({"good": np.zeros((9, 9, 5))}, "image 0 is not an image: shape (9, 9, 5), expected (H, W) or (H, W, C)"),
         ({"good": np.zeros((8, 9, 9, 3), np.uint8)}, "all 8 good training images are identical"),

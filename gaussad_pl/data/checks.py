@@ -82,6 +82,22 @@ def not_all_the_same(images: Tensor, paths: Sequence[Path]) -> None:
         )
 
 
+def name_copies(paths: Sequence[Path], digests: Sequence[str]) -> None:
+    """Warn of good images whose pixels are those of an earlier one.
+
+    Args:
+        paths: of the N good images.
+        digests: `image_digest` of each.
+    """
+    first = dict(zip(reversed(digests), reversed(paths), strict=True))
+    copies = [(path, first[digest]) for path, digest in zip(paths, digests, strict=True) if first[digest] != path]
+    if copies:
+        log.warning(
+            "%d of %d good images are copies of others, such as %s of %s: remove them, as the thresholds count each "
+            "image", len(copies), len(paths), *copies[0],
+        )  # fmt: skip
+
+
 def bad_are_not_good(samples: Samples, test: Tensor, good: Sequence[str]) -> None:
     """Warn if the pixels of a bad test image are those of a good training image.
 

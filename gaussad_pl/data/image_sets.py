@@ -157,9 +157,14 @@ class ImageSets(GoodImages, ABC):
         return [[used[i] for i in part] for part in parts]
 
     @property
+    def has_test(self) -> bool:
+        """False if the user has no test set: `test_samples` are images of training then."""
+        return bool(self.samples.test)
+
+    @property
     def _good_test_indices(self) -> list[int]:
         """Indices of the good images in the test; without a test set, the held-out or else all good images."""
-        return self._split.test if self.samples.test else self._split.held_out or self._split.used
+        return self._split.test if self.has_test else self._split.held_out or self._split.used
 
     @property
     def test_samples(self) -> list[Sample]:

@@ -235,7 +235,8 @@ def _open(path: Path, whole: bool = False) -> Iterator[Image.Image]:
         known = ", ".join(FORMATS)
         raise UserError(f"cannot read {path} (cannot identify it as {known}): replace it or remove it") from error
     except Exception as error:  # decoders raise almost anything when given garbage
-        reason = " ".join(str(error).split()) or type(error).__name__
+        text = getattr(error, "strerror", None) or str(error)  # an OSError's text names the file again
+        reason = " ".join(text.split()) or type(error).__name__
         raise UserError(f"cannot read {path} ({reason}): replace it or remove it") from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from gaussad_pl.data.frame import Frame
-from gaussad_pl.data.images import read_image, shallow, upright
+from gaussad_pl.data.images import image_size, read_image, shallow, upright
 from gaussad_pl.data.samples import IMAGE_SUFFIXES
 from gaussad_pl.errors import UserError
 
@@ -56,12 +57,9 @@ def write_images(images: Images, folder: Path) -> None:
 
 
 def _copy(path: Path, folder: Path, number: int) -> None:
+    image_size(path)  # names the caller's file, not the copy, if it cannot be read
     name = path.name if path.suffix.lower() in IMAGE_SUFFIXES else f"{path.name}.png"  # decoders go by the content
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror}): give existing image files") from error
-    (folder / f"{number:06}_{name}").write_bytes(content)
+    shutil.copyfile(path, folder / f"{number:06}_{name}")
 
 
 def _each(images: Images) -> Iterable[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -49,3 +50,9 @@ def draw(
     if scale is not None:
         found |= galleries(final, images, scale, calibration)
     return found
+
+
+def calibration_histogram(calibration: Calibration) -> Figure:
+    """Draw the histogram of a run without a test set."""
+    none = torch.zeros(0)
+    return figures.histogram(none, none, calibration.scores, picture_threshold(calibration))

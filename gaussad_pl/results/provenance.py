@@ -24,7 +24,7 @@ PACKAGES = (
 def provenance(config: dict[str, Any], data: ImageDataModule, model: GaussianModel) -> dict[str, Any]:
     """Return the provenance of a result: data, split, weights, versions, commit, command and configuration."""
     backbone = model.backbone
-    test = data.test_samples if data.samples.test else []  # without a test set, they are images of training
+    test = data.test_samples if data.has_test else []
     return {
         "finished": datetime.now().astimezone().isoformat(),
         "dataset": data.name,

@@ -1,0 +1,124 @@
+"""Benchmark of bad parts among the good ones: which of them a run names, and what they cost.
+
+    python -m benchmarks.contamination --data /data/mvtec_ad/screw /data/cookie/cookie --draws 3
+
+Draws random good training images of each dataset (a folder in the layout of MVTec AD), and trains the frozen network
+twice: on these alone, and with some bad test images among them, as if they were good. Both detectors judge the same
+test set, which has the other bad images. Each job writes one JSON file; jobs whose file exists are skipped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import tempfile
+import warnings
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hydra.utils import instantiate
+
+from benchmarks.evidence_table import line, percent, verdict_cell
+from benchmarks.jobs import build, compose_job, quiet_trainer
+from benchmarks.verdicts import RATES, subset, verdicts
+from gaussad_pl.calibration.cross_conformal import calibrate
+from gaussad_pl.calibration.far_out import far_out
+from gaussad_pl.files import write_json
+from gaussad_pl.memory import keep_freed_memory
+from gaussad_pl.training.experiment import Outcome, frozen_state
+
+PREFIX = "bad_"  # of the names of bad images among the good ones
+
+
+def run_job(source: Path, good: int, bad: int, draw: int, overrides: list[str]) -> dict[str, Any]:
+    """Train on clean and on contaminated images, and judge the same test set."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = subset(source, good, draw, False, Path(place))
+        hidden = take_bad(folder, bad, draw)
+        clean = judge(folder, draw, overrides)
+        for link in hidden:
+            target = folder / "train" / "good" / f"{PREFIX}{link.parent.name}_{link.name}"
+            target.symlink_to(link.resolve())
+        return {"hidden": len(hidden), "clean": clean, "contaminated": judge(folder, draw, overrides)}
+
+
+def take_bad(folder: Path, count: int, draw: int) -> list[Path]:
+    """Remove random bad images from the test set of a folder of links; returns the images that they point to."""
+    links = sorted(link for link in (folder / "test").glob("*/*") if link.parent.name != "good")
+    chosen = [links[i] for i in np.random.default_rng(draw).permutation(len(links))[:count].tolist()]
+    images = [link.readlink() for link in chosen]
+    for link in chosen:
+        link.unlink()
+    return images
+
+
+def judge(folder: Path, draw: int, overrides: list[str]) -> dict[str, Any]:
+    """Fit and calibrate the frozen network; returns its verdicts on the test set and how many images it names."""
+    config = compose_job(folder, draw, overrides)
+    data, module = build(config)
+    forgetting = instantiate(config.callbacks.forgetting)
+    outcome = Outcome()
+    frozen_state(quiet_trainer(config, [forgetting]), module, data, forgetting, data.every_image, outcome)
+    calibration = calibrate(module.model, data, True, False, every_image=True)
+    found = outcome.final
+    named = [data.samples.train[i].path.name.startswith(PREFIX) for i, _ in far_out(calibration)]
+    return {
+        "named_bad": sum(named),
+        "named_good": len(named) - sum(named),
+        "auroc": found.metrics()["image_auroc"],
+        **verdicts(calibration, found.scores, found.labels),
+    }
+
+
+def table(records: list[dict[str, Any]]) -> str:
+    """Return the named images, and AUROC and lost / found parts in percent, mean ± SEM over draws."""
+    rates = " | ".join(f"{100 * rate:.0f} %" for rate in RATES)
+    lines = [f"| | good images | | bad named | good named | AUROC | {rates} | draws |"]
+    lines.append("|---|---:|---|---:|---:|" + "---:|" * (len(RATES) + 2))
+    for dataset in sorted({record["dataset"] for record in records}):
+        rows = [record for record in records if record["dataset"] == dataset]
+        good = sum(row["good"] for row in rows)
+        for state, hidden in (("clean", 0), ("contaminated", sum(row["hidden"] for row in rows))):
+            of = [row[state] for row in rows]
+            first = (dataset, str(rows[0]["good"])) if state == "clean" else ("", "")
+            named = f"{sum(row['named_bad'] for row in of)} of {hidden}" if hidden else ""
+            cells = [*first, state, named, f"{sum(row['named_good'] for row in of)} of {good}"]
+            cells += [percent([row["auroc"] for row in of])]
+            cells += [verdict_cell([row[str(rate)] for row in of]) for rate in RATES]
+            lines.append(line([*cells, str(len(rows))]))
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run all jobs that have no result yet, and print the table of all results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders in the layout of MVTec AD")
+    parser.add_argument("--good", type=int, default=95, help="good training images; all but --bad of a smaller set")
+    parser.add_argument("--bad", type=int, default=5, help="bad images among them")
+    parser.add_argument("--draws", type=int, default=3, help="subsets of each dataset")
+    parser.add_argument("--finished", action="store_true", help="run nothing: print the table of what is finished")
+    parser.add_argument("--out", type=Path, default=Path("runs/contamination"), help="folder for results")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides for every job")
+    given = parser.parse_args()
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+    keep_freed_memory()
+    given.out.mkdir(parents=True, exist_ok=True)
+    records = []
+    for draw, source in product(range(given.draws), (path.resolve() for path in given.data)):
+        good = min(given.good, len(list((source / "train" / "good").iterdir())) - given.bad)
+        path = given.out / f"{source.name}-{good}-{given.bad}-draw{draw}.json"
+        if not path.is_file() and not given.finished:
+            print(path.stem, flush=True)
+            found = run_job(source, good, given.bad, draw, given.set)
+            write_json(path, {"dataset": source.name, "good": good, "draw": draw, **found})
+        if path.is_file():
+            records.append(json.loads(path.read_text()))
+    print(table(records))
+
+
+if __name__ == "__main__":
+    main()
