@@ -26,6 +26,8 @@ from gaussad_pl.progress import tracked
 
 Batch = dict[str, Tensor]
 
+_DAMAGE = "damage"  # its moment in a snapshot: it is no buffer, as detectors do without it
+
 
 class EstimatingModule(L.LightningModule):
     """Estimates the Gaussians of a model, again whenever the weights have changed.
@@ -186,16 +188,6 @@ class EstimatingModule(L.LightningModule):
             self.estimate(data.reference_dataloader(images), patches=self.model.segmenter is not None)
 
     @property
-    def damage(self) -> Damage | None:
-        """The damage that the densities of patches weigh their distances by; it is no part of a `snapshot`."""
-        return None if self.model.segmenter is None else self.segmenter.head.gaussians.damage
-
-    @damage.setter
-    def damage(self, damage: Damage | None) -> None:
-        if self.model.segmenter is not None:
-            self.segmenter.head.gaussians.damage = damage
-
-    @property
     def map_is_frozen(self) -> bool:
         """True if the levels of the map come before everything that is trained."""
         return self.model.segmenter is None or max(self.segmenter.head.places) < self.model.backbone.frozen_levels
@@ -248,11 +240,16 @@ class EstimatingModule(L.LightningModule):
 
     def snapshot(self, everything: bool = False) -> dict[str, Tensor]:
         """Copy the weights and the pooled Gaussians to the CPU; with ``everything``, the densities of patches, too."""
-        left_out = () if everything else ("segmenter.",)
-        state = self.model.state_dict().items()
-        return {key: value.detach().to("cpu", copy=True) for key, value in state if not key.startswith(left_out)}
+        state = self.model.state_dict()
+        if not everything:
+            state = {key: value for key, value in state.items() if not key.startswith("segmenter.")}
+        elif self.model.segmenter is not None and (damage := self.segmenter.head.gaussians.damage) is not None:
+            state[_DAMAGE] = damage.moment
+        return {key: value.detach().to("cpu", copy=True) for key, value in state.items()}
 
     def restore(self, snapshot: dict[str, Tensor]) -> None:
         """Restore a `snapshot`."""
         self.model.load_state_dict(snapshot, strict=False)
+        if _DAMAGE in snapshot and self.damage_weight is not None:
+            self.segmenter.head.gaussians.damage = Damage(snapshot[_DAMAGE], self.damage_weight)
         self.stale = False

@@ -105,7 +105,7 @@ def tuned_state(
         log.warning("no fine-tuning: %s", reason)
         outcome.results |= fine_tuning_results(forgetting, outcome, reason)
         return
-    frozen, damage = module.snapshot(everything=True), module.damage
+    frozen = module.snapshot(everything=True)
     reference = judge(module, data)
     fine_tune_module(trainer, module, data, forgetting, resumable(folder))
     outcome.fine_tuned = accept(module, data, forgetting, frozen, reference, outcome)
@@ -115,7 +115,6 @@ def tuned_state(
         outcome.evaluations["fine-tuned"] = test(trainer, module, data)
     else:
         module.restore(frozen)
-        module.damage = damage  # calibration estimates the densities again
     module.frozen = None  # gives its memory back
     outcome.results |= fine_tuning_results(forgetting, outcome)
 
