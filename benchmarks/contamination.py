@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import tempfile
-import warnings
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -22,12 +20,11 @@ import numpy as np
 from hydra.utils import instantiate
 
 from benchmarks.evidence_table import line, percent, verdict_cell
-from benchmarks.jobs import build, compose_job, quiet_trainer
+from benchmarks.jobs import begin, build, compose_job, quiet_trainer
 from benchmarks.verdicts import RATES, subset, verdicts
 from gaussad_pl.calibration.cross_conformal import calibrate
 from gaussad_pl.calibration.far_out import far_out
 from gaussad_pl.files import write_json
-from gaussad_pl.memory import keep_freed_memory
 from gaussad_pl.training.experiment import Outcome, frozen_state
 
 PREFIX = "bad_"  # of the names of bad images among the good ones
@@ -102,11 +99,7 @@ def main() -> None:
     parser.add_argument("--finished", action="store_true", help="run nothing: print the table of what is finished")
     parser.add_argument("--out", type=Path, default=Path("runs/contamination"), help="folder for results")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides for every job")
-    given = parser.parse_args()
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore")
-    keep_freed_memory()
-    given.out.mkdir(parents=True, exist_ok=True)
+    given = begin(parser)
     records = []
     for draw, source in product(range(given.draws), (path.resolve() for path in given.data)):
         good = min(given.good, len(list((source / "train" / "good").iterdir())) - given.bad)

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +20,8 @@ import torch
 
 from benchmarks.evidence_jobs import SETTINGS, run_job, run_peer
 from benchmarks.evidence_table import table, targets
+from benchmarks.jobs import begin
 from gaussad_pl.files import write_json
-from gaussad_pl.memory import keep_freed_memory
 
 PEERS = ("padim", "patchcore", "mh_patchcore", "dfm")
 
@@ -55,12 +53,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/evidence"), help="folder for results")
     parser.add_argument("--finished", action="store_true", help="run nothing: print the table of what is finished")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides for every setting")
-    given = parser.parse_args()
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore")
-    keep_freed_memory()
+    given = begin(parser)
     torch.set_num_threads(1)
-    given.out.mkdir(parents=True, exist_ok=True)
     peers = list(given.peers) if given.peers_python else []
     records: list[dict[str, Any]] = []
     for seed, folder, method in jobs(given.data, [*given.settings, *peers], given.seeds, given.once):

@@ -14,9 +14,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import logging
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +25,9 @@ from rich.console import Console
 from torch import Tensor
 
 from benchmarks.analysis import PATIENCE, report
-from benchmarks.jobs import build, compose_job, quiet_trainer
+from benchmarks.jobs import begin, build, compose_job, quiet_trainer
 from gaussad_pl.data.base import ImageDataModule
 from gaussad_pl.files import write_json
-from gaussad_pl.memory import keep_freed_memory
 from gaussad_pl.metrics.image import auroc
 from gaussad_pl.training.experiment import Outcome, accept, fine_tune_module, frozen_state
 from gaussad_pl.training.forgetting import ForgettingStop
@@ -198,10 +195,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="random seeds; one job per seed")
     parser.add_argument("--out", type=Path, default=Path("runs/fine_tuning"), help="folder for results")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides for every job")
-    arguments = parser.parse_args()
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore")
-    keep_freed_memory()
+    arguments = begin(parser)
     console = Console()
     jobs = [
         (folder, seed, name, [*overrides, *arguments.set])
@@ -214,7 +208,6 @@ def main() -> None:
         path = arguments.out / f"{folder.name}-{name.replace(' ', '_').replace(',', '')}-seed{seed}.json"
         if not path.is_file():
             console.print(f"[{number}/{len(jobs)}] {folder.name}, {name}, seed {seed}", highlight=False)
-            arguments.out.mkdir(parents=True, exist_ok=True)
             maps = map_of(folder.resolve(), seed, overrides, arguments.out)
             write_json(path, {"setting": name, **run_job(folder.resolve(), seed, overrides, maps)})
         results.append(json.loads(path.read_text()))

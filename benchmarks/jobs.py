@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import io
+import logging
 import time
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -20,7 +23,18 @@ from gaussad_pl.backbones.backbone import Backbone
 from gaussad_pl.cli.hydra_command import CONF
 from gaussad_pl.data.base import ImageDataModule
 from gaussad_pl.data.part_features import pooled_middle
+from gaussad_pl.memory import keep_freed_memory
 from gaussad_pl.training.module import GaussianAD
+
+
+def begin(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Parse the command line of a benchmark, silence its libraries, and make the folder ``--out`` of its results."""
+    given = parser.parse_args()
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+    keep_freed_memory()
+    given.out.mkdir(parents=True, exist_ok=True)
+    return given
 
 
 def compose_job(folder: Path, seed: int, overrides: Sequence[str]) -> DictConfig:

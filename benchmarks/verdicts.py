@@ -16,9 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import tempfile
-import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import product
@@ -31,12 +29,11 @@ from torch import Tensor
 
 from benchmarks.evidence_jobs import run_peer
 from benchmarks.evidence_table import NAMES, line, percent, verdict_cell
-from benchmarks.jobs import build, compose_job, quiet_trainer
+from benchmarks.jobs import begin, build, compose_job, quiet_trainer
 from benchmarks.judged import recorded, shares
 from gaussad_pl.calibration.conformal import Calibration
 from gaussad_pl.calibration.cross_conformal import calibrate
 from gaussad_pl.files import write_json
-from gaussad_pl.memory import keep_freed_memory
 from gaussad_pl.training.experiment import Outcome, frozen_state, tuned_state
 
 RATES = (0.05, 0.1, 0.2)
@@ -158,11 +155,7 @@ def main() -> None:
     parser.add_argument("--finished", action="store_true", help="run nothing: print the table of what is finished")
     parser.add_argument("--out", type=Path, default=Path("runs/verdicts"), help="folder for results")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides for every job")
-    given = parser.parse_args()
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore")
-    keep_freed_memory()
-    given.out.mkdir(parents=True, exist_ok=True)
+    given = begin(parser)
     kinds: dict[str, Callable[[Path, int], dict[str, Any]]] = {"": partial(run_job, overrides=given.set)}
     if given.peers_python:
         kinds["-peers"] = partial(run_peers, given.peers_python)
