@@ -36,9 +36,9 @@ def run_job(source: Path, good: int, bad: int, draw: int, overrides: list[str]) 
         folder = subset(source, good, draw, False, Path(place))
         hidden = take_bad(folder, bad, draw)
         clean = judge(folder, draw, overrides)
-        for link in hidden:
-            target = folder / "train" / "good" / f"{PREFIX}{link.parent.name}_{link.name}"
-            target.symlink_to(link.resolve())
+        for image in hidden:
+            link = folder / "train" / "good" / f"{PREFIX}{image.parent.name}_{image.name}"
+            link.symlink_to(image)
         return {"hidden": len(hidden), "clean": clean, "contaminated": judge(folder, draw, overrides)}
 
 

@@ -133,9 +133,9 @@ def test_the_random_state_and_the_settings_of_the_caller_stay(images: list[Image
     ("arguments", "message"),
     [
         ({"good": "/no/parts"}, "data.root=/no/parts is not a folder: set it to an existing folder"),
-        ({"good": ["/no/part.png"]}, "cannot read /no/part.png (No such file or directory)"),
+        ({"good": ["/no/part.png"]}, "cannot read /no/part.png (No such file or directory): replace it or remove it"),
         ({"good": []}, "good=[]: there is no image in it: give images, or the path of a folder"),
-        ({"bad": []}, "bad=[]: there is no image in it"),
+        ({"bad": []}, "bad=[]: there is no image in it: give images, or the path of a folder"),
         ({"good": [__file__]}, f"cannot read {__file__} (cannot identify it as PNG"),
         ({"good": [3]}, "image 0 is not an image: int; give a path, a PIL image, an array or a tensor"),
         ({"good": np.zeros((9, 9, 5))}, "image 0 is not an image: shape (9, 9, 5), expected (H, W) or (H, W, C)"),
