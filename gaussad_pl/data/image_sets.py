@@ -181,8 +181,9 @@ class ImageSets(GoodImages, ABC):
 
     @cached_property
     def _test_images(self) -> Tensor:
-        """Images of the user's test set, uint8 ``(M, 3, H, W)``."""
+        """Images of the user's test set, uint8 ``(M, 3, H, W)``; with warnings of images that are in the data twice."""
         images = self._load(self.samples.test, "test")
+        checks.name_copies([sample.path for sample in self.samples.train], self.good_digests)
         checks.bad_are_not_good(self.samples, images, self.good_digests)
         return images
 
