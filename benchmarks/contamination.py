@@ -10,8 +10,8 @@ test set, which has the other bad images. Each job writes one JSON file; jobs wh
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 from hydra.utils import instantiate
 
-from benchmarks.evidence_table import line, percent, verdict_cell
-from benchmarks.jobs import begin, build, compose_job, quiet_trainer
+from benchmarks import markdown
+from benchmarks.jobs import begin, build, compose_job, quiet_trainer, result
+from benchmarks.markdown import percent, rate_names, verdict_cell
 from benchmarks.verdicts import RATES, subset, verdicts
 from gaussad_pl.calibration.cross_conformal import calibrate
 from gaussad_pl.calibration.far_out import far_out
-from gaussad_pl.files import write_json
 from gaussad_pl.training.experiment import Outcome, frozen_state
 
 PREFIX = "bad_"  # of the names of bad images among the good ones
@@ -39,7 +39,8 @@ def run_job(source: Path, good: int, bad: int, draw: int, overrides: list[str]) 
         for image in hidden:
             link = folder / "train" / "good" / f"{PREFIX}{image.parent.name}_{image.name}"
             link.symlink_to(image)
-        return {"hidden": len(hidden), "clean": clean, "contaminated": judge(folder, draw, overrides)}
+        states = {"clean": clean, "contaminated": judge(folder, draw, overrides)}
+    return {"dataset": source.name, "good": good, "hidden": len(hidden), "draw": draw, **states}
 
 
 def take_bad(folder: Path, count: int, draw: int) -> list[Path]:
@@ -72,21 +73,19 @@ def judge(folder: Path, draw: int, overrides: list[str]) -> dict[str, Any]:
 
 def table(records: list[dict[str, Any]]) -> str:
     """Return the named images, and AUROC and lost / found parts in percent, mean ± SEM over draws."""
-    rates = " | ".join(f"{100 * rate:.0f} %" for rate in RATES)
-    lines = [f"| | good images | | bad named | good named | AUROC | {rates} | draws |"]
-    lines.append("|---|---:|---|---:|---:|" + "---:|" * (len(RATES) + 2))
+    header = ["", "good images", "", "bad named", "good named", "AUROC", *rate_names(RATES), "draws"]
+    rows = []
     for dataset in sorted({record["dataset"] for record in records}):
-        rows = [record for record in records if record["dataset"] == dataset]
-        good = sum(row["good"] for row in rows)
-        for state, hidden in (("clean", 0), ("contaminated", sum(row["hidden"] for row in rows))):
-            of = [row[state] for row in rows]
-            first = (dataset, str(rows[0]["good"])) if state == "clean" else ("", "")
-            named = f"{sum(row['named_bad'] for row in of)} of {hidden}" if hidden else ""
-            cells = [*first, state, named, f"{sum(row['named_good'] for row in of)} of {good}"]
-            cells += [percent([row["auroc"] for row in of])]
-            cells += [verdict_cell([row[str(rate)] for row in of]) for rate in RATES]
-            lines.append(line([*cells, str(len(rows))]))
-    return "\n".join(lines)
+        of = [record for record in records if record["dataset"] == dataset]
+        good = sum(record["good"] for record in of)
+        for state, hidden in (("clean", 0), ("contaminated", sum(record["hidden"] for record in of))):
+            found = [record[state] for record in of]
+            bad_named, good_named = (sum(each[name] for each in found) for name in ("named_bad", "named_good"))
+            named = [f"{bad_named} of {hidden}" if hidden else "", f"{good_named} of {good}"]
+            rates = [verdict_cell([each[str(rate)] for each in found]) for rate in RATES]
+            auroc = percent([each["auroc"] for each in found])
+            rows.append([dataset, str(of[0]["good"]), state, *named, auroc, *rates, str(len(of))])
+    return markdown.table(header, rows, keys=2)
 
 
 def main() -> None:
@@ -104,12 +103,7 @@ def main() -> None:
     for draw, source in product(range(given.draws), (path.resolve() for path in given.data)):
         good = min(given.good, len(list((source / "train" / "good").iterdir())) - given.bad)
         path = given.out / f"{source.name}-{good}-{given.bad}-draw{draw}.json"
-        if not path.is_file() and not given.finished:
-            print(path.stem, flush=True)
-            found = run_job(source, good, given.bad, draw, given.set)
-            write_json(path, {"dataset": source.name, "good": good, "draw": draw, **found})
-        if path.is_file():
-            records.append(json.loads(path.read_text()))
+        records += result(path, partial(run_job, source, good, given.bad, draw, given.set), given.finished)
     print(table(records))
 
 

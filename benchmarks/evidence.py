@@ -12,7 +12,7 @@ file exists are skipped.
 from __future__ import annotations
 
 import argparse
-import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,7 @@ import torch
 
 from benchmarks.evidence_jobs import SETTINGS, run_job, run_peer
 from benchmarks.evidence_table import table, targets
-from benchmarks.jobs import begin
-from gaussad_pl.files import write_json
+from benchmarks.jobs import begin, result
 
 PEERS = ("padim", "patchcore", "mh_patchcore", "dfm")
 
@@ -59,15 +58,11 @@ def main() -> None:
     records: list[dict[str, Any]] = []
     for seed, folder, method in jobs(given.data, [*given.settings, *peers], given.seeds, given.once):
         path = given.out / f"{folder.name}-{method}-seed{seed}.json"
-        if not path.is_file():
-            if given.finished:
-                continue
-            print(f"{folder.name}, {method}, seed {seed}", flush=True)
-            if method in SETTINGS:
-                write_json(path, run_job(folder, method, seed, given.set))
-            else:
-                write_json(path, run_peer(given.peers_python, folder.resolve(), method, seed))
-        records.append(json.loads(path.read_text()))
+        if method in SETTINGS:
+            job = partial(run_job, folder, method, seed, given.set)
+        else:
+            job = partial(run_peer, given.peers_python, folder.resolve(), method, seed)
+        records += result(path, job, given.finished)
     tables = f"{table(records)}\n\n{targets(records)}"
     print(tables)
     (given.out / "table.md").write_text(tables + "\n")

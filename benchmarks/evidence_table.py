@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from statistics import mean, median, stdev
+from collections.abc import Callable, Sequence
+from statistics import median
 from typing import Any
 
+from benchmarks import markdown
 from benchmarks.judged import recorded, shares
+from benchmarks.markdown import percent, rate_names, verdict_cell
 from gaussad_pl.calibration.operating_points import LEVEL
 from gaussad_pl.calibration.threshold import RATES
 
@@ -34,29 +36,22 @@ def table(records: list[Record]) -> str:
 
 def targets(records: list[Record]) -> str:
     """Return good parts lost / bad parts found in percent at each target, mean ± SEM over seeds."""
-    return _table(("dataset", "detector", *(f"{100 * rate:.0f} %" for rate in RATES)), records, lost_and_found)
+    return _table(("dataset", "detector", *rate_names(RATES)), records, lost_and_found)
 
 
 def _table(columns: Sequence[str], records: list[Record], cells: Callable[[list[Record]], list[str]]) -> str:
-    lines = [line(columns), line(["---", "---", *["---:"] * (len(columns) - 2)])]
+    rows = []
     for dataset in dict.fromkeys(record["dataset"] for record in records):
         of = [record for record in records if record["dataset"] == dataset]
-        for number, method in enumerate(dict.fromkeys(record["method"] for record in of)):
-            rows = [record for record in of if record["method"] == method]
-            lines.append(line(["" if number else dataset, NAMES[method], *cells(rows)]))
-    return "\n".join(lines)
+        for method in dict.fromkeys(record["method"] for record in of):
+            rows.append([dataset, NAMES[method], *cells([record for record in of if record["method"] == method])])
+    return markdown.table(columns, rows, keys=1)
 
 
 def lost_and_found(rows: list[Record]) -> list[str]:
     """Return the cells of `targets` of one detector on one dataset, of which ``rows`` are the seeds."""
     points = [shares(*recorded(row), RATES) for row in rows]
     return [verdict_cell([point[rate] for point in points]) for rate in RATES]
-
-
-def verdict_cell(points: Sequence[Mapping[str, float | None]]) -> str:
-    """Return lost / found in percent from the `shares` of several runs, or a dash where one has no threshold."""
-    lost, found = (percent([point[name] for point in points]) for name in ("lost", "found"))
-    return "-" if lost == "-" else f"{lost} / {found}"
 
 
 def cells(rows: list[Record]) -> list[str]:
@@ -81,20 +76,5 @@ def _share(count: int | None, total: int) -> float | None:
     return None if count is None else count / total
 
 
-def percent(shares: Sequence[float | None]) -> str:
-    """Return the mean of shares in percent, with its SEM if there are several, or a dash if one is unknown."""
-    known = [100 * share for share in shares if share is not None]
-    if len(known) < len(shares):
-        return "-"
-    if len(known) == 1:
-        return f"{known[0]:.1f}"
-    return f"{mean(known):.1f} ± {stdev(known) / len(known) ** 0.5:.1f}"
-
-
 def _seconds(value: float) -> str:
     return f"{value:.1f}" if value < 10 else f"{value:.0f}"
-
-
-def line(cells: Sequence[str]) -> str:
-    """Return a row of a table in Markdown."""
-    return f"| {' | '.join(cells)} |"

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,8 @@ from rich.console import Console
 from torch import Tensor
 
 from benchmarks.analysis import PATIENCE, report
-from benchmarks.jobs import begin, build, compose_job, quiet_trainer
+from benchmarks.jobs import begin, build, compose_job, quiet_trainer, result
 from gaussad_pl.data.base import ImageDataModule
-from gaussad_pl.files import write_json
 from gaussad_pl.metrics.image import auroc
 from gaussad_pl.training.experiment import Outcome, accept, fine_tune_module, frozen_state
 from gaussad_pl.training.forgetting import ForgettingStop
@@ -180,11 +179,14 @@ def map_of(folder: Path, seed: int, overrides: list[str], out: Path) -> dict[str
     of_map = [each for each in of_map if not each.startswith("data.steps_per_epoch")]
     digest = hashlib.sha256(" ".join(of_map).encode()).hexdigest()[:8]
     path = out / "maps" / f"{folder.name}-{digest}-seed{seed}.json"
-    if not path.is_file():
-        path.parent.mkdir(exist_ok=True)
-        write_json(path, frozen_map(folder, seed, of_map))
-    found: dict[str, Any] = json.loads(path.read_text())
+    path.parent.mkdir(exist_ok=True)
+    [found] = result(path, partial(frozen_map, folder, seed, of_map))
     return found
+
+
+def run_setting(name: str, folder: Path, seed: int, overrides: list[str], out: Path) -> dict[str, Any]:
+    """Run a job of a setting; returns its record, with the name of the setting."""
+    return {"setting": name, **run_job(folder, seed, overrides, map_of(folder, seed, overrides, out))}
 
 
 def main() -> None:
@@ -196,7 +198,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/fine_tuning"), help="folder for results")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides for every job")
     arguments = begin(parser)
-    console = Console()
     jobs = [
         (folder, seed, name, [*overrides, *arguments.set])
         for seed in arguments.seeds  # outermost, so that an interrupted benchmark is still balanced
@@ -204,14 +205,10 @@ def main() -> None:
         for folder in arguments.data
     ]
     results = []
-    for number, (folder, seed, name, overrides) in enumerate(jobs, start=1):
+    for folder, seed, name, overrides in jobs:
         path = arguments.out / f"{folder.name}-{name.replace(' ', '_').replace(',', '')}-seed{seed}.json"
-        if not path.is_file():
-            console.print(f"[{number}/{len(jobs)}] {folder.name}, {name}, seed {seed}", highlight=False)
-            maps = map_of(folder.resolve(), seed, overrides, arguments.out)
-            write_json(path, {"setting": name, **run_job(folder.resolve(), seed, overrides, maps)})
-        results.append(json.loads(path.read_text()))
-    report(results, arguments.out, console)
+        results += result(path, partial(run_setting, name, folder.resolve(), seed, overrides, arguments.out))
+    report(results, arguments.out, Console())
 
 
 if __name__ == "__main__":

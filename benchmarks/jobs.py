@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import logging
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -23,6 +25,7 @@ from gaussad_pl.backbones.backbone import Backbone
 from gaussad_pl.cli.hydra_command import CONF
 from gaussad_pl.data.base import ImageDataModule
 from gaussad_pl.data.part_features import pooled_middle
+from gaussad_pl.files import write_json
 from gaussad_pl.memory import keep_freed_memory
 from gaussad_pl.training.module import GaussianAD
 
@@ -35,6 +38,19 @@ def begin(parser: argparse.ArgumentParser) -> argparse.Namespace:
     keep_freed_memory()
     given.out.mkdir(parents=True, exist_ok=True)
     return given
+
+
+def result(path: Path, job: Callable[[], dict[str, Any]], finished: bool = False) -> list[dict[str, Any]]:
+    """Return the record of a job in a list, from the file ``path`` if there is one.
+
+    Otherwise, run the job and write the file; with ``finished``, run nothing and return an empty list.
+    """
+    if not path.is_file():
+        if finished:
+            return []
+        print(path.stem, flush=True)
+        write_json(path, job())
+    return [json.loads(path.read_text())]
 
 
 def compose_job(folder: Path, seed: int, overrides: Sequence[str]) -> DictConfig:

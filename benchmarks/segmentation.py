@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
-import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.analysis import mean_sem
-from benchmarks.jobs import build, clocks, compose_job, quiet_trainer, since, state_bytes
+from benchmarks.jobs import begin, build, clocks, compose_job, quiet_trainer, result, since, state_bytes
 from gaussad_pl.density.registry import DENSITIES
-from gaussad_pl.files import write_json
-from gaussad_pl.memory import keep_freed_memory
 from gaussad_pl.model.detection import Detection
 from gaussad_pl.results.evaluation import Evaluation
 from gaussad_pl.training.forgetting import ForgettingStop
@@ -109,21 +107,15 @@ def main() -> None:
     parser.add_argument("--peers", nargs="+", default=["padim", "patchcore"], help="peers to run")
     parser.add_argument("--threads", type=int, default=1, help="threads per job")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides for every job")
-    arguments = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    keep_freed_memory()
+    arguments = begin(parser)
     torch.set_num_threads(arguments.threads)
     console = Console(width=130)
-    arguments.out.mkdir(parents=True, exist_ok=True)
     records = []
     for seed in arguments.seeds:
         for folder in (path.resolve() for path in arguments.data):
             for method in arguments.methods:
                 path = arguments.out / f"{folder.name}-{method}-seed{seed}.json"
-                if not path.is_file():
-                    console.print(f"{folder.name}, {method}, seed {seed}", highlight=False)
-                    write_json(path, run_job(folder, method, seed, arguments.set))
-                records.append(json.loads(path.read_text()))
+                records += result(path, partial(run_job, folder, method, seed, arguments.set))
             if arguments.peers_python:
                 peers = arguments.out / "peers"
                 run_peers(arguments.peers_python, folder, seed, peers, arguments.peers, arguments.threads)
@@ -131,10 +123,10 @@ def main() -> None:
                     json.loads(path.read_text()) for path in sorted(peers.glob(f"{folder.name}-*seed{seed}.json"))
                 ]
     records.sort(key=lambda record: record["dataset"])
-    result = table(records)
-    console.print(result)
+    summary = table(records)
+    console.print(summary)
     with (arguments.out / "table.txt").open("w") as file:
-        Console(file=file, width=130).print(result)
+        Console(file=file, width=130).print(summary)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ With `--same-source`, training images that were not drawn take their place: what
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -27,18 +26,21 @@ import numpy as np
 from hydra.utils import instantiate
 from torch import Tensor
 
+from benchmarks import markdown
 from benchmarks.evidence_jobs import run_peer
-from benchmarks.evidence_table import NAMES, line, percent, verdict_cell
-from benchmarks.jobs import begin, build, compose_job, quiet_trainer
+from benchmarks.evidence_table import NAMES
+from benchmarks.jobs import begin, build, compose_job, quiet_trainer, result
 from benchmarks.judged import recorded, shares
+from benchmarks.markdown import percent, rate_names, verdict_cell
 from gaussad_pl.calibration.conformal import Calibration
 from gaussad_pl.calibration.cross_conformal import calibrate
-from gaussad_pl.files import write_json
 from gaussad_pl.training.experiment import Outcome, frozen_state, tuned_state
 
 RATES = (0.05, 0.1, 0.2)
 TESTED = 100
 PEERS = ("patchcore", "padim")
+
+Job = Callable[[Path, int], dict[str, Any]]  # of a folder and a draw
 
 
 def subset(source: Path, size: int, draw: int, same_source: bool, place: Path) -> Path:
@@ -104,13 +106,20 @@ def run_peers(python: Path, folder: Path, draw: int) -> dict[str, Any]:
     return {"states": states}
 
 
+def on_subset(job: Job, source: Path, size: int, draw: int, same_source: bool) -> dict[str, Any]:
+    """Run a job on a `subset`; returns its record, with what the subset is."""
+    with tempfile.TemporaryDirectory() as place:
+        found = job(subset(source, size, draw, same_source, Path(place)), draw)
+    return {"dataset": source.name, "size": size, "draw": draw, **found}
+
+
 def table(records: list[dict[str, Any]]) -> str:
     """Return lost / found parts in percent, mean ± SEM over draws, one row per dataset, size and detector.
 
     The default is the fine-tuned state where its gain was accepted, and the frozen one elsewhere.
     """
-    lines = ["| | good images | | AUROC | " + " | ".join(f"{100 * rate:.0f} %" for rate in RATES) + " | draws |"]
-    lines.append("|---|---:|---|" + "---:|" * (len(RATES) + 2))
+    header = ["", "good images", "", "AUROC", *rate_names(RATES), "draws"]
+    rows = []
     for dataset, size in sorted({(record["dataset"], record["size"]) for record in records}):
         of = [record["states"] for record in records if (record["dataset"], record["size"]) == (dataset, size)]
         ours = [states for states in of if "frozen" in states]
@@ -119,13 +128,12 @@ def table(records: list[dict[str, Any]]) -> str:
             "frozen": [states["frozen"] for states in ours],
             **{NAMES[peer]: [states[peer] for states in of if peer in states] for peer in PEERS},
         }
-        for name, rows in detectors.items():
-            if rows:
-                first = (dataset, str(size)) if name == "default" else ("", "")
-                cells = [*first, name, percent([row["auroc"] for row in rows])]
-                cells += [verdict_cell([row[str(rate)] for row in rows]) for rate in RATES]
-                lines.append(line([*cells, str(len(rows))]))
-    return "\n".join(lines)
+        for name, found in detectors.items():
+            if found:
+                rates = [verdict_cell([each[str(rate)] for each in found]) for rate in RATES]
+                auroc = percent([each["auroc"] for each in found])
+                rows.append([dataset, str(size), name, auroc, *rates, str(len(found))])
+    return markdown.table(header, rows, keys=2)
 
 
 def gain(records: list[dict[str, Any]]) -> str:
@@ -156,23 +164,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/verdicts"), help="folder for results")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides for every job")
     given = begin(parser)
-    kinds: dict[str, Callable[[Path, int], dict[str, Any]]] = {"": partial(run_job, overrides=given.set)}
+    kinds: dict[str, Job] = {"": partial(run_job, overrides=given.set)}
     if given.peers_python:
         kinds["-peers"] = partial(run_peers, given.peers_python)
     sources = [path.resolve() for path in given.data]
     records = []
     # draws come first, so that an interrupted benchmark is still balanced
     for draw, size, source, kind in product(range(given.draws), given.sizes, sources, kinds):
-        path = given.out / f"{source.name}-{size}{kind}{'-same' * given.same_source}-draw{draw}.json"
-        needed = size + given.same_source
-        if len(list((source / "train" / "good").iterdir())) < needed or (given.finished and not path.is_file()):
+        if len(list((source / "train" / "good").iterdir())) < size + given.same_source:
             continue
-        if not path.is_file():
-            print(path.stem, flush=True)
-            with tempfile.TemporaryDirectory() as place:
-                found = kinds[kind](subset(source, size, draw, given.same_source, Path(place)), draw)
-            write_json(path, {"dataset": source.name, "size": size, "draw": draw, **found})
-        records.append(json.loads(path.read_text()))
+        path = given.out / f"{source.name}-{size}{kind}{'-same' * given.same_source}-draw{draw}.json"
+        job = partial(on_subset, kinds[kind], source, size, draw, given.same_source)
+        records += result(path, job, given.finished)
     print(table(records), gain(records), sep="\n\n")
 
 

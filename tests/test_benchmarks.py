@@ -108,7 +108,7 @@ def test_verdicts_of_small_sets_stand_beside_those_of_the_peers_and_are_measured
     monkeypatch.setattr(sys, "argv", [*where, "--draws", "2", "--peers-python", "python"])
     verdicts.main()
     printed = capsys.readouterr().out.splitlines()
-    rows = [line for line in printed if line.startswith("| ")][1:]
+    rows = [line for line in printed if line.startswith("| ")][2:]
     half = " | ".join(["0.0 ± 0.0 / 50.0 ± 10.0"] * 3)
     assert rows[0] == f"| screw | 8 | default | 85.0 ± 5.0 | {half} | 2 |"
     assert rows[1].startswith("|  |  | frozen | 80.0 ± 0.0 |")
@@ -231,7 +231,7 @@ def test_bad_images_among_the_good_ones_are_not_in_the_test_of_either_detector(
         hidden = spoilt[0] - clean[0]
         assert len(clean[0]) == 8 and len(hidden) == 2 and clean[0] < spoilt[0]
         assert clean[1] == spoilt[1] and not hidden & clean[1] and all("test" in file.parts for file in hidden)
-    found = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][1:]
+    found = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][2:]
     assert found[0].startswith("| screw | 8 | clean |  | 2 of 16 | 90.0 ± 0.0 | 0.0 ± 0.0 / 100.0 ± 0.0 |")
     assert found[1].startswith("|  |  | contaminated | 2 of 4 | 2 of 16 | 90.0 ± 0.0 | 0.0 ± 0.0 / 50.0 ± 0.0 |")
 
