@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import doctest
 import importlib
 import io
 import itertools
 import json
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ from benchmarks import (
     evidence_jobs,
     evidence_table,
     fine_tuning,
+    markdown,
     segmentation,
     verdicts,
 )
@@ -50,6 +53,12 @@ def job(signal: list[float], test: list[float], seed: int = 0) -> dict[str, Any]
         "setting": "default", "dataset": "parts", "seed": seed, "seconds": 1.0, "history": history, "test_auroc": test,
         "frozen": 0.8, "tuned": 0.85, "chosen": 0.84, "used": True, "aupro": None,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("module", [analysis, growth, markdown])
+def test_the_examples_in_the_docstrings_hold(module: ModuleType) -> None:
+    found = doctest.testmod(module)
+    assert found.attempted and not found.failed
 
 
 def test_a_subset_has_the_images_that_were_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
