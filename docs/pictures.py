@@ -17,8 +17,8 @@ Curves = dict[tuple[str, str], dict[int, dict[str, Point]]]
 
 
 def verdicts() -> str:
-    """Return an SVG of good parts lost and bad parts found by the number of good images, from the page on decisions."""
-    text = (PAGES / "decisions.md").read_text(encoding="utf-8")
+    """Return an SVG of good parts lost and bad parts found by the number of good images, from the table on its page."""
+    text = (PAGES / "good-images.md").read_text(encoding="utf-8")
     return drawn(curves(text.partition("<!-- verdicts: start -->")[2].partition("<!-- verdicts: end -->")[0]))
 
 

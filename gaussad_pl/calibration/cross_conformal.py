@@ -81,13 +81,13 @@ def cross_conformal(
     estimated from every image, the held-out ones are scored like the others, although they took part in those choices.
     With a fine-tuned backbone, the training images have shaped the features. If the final Gaussians were estimated from
     every image, they are scored all the same: distillation and short training leave their scores comparable with those
-    of new images (docs/pages/decisions.md), and the few held-out images of a small set would decide nothing. Otherwise
-    the held-out images alone are scored, which were used for model selection.
+    of new images (docs/pages/good-images.md), and the few held-out images of a small set would decide nothing.
+    Otherwise the held-out images alone are scored, which were used for model selection.
 
     The final Gaussians are estimated from all training images, those of the calibration from three quarters of them
     (nine tenths of few), so its distances are slightly larger, and false alarms slightly rarer than the target. With a
     fine-tuned backbone, images that it was trained on have slightly smaller distances than new ones, which acts the
-    other way (docs/pages/decisions.md).
+    other way (docs/pages/good-images.md).
 
     Raises:
         SingularCovarianceError: three quarters of the images are too few for a covariance without shrinkage.
