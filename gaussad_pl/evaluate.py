@@ -6,12 +6,12 @@ python -m gaussad_pl.evaluate ckpt=<folder of runs, or a file of a detector> dat
          pattern like 'runs/parts/*' stands for the run in it that finished last
   data   folder in one of the layouts that training accepts: images of good parts; good/ beside one folder per kind
          of defect; or that of MVTec AD, of which test/ is evaluated
-  bad    folder of bad images, if they are elsewhere
+  bad    folder of bad images, if they are elsewhere; without data, they alone are evaluated
   masks  folder with the masks of the bad images, if they are elsewhere
   out    new folder for metrics.json, scores.csv and the pictures  (evaluation)
 
-Good images alone are enough, and in the layout of MVTec AD bad ones: what then remains unknown is said. Images of
-training make a detector look better than it is.
+Good or bad images alone are enough: what then remains unknown is said. Images of training make a detector look better
+than it is.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from gaussad_pl.cli.options import command
 from gaussad_pl.data import checks
 from gaussad_pl.data.inventory import digest, inventory
 from gaussad_pl.data.loading import load_images
-from gaussad_pl.data.samples import Sample, Samples, Settings, is_mvtec, scan_folder
+from gaussad_pl.data.samples import Sample, Samples, Settings, is_mvtec, scan_bad, scan_folder
 from gaussad_pl.errors import UserError
 from gaussad_pl.files import unwritable, write_json
 from gaussad_pl.fingerprints import file_sha256
@@ -58,7 +58,7 @@ class Options:
     """Settings of the command; see the module docstring."""
 
     ckpt: str
-    data: str
+    data: str = ""
     bad: str = ""
     masks: str = ""
     out: str = "evaluation"
@@ -89,7 +89,7 @@ def evaluate(options: Options) -> None:
     evaluation = Evaluation(samples, found.distances, found.scores, detector.levels, found.maps, masks, detector.frame)
     evaluation.write_scores(out / "scores.csv")
     results = {
-        "dataset": Path(options.data).resolve().name,
+        "dataset": Path(options.data or options.bad).resolve().name,
         "evaluation": evaluation.metrics(),
         **decisions.decisions(detector.calibration, evaluation, detector.limit),
         "good_images_trained_on": sum(not samples[i].label for i in detector.trained_on(images)),
@@ -110,11 +110,17 @@ def labelled(options: Options) -> list[Sample]:
     """Find the images to evaluate.
 
     Raises:
-        UserError: there are none, or the folder has none of the layouts.
+        UserError: there are none, no folder is given, or the folder has none of the layouts.
     """
     root, bad, masks = (Path(name) if name else None for name in (options.data, options.bad, options.masks))
-    assert root is not None
-    found = scan_folder(root, bad, masks, Settings("data", "bad", "masks"))
+    named = Settings("data", "bad", "masks")
+    if root is None:
+        if bad is None:
+            raise UserError(
+                "data is missing: give data=... or, for bad images alone, bad=...; --help shows all settings"
+            )
+        return scan_bad(bad, masks, named)
+    found = scan_folder(root, bad, masks, named)
     if not is_mvtec(root):
         return [*found.train, *found.test]
     if not found.test:

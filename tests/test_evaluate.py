@@ -120,8 +120,17 @@ def test_good_or_bad_images_alone_are_enough_and_the_rest_is_said_to_be_unknown(
     run(f"ckpt={ckpt}", f"data={tmp_path / 'bad_only'}", f"out={tmp_path / 'bad'}")
     said = capsys.readouterr().out
     assert "not known: the false alarms on new good images" in said
-    point = metrics(tmp_path / "bad")["operating_points"]["0.1"]
-    assert point["bad"] == 6 and point["good_from"] == "calibration"
+    found = metrics(tmp_path / "bad")
+    assert found["operating_points"]["0.1"]["bad"] == 6
+    assert found["operating_points"]["0.1"]["good_from"] == "calibration"
+    test = tmp_path / "bad_only/test"
+    run(
+        f"ckpt={ckpt}", f"bad={test}", f"masks={tmp_path / 'bad_only/ground_truth'}", f"out={tmp_path / 'without_data'}"
+    )
+    same = metrics(tmp_path / "without_data")
+    assert same["operating_points"] == found["operating_points"] and same["contour"] == found["contour"]
+    assert scores(tmp_path / "without_data") == scores(tmp_path / "bad")
+    assert same["dataset"] == "test" and "without_data" in capsys.readouterr().out
 
 
 def test_images_of_training_are_a_warning(
@@ -143,11 +152,14 @@ def test_mistakes_are_one_line_and_leave_no_folder(ckpt: Path, parts: Path, tmp_
     ours = (f"ckpt={ckpt}", f"out={out}")
     assert "data=/nowhere is not a folder" in message(*ours, "data=/nowhere")
     assert "bad=/nowhere is not a folder" in message(*ours, f"data={root}", "bad=/nowhere")
+    assert "bad=/nowhere is not a folder" in message(*ours, "bad=/nowhere")
+    assert "data is missing: give data=" in message(*ours) and "bad=" in message(*ours)
     assert f"no images in {root / 'ground_truth'}" in message(*ours, f"data={root / 'ground_truth'}")
     (tmp_path / "drawn").mkdir()
     Image.new("L", (64, 64)).save(tmp_path / "drawn/other.png")
     drawn = f"masks={tmp_path / 'drawn'}"
     assert f"error: {drawn} contains no mask" in message(*ours, f"data={root}", drawn)
+    assert f"error: {drawn} contains no mask" in message(*ours, f"bad={root / 'test/spot'}", drawn)
     Image.new("L", (64, 20), 255).save(root / "ground_truth/spot/002_mask.png")
     assert "002_mask.png has 64 x 20 pixels" in message(*ours, f"data={root}")
     (root / "test/spot/001.png").write_bytes(b"no image")

@@ -5,7 +5,7 @@ than images (Thumbs.db, text files) are skipped.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -59,7 +59,7 @@ def scan_mvtec(folder: Path) -> Samples:
     good = folder / "train" / GOOD
     if not good.is_dir():
         raise UserError(_no_category(folder))
-    return Samples(_good_samples(good), _with_masks(_kinds(folder / "test"), [folder / "ground_truth"]))
+    return Samples(_good_samples(good), _with_masks(_kinds(folder / "test"), None, [folder / "ground_truth"]))
 
 
 def scan_folder(root: Path, bad: Path | None, masks: Path | None, named: Settings = Settings()) -> Samples:  # noqa: B008
@@ -77,10 +77,7 @@ def scan_folder(root: Path, bad: Path | None, masks: Path | None, named: Setting
         UserError: a folder or its images do not exist, bad and good images are the same files, or masks do not match
             the images.
     """
-    for name, folder in zip(named, (root, bad, masks), strict=True):
-        if folder is not None and not folder.is_dir():
-            raise UserError(f"{name}={folder} is not a folder: set it to an existing folder")
-
+    _require_folders(named, (root, bad, masks))
     if is_mvtec(root):
         good, test = root / "train" / GOOD, _kinds(root / "test")
     elif (root / GOOD).is_dir():
@@ -95,11 +92,17 @@ def scan_folder(root: Path, bad: Path | None, masks: Path | None, named: Setting
             f"{named.bad}={bad} also contains the good images of {good}: choose a folder of bad images only"
         )
 
-    mask_folders = [masks] if masks else []
-    test = _with_masks(test, [*mask_folders, *(root / name for name in MASK_FOLDERS)])
-    if masks and test and not any(sample.mask and sample.mask.is_relative_to(masks) for sample in test):
-        raise UserError(f"{named.masks}={masks} contains no mask of any bad image: {_expected_mask(masks, test)}")
-    return Samples(train, test)
+    return Samples(train, _with_masks(test, masks, [root / name for name in MASK_FOLDERS], named))
+
+
+def scan_bad(bad: Path, masks: Path | None, named: Settings) -> list[Sample]:
+    """Find the samples of a folder of bad images, with their masks, as `scan_folder` does for one beside good images.
+
+    Raises:
+        UserError: a folder or its images do not exist, or masks do not match the images.
+    """
+    _require_folders(named, (None, bad, masks))
+    return _with_masks(_bad_samples(bad, named.bad), masks, [], named)
 
 
 def unused_images(root: Path, samples: Samples, masks: Path | None) -> list[Path]:
@@ -116,6 +119,12 @@ def unused_images(root: Path, samples: Samples, masks: Path | None) -> list[Path
 def is_mvtec(folder: Path) -> bool:
     """Return True if the good images of a folder are in `train/good`, and its test images elsewhere."""
     return (folder / "train" / GOOD).is_dir()
+
+
+def _require_folders(named: Settings, folders: Sequence[Path | None]) -> None:
+    for name, folder in zip(named, folders, strict=True):
+        if folder is not None and not folder.is_dir():
+            raise UserError(f"{name}={folder} is not a folder: set it to an existing folder")
 
 
 def _good_samples(folder: Path) -> list[Sample]:
@@ -142,12 +151,22 @@ def _kinds(folder: Path, skip: Iterable[Path] = ()) -> list[Sample]:
     return [Sample(path, kind.name) for kind in kinds for path in _images(kind)]
 
 
-def _with_masks(samples: list[Sample], folders: Iterable[Path]) -> list[Sample]:
+def _with_masks(
+    samples: list[Sample],
+    given: Path | None,
+    others: Sequence[Path],
+    named: Settings = Settings(),  # noqa: B008
+) -> list[Sample]:
     """Return the samples with masks for the bad ones; the first folder that has a mask for an image wins.
+
+    Args:
+        given: the folder of masks that the user has named, if any.
+        others: folders to search after it.
 
     Raises:
         UserError: a mask matches two images or is the image itself, or no mask matches any bad image.
     """
+    folders = [*([given] if given else []), *others]
     by_folder = {folder: index for folder in folders if folder.is_dir() and (index := _mask_index(folder))}
     indices = list(by_folder.values())
     owners: dict[Path, Path] = {}
@@ -160,9 +179,14 @@ def _with_masks(samples: list[Sample], folders: Iterable[Path]) -> list[Sample]:
             if owners.setdefault(mask, sample.path) != sample.path:
                 raise UserError(f"mask {mask} matches {owners[mask]} and {sample.path}: use one sub-folder per kind")
         result.append(replace(sample, mask=mask))
-    if indices and not owners and any(sample.label for sample in samples):
-        folder = next(iter(by_folder))
-        raise UserError(f"{folder} contains no mask of any bad image: {_expected_mask(folder, samples)}")
+    if any(sample.label for sample in samples):
+        if given and not any(mask.is_relative_to(given) for mask in owners):
+            raise UserError(
+                f"{named.masks}={given} contains no mask of any bad image: {_expected_mask(given, samples)}"
+            )
+        if indices and not owners:
+            folder = next(iter(by_folder))
+            raise UserError(f"{folder} contains no mask of any bad image: {_expected_mask(folder, samples)}")
     return result
 
 
