@@ -181,19 +181,20 @@ def _with_masks(
         result.append(replace(sample, mask=mask))
     if any(sample.label for sample in samples):
         if given and not any(mask.is_relative_to(given) for mask in owners):
-            raise UserError(
-                f"{named.masks}={given} contains no mask of any bad image: {_expected_mask(given, samples)}"
-            )
-        if indices and not owners:
+            raise _no_mask(f"{named.masks}={given}", given, samples)
+        if by_folder and not owners:
             folder = next(iter(by_folder))
-            raise UserError(f"{folder} contains no mask of any bad image: {_expected_mask(folder, samples)}")
+            raise _no_mask(str(folder), folder, samples)
     return result
 
 
-def _expected_mask(folder: Path, samples: list[Sample]) -> str:
-    """Describe the expected mask name, taking the last bad sample as the example."""
+def _no_mask(name: str, folder: Path, samples: list[Sample]) -> UserError:
+    """Return the error for a folder without a mask of any bad image; its example is the mask of the last one."""
     bad = [sample for sample in samples if sample.label][-1]
-    return f"expected names like {folder / bad.kind / f'{bad.path.stem}_mask.png'}; found {_listing(folder)}"
+    expected = folder / bad.kind / f"{bad.path.stem}_mask.png"
+    return UserError(
+        f"{name} contains no mask of any bad image: expected names like {expected}; found {_listing(folder)}"
+    )
 
 
 def _mask_index(folder: Path) -> dict[tuple[str, str], Path]:
