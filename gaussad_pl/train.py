@@ -237,6 +237,7 @@ def show(folder: Path, results: dict[str, Any]) -> None:
         f"{images['test_bad']} bad ones to test on",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
+    console.print(f"grouping: {results['grouping']}", highlight=False, soft_wrap=True)
     forgetting = results.get("forgetting")
     if forgetting and "collapse" in forgetting:
         console.print(f"fine-tuning collapsed: {forgetting['collapse']}", highlight=False, soft_wrap=True)

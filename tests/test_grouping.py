@@ -93,6 +93,12 @@ def test_without_groups_it_is_the_split_of_single_images(group: str | None, shot
     assert len(twins) == len(parts_of(data, data.split[1]))  # all of them: the mistake that groups mend
 
 
+def test_images_without_near_duplicates_are_each_in_a_group_of_their_own(shots: Path) -> None:
+    data = folder(shots / "good")
+    data.group_images(lambda images: [torch.eye(len(images))])  # all as far from each other
+    assert len(np.unique(data.groups)) == 80 and data.grouping == "80 good images, each in its own group"
+
+
 def test_the_network_tells_near_duplicates_too(shots: Path) -> None:
     torch.manual_seed(0)
     data = folder(shots, image_size=64)

@@ -276,6 +276,7 @@ def test_good_images_alone_are_enough(
     assert point["good_from"] == "calibration" and point["good"] == found["calibration"]["images"]
     assert point["bad"] == 0 and found["contour"]["observed"] is None
     assert "images: 24 good ones to train on, 0 good and 0 bad ones to test on" in said
+    assert f"\ngrouping: {found['grouping']}\n" in said
     assert "not known: the false alarms on new good images" in said and "not known: how many bad parts" in said
     assert said.splitlines()[-1].startswith(f"next: python -m gaussad_pl.predict ckpt={tmp_path / 'run'} source=")
 

@@ -75,7 +75,7 @@ class Grouping:
         counted = f"{n} good images in {number} group{'s' * (number > 1)}"
         if self.pattern is not None:
             return f"{counted} by data.group={self.setting}"
-        if self.by_features:
+        if number < n:
             return f"{counted} of near-duplicates"
         return f"{n} good images, each in its own group"
 
