@@ -19,7 +19,7 @@ from gaussad_pl.calibration.folds import folds_for
 from gaussad_pl.data.base import ImageDataModule
 from gaussad_pl.data.near_duplicates import in_order, near_duplicates
 from gaussad_pl.data.part_features import middle, whitened
-from gaussad_pl.data.splitting import partition
+from gaussad_pl.data.splitting import Groups, partition
 from gaussad_pl.density.gaussian import SingularCovarianceError
 from gaussad_pl.density.moments import Moments, merge, moments, update_moments
 from gaussad_pl.model.anomaly_maps import smooth
@@ -97,12 +97,7 @@ def cross_conformal(
     unchanged = _Patches(model, data)
     oriented = [torch.cat(level) for level in zip(*unchanged.features(images), strict=True)]  # (N, orientations, C)
     pooled = [level[:, 0] for level in oriented]
-    if data.groups_are_given:
-        groups = in_order(data.groups[images])
-    else:
-        groups = near_duplicates(whitened(middle(pooled), middle(model.gaussians)))
-    if groups.max() == 0:  # all images look the same
-        groups = np.arange(len(images))
+    groups = _groups(model, data, images, pooled)
     count = min(folds_for(len(images)), int(groups.max()) + 1)
     folds = partition(groups, count, data.seed)
     trained = folds if every_image else [[i for i in fold if i < len(used)] for fold in folds]
@@ -131,18 +126,34 @@ def cross_conformal(
     detection = Detection.join(detections)
     order = [i for fold in scored for i in fold]
     different = len(set(groups[order].tolist()))
-    which = "training"
-    caveat = "levels, map and units were chosen on other images" if unused else "none took part in a choice"
+    scheme = _scheme(len(detection.scores), different, count, fine_tuned, every_image, bool(unused))
+    return Calibration.of(detection.scores, detection.distances, scheme, different, [images[i] for i in order])
+
+
+def _groups(model: GaussianModel, data: ImageDataModule, images: list[int], pooled: list[Tensor]) -> Groups:
+    """Return the group of each image, ``(N,)``: as given by the user, or near-duplicates by ``pooled`` features."""
+    if data.groups_are_given:
+        groups = in_order(data.groups[images])
+    else:
+        groups = near_duplicates(whitened(middle(pooled), middle(model.gaussians)))
+    all_look_the_same = groups.max() == 0
+    return np.arange(len(images)) if all_look_the_same else groups
+
+
+def _scheme(images: int, different: int, folds: int, fine_tuned: bool, every_image: bool, held_out: bool) -> str:
+    """Describe the calibration: how many images, of how many parts, and what else they were used for."""
     if every_image:
         which, caveat = "good", "levels and units were chosen on some of them"
         caveat += ", and the network was fine-tuned on the others" if fine_tuned else ""
-    if held_out_alone:
+    elif fine_tuned:
         which, caveat = "held-out", "in no training step, but used to choose the epoch, the levels and the map"
-    scheme = (
-        f"cross-conformal: {len(detection.scores)} {which} images ({different} distinct), each scored by Gaussians "
-        f"estimated without its fold, one of {count}; {caveat}"
+    else:
+        which = "training"
+        caveat = "levels, map and units were chosen on other images" if held_out else "none took part in a choice"
+    return (
+        f"cross-conformal: {images} {which} images ({different} distinct), each scored by Gaussians estimated without "
+        f"its fold, one of {folds}; {caveat}"
     )
-    return Calibration.of(detection.scores, detection.distances, scheme, different, [images[i] for i in order])
 
 
 def _moments(model: GaussianModel, data: ImageDataModule, images: list[int], pooled: list[Tensor]) -> list[Moments]:
