@@ -395,30 +395,29 @@ def test_wandb_without_a_key_and_a_sweep_without_jobs_are_one_line(
 NONE = dict.fromkeys(("train", "validation", "test_good", "test_bad"), 0)
 
 
-def test_names_in_brackets_are_shown_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def summary(folder: Path, capsys: pytest.CaptureFixture[str], dataset: str, **results: Any) -> str:
+    """What a run that has tested one good image prints at its end."""
     one = Evaluation(
         [Sample(Path("a.png"))], torch.zeros(1, 1), torch.zeros(1), [0], None, torch.zeros(1, 4, 4) > 0, Frame(4, 4)
     )
     decided = decisions(Calibration.of(torch.zeros(9), torch.zeros(9, 1), "none"), one, np.inf)
-    train.show(tmp_path / "[a]", {"dataset": "[b]", "images": NONE, "frozen": {"image_auroc": None}, **decided})
-    said = capsys.readouterr().out
-    assert said.startswith("[b]") and f"results: {tmp_path / '[a]'}" in said
+    shared = {"dataset": dataset, "images": NONE, "grouping": "[c]", "frozen": {"image_auroc": None}}
+    train.show(folder, {**shared, **results, **decided})
+    return capsys.readouterr().out
+
+
+def test_names_in_brackets_are_shown_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = summary(tmp_path / "[a]", capsys, "[b]")
+    assert said.startswith("[b]") and f"results: {tmp_path / '[a]'}" in said and "grouping: [c]\n" in said
 
 
 @pytest.mark.parametrize("reason", ["no level of the pooled score is trained", None])
 def test_the_summary_says_why_fine_tuning_is_not_used(
     reason: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    one = Evaluation(
-        [Sample(Path("a.png"))], torch.zeros(1, 1), torch.zeros(1), [0], None, torch.zeros(1, 4, 4) > 0, Frame(4, 4)
-    )
-    state = {"image_auroc": None}
     forgetting = {"fine_tuning_used": False, "history": [], **({"skipped": reason} if reason else {})}
-    decided = decisions(Calibration.of(torch.zeros(9), torch.zeros(9, 1), "none"), one, np.inf)
-    found = {"dataset": "x", "images": NONE, "frozen": state, "finetuned": state, "forgetting": forgetting, **decided}
-    train.show(tmp_path, found)
-    expected = reason or "the augmented validation saw no gain over the frozen network"
-    assert f"fine-tuning not used: {expected}" in capsys.readouterr().out
+    said = summary(tmp_path, capsys, "x", finetuned={"image_auroc": None}, forgetting=forgetting)
+    assert f"fine-tuning not used: {reason or 'the augmented validation saw no gain over the frozen network'}" in said
 
 
 def test_mixed_precision_is_for_training_and_leaves_gaussians_and_scores_alone(
