@@ -132,12 +132,11 @@ def cross_conformal(
 
 def _groups(model: GaussianModel, data: ImageDataModule, images: list[int], pooled: list[Tensor]) -> Groups:
     """Return the group of each image, ``(N,)``: as given by the user, or near-duplicates by ``pooled`` features."""
-    if data.groups_are_given:
-        groups = in_order(data.groups[images])
-    else:
-        groups = near_duplicates(whitened(middle(pooled), middle(model.gaussians)))
-    all_look_the_same = groups.max() == 0
-    return np.arange(len(images)) if all_look_the_same else groups
+    if not data.groups_are_given:
+        return near_duplicates(whitened(middle(pooled), middle(model.gaussians)))  # at least two groups
+    groups = in_order(data.groups[images])
+    one_part = groups.max() == 0  # folds without each other's parts are impossible
+    return np.arange(len(images)) if one_part else groups
 
 
 def _scheme(images: int, different: int, folds: int, fine_tuned: bool, every_image: bool, held_out: bool) -> str:
