@@ -57,8 +57,8 @@ def lost_and_found(rows: list[Record]) -> list[str]:
 def cells(rows: list[Record]) -> list[str]:
     """Return the cells of one detector on one dataset, of which ``rows`` are the seeds.
 
-    A dash: no map, no masks or no threshold. An exclamation mark: in at least one run, more good parts are lost than
-    the target and chance explain.
+    A dash: no map, no masks or no threshold. An exclamation mark: in at least one run, significantly more good parts
+    are lost than the target allows.
     """
     contradicted = any(row["p_value"] is not None and row["p_value"] < LEVEL for row in rows)
     return [

@@ -10,8 +10,8 @@ python -m gaussad_pl.evaluate ckpt=<folder of runs, or a file of a detector> dat
   masks  folder with the masks of the bad images, if they are elsewhere
   out    new folder for metrics.json, scores.csv and the pictures  (evaluation)
 
-Good or bad images alone are enough: what then remains unknown is said. Images of training make a detector look better
-than it is.
+Good or bad images alone are enough: the summary then says what remains unknown. Training images make a detector look
+better than it is.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def show(results: dict[str, Any], out: Path) -> None:
     decisions.show(console, results)
     if count := results["good_images_trained_on"]:
         of = results["calibration"]["test_good"]
-        line = f"WARNING: the detector was trained on {count} of these {of} good images, and loses more of new ones"
+        line = f"WARNING: the detector was trained on {count} of these {of} good images: it loses more of new ones"
         console.print(line, highlight=False, soft_wrap=True)
     console.print(f"detector: {results['detector']['file']}", soft_wrap=True)
     console.print(f"results: {out}", soft_wrap=True)

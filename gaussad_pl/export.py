@@ -107,7 +107,7 @@ def onnx_model(detector: Detector) -> bytes:
     total = sum(tensor.nbytes for tensor in graph.state_dict().values())
     if total > MOST:
         raise UserError(
-            f"the detector has {total / 1e9:.1f} GB, ONNX is limited to 2: train with fewer map_levels or clusters"
+            f"the detector is {total / 1e9:.1f} GB, ONNX is limited to 2: train with fewer map_levels or clusters"
         )
     proto = to_onnx(graph, detector.frame, OUTPUTS if graph.maps is not None else OUTPUTS[:-1])
     for key, content in zip(KEYS, metadata(detector), strict=True):

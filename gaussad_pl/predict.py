@@ -151,7 +151,7 @@ def summary(
         prefix + threshold.line,
     ]
     if drift := monitor.drift().line:
-        lines.append(f"WARNING: {drift}; if they are good, {mend(ckpt)}")
+        lines.append(f"WARNING: {drift}; if the parts are good, {mend(ckpt)}")
     return "\n".join(lines)
 
 

@@ -82,8 +82,8 @@ def run(options: Options) -> int:
     images, left_out = good_images(options.good, old.frame)
     if seen := old.trained_on(images):
         raise UserError(
-            f"good={options.good}: the detector was trained on {len(seen)} of these {len(images)} images, whose scores "
-            "are too low for new ones: give good images that it has not seen"
+            f"good={options.good}: the detector was trained on {len(seen)} of these {len(images)} images, which score "
+            "lower than new ones: give good images that it has not seen"
         )
     model, calibration = recalibrate(old.model, images, options.gaussians)
     units = ["units of the score", "contour of the maps"] if model.segmenter is not None else []

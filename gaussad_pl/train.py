@@ -2,8 +2,9 @@
 
 python -m gaussad_pl.train data=<choice> [setting=value ...]
 
-The pretrained network is fitted as it is and tested; then it is fine-tuned, until it begins to forget. Fine-tuning is
-used unless a gain over the frozen network is doubtful. Last come the thresholds of the detector and the results.
+Gaussians are fitted to the features of the pretrained network, and tested; then the network is fine-tuned until it
+begins to forget. Fine-tuning is used unless the probability of a gain over the frozen network is below 10 %. Last come
+the thresholds of the detector and the results.
 
 Examples:
 
@@ -16,7 +17,7 @@ Examples:
 
 Settings:
 
-  seed             of all that is random                                                             (0)
+  seed             of every random choice                                                             (0)
   folds, fold      the training images are split into folds; this one is held out for the choices    (5, 0)
   fine_tune        false: the frozen network only                                                    (true)
   cross_conformal  false: thresholds from the held-out images only, which is faster                  (true)
@@ -250,7 +251,9 @@ def show(folder: Path, results: dict[str, Any]) -> None:
         count = symmetry["orientations"]
         used = f"used, each image in {count} orientations" if count > 1 else "not used"
         console.print(
-            f"flipped and turned copies: {used}, by the augmented validation", highlight=False, soft_wrap=True
+            f"flipped and rotated copies: {used}, as chosen by the augmented validation",
+            highlight=False,
+            soft_wrap=True,
         )
     if results["frozen"]["image_auroc"] is None:
         console.print("no metrics: the test needs good and bad images, and there are only images of one of the two")

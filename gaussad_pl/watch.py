@@ -6,7 +6,8 @@ python -m gaussad_pl.watch ckpt=<folder of runs, or a file of a detector> folder
               pattern like 'runs/parts/*' stands for the run in it that finished last
   folder      folder to watch, with its subfolders; the images that are in it already are judged first
   out         folder for predictions.jsonl and predictions.csv                (watched)
-  into        folder to move each judged image to, below good, bad or undecided; it may be the watched one   (stays)
+  into        folder to move each judged image to, below good, bad or undecided; it may be the watched one
+                                                                              (none)
   fpr         target false-alarm rate: share of good parts that may be called bad; auto: the smallest from 0.01 to
               0.2 that the number of calibration images supports                  (auto)
   settle      seconds that a file must be unchanged before it is read; ten times as long if it cannot be read   (1)
@@ -14,7 +15,7 @@ python -m gaussad_pl.watch ckpt=<folder of runs, or a file of a detector> folder
   batch_size  images scored at once                                           (32)
   device      cpu, cuda or auto                                               (auto)
 
-Each image is a row as of gaussad_pl.predict, with the size and the modification time of the file besides. The same
+Each image becomes a row like those of gaussad_pl.predict, with the size and the modification time of the file. The same
 command continues after a stop, a kill or a power cut: images with a row are not judged again, all others are. A file
 that is replaced by a new one is a new image. An image that cannot be read stays where it is; its row has the error.
 
@@ -76,10 +77,12 @@ def opened(options: Options) -> Iterator[Watcher]:
         raise UserError(f"settle={options.settle:g}: expected a number of seconds above 0, at most 3600")
     folder, out = Path(options.folder).expanduser().resolve(), Path(options.out).expanduser().resolve()
     if not folder.is_dir():
-        raise UserError(f"folder={options.folder} is no folder: give the one that the images arrive in")
+        raise UserError(f"folder={options.folder} is not a folder: give the one that the images arrive in")
     into = Path(options.into).expanduser().resolve() if options.into else None
     if into is not None and any(folder.is_relative_to((into / name).resolve()) for name in SORTED):
-        raise UserError(f"into={options.into}: the watched folder is one that images would be moved to: give another")
+        raise UserError(
+            f"into={options.into}: the watched folder is one that judged images would be moved to: give another into="
+        )
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # such images are decoded one by one
     ckpt = find_detector(options.ckpt)
     detector = load_detector(ckpt, chosen_device(options.device))

@@ -127,7 +127,7 @@ def test_an_image_has_the_verdict_of_the_detector_and_its_map_lies_on_it(
     assert photo is not None and photo == heat and photo["width"] > 100
     page.get_by_role("slider", name="Map opacity").fill("30")
     assert page.evaluate("getComputedStyle(document.getElementById('heat')).opacity") == "0.3"
-    page.get_by_label("Threshold by hand").press("ArrowLeft")
+    page.get_by_label("Manual threshold").press("ArrowLeft")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     box, table = page.locator(".scroll").bounding_box(), page.locator("table").bounding_box()
     assert box is not None and table is not None and table["width"] <= box["width"] + 1
@@ -202,7 +202,7 @@ def test_a_threshold_by_hand_is_counted_on_the_calibration_images_and_changes_no
     before = judged(page, playwright, 3)
     assert page.locator("td.by_hand").first.is_hidden()
     counts = set()
-    slider = page.get_by_role("slider", name="Threshold by hand")
+    slider = page.get_by_role("slider", name="Manual threshold")
     for share in (0.02, 0.4, 0.99):
         low, high = (float(slider.get_attribute(end) or "nan") for end in ("min", "max"))
         slider.fill(str(low + share * (high - low)))
@@ -253,7 +253,7 @@ def test_a_server_that_is_gone_loses_no_image(opened: Open, parts: Path, playwri
     playwright.expect(page.locator("#error")).to_have_text("The server does not respond. Is it still running?")
     assert page.locator("#rows tr").count() == 0
     page.unroute("**/detect")
-    page.get_by_role("button", name="Go on with 3").click()
+    page.get_by_role("button", name="Resume (3 left)").click()
     assert [name for name, _ in judged(page, playwright, 3)] == [path.name for path in images(parts)]
     assert page.is_hidden("#error") and page.is_hidden("#pause")
 
@@ -267,14 +267,16 @@ def test_judging_can_be_paused(opened: Open, parts: Path, playwright: Any) -> No
     playwright.expect(page.locator("#rows tr")).to_have_count(1)
     assert page.inner_text("#progress") == "1 of 3 judged" and not held
     page.unroute("**/detect")
-    page.get_by_role("button", name="Go on with 2").click()
+    page.get_by_role("button", name="Resume (2 left)").click()
     judged(page, playwright, 3)
 
 
 def test_images_are_bounded_in_number_and_their_maps_in_memory(opened: Open, parts: Path, playwright: Any) -> None:
     page, content = opened(), list(bad_part(parts).read_bytes())
     page.evaluate(DROP, ["drop", [f"{i}.png" for i in range(203)], content])
-    playwright.expect(page.locator("#error")).to_contain_text("200 images are taken at once; 3 were left out")
+    playwright.expect(page.locator("#error")).to_contain_text(
+        "At most 200 images are accepted at once; 3 were left out"
+    )
     assert {verdict for _, verdict in judged(page, playwright, 200)} == {"bad"} and page.is_visible("#error")
     page.evaluate(DROP, ["paste", ["pasted.png"], content])
     assert judged(page, playwright, 201)[-1] == ["pasted.png", "bad"] and page.is_hidden("#error")
@@ -291,7 +293,7 @@ def test_a_file_that_is_too_large_or_empty_is_a_row_with_the_reason(
     page = opened()
     page.set_input_files("#file", tmp_path / "large.png")
     assert judged(page, playwright, 1) == [["large.png", "error"]]
-    assert page.inner_text("#reason") == "The file has 2 MB; at most 1 MB are accepted."
+    assert page.inner_text("#reason") == "The file is 2 MB; at most 1 MB are accepted."
     page.evaluate(DROP, ["drop", ["empty.png"], []])
     assert judged(page, playwright, 2)[-1] == ["empty.png", "error"]
     assert page.inner_text("#reason") == "The file is empty."
@@ -315,8 +317,8 @@ BROKEN = "navigator.mediaDevices.getUserMedia = async () => { throw new DOMExcep
 @pytest.mark.parametrize(
     ("script", "line"),
     [
-        (ABSENT, "There is no camera here: browsers have one on localhost and https pages only."),
-        (BROKEN % "NotAllowedError", "The camera was denied."),
+        (ABSENT, "The camera is not available: browsers allow it on localhost and https pages only."),
+        (BROKEN % "NotAllowedError", "Access to the camera was denied."),
         (BROKEN % "NotFoundError", "No camera was found."),
         (BROKEN % "NotReadableError", "The camera is in use by another program."),
         (BROKEN % "AbortError", "The camera cannot be used (AbortError)."),
@@ -339,7 +341,7 @@ def test_everything_that_can_be_operated_has_a_name_and_the_focus(opened: Open, 
     judged(page, playwright, 3)
     for role, name in [
         ("button", "Choose images of parts"), ("button", "Use the camera"), ("combobox", "False-alarm rate"),
-        ("slider", "Threshold by hand"), ("slider", "Map opacity"), ("button", "CSV"), ("button", "JSON lines"),
+        ("slider", "Manual threshold"), ("slider", "Map opacity"), ("button", "CSV"), ("button", "JSON lines"),
         ("button", images(parts)[0].name), ("status", ""), ("columnheader", "Picture"), ("img", "Map of"),
     ]:  # fmt: skip
         assert page.get_by_role(role, name=name).count() >= 1, name

@@ -198,7 +198,7 @@ def test_the_default_rate_is_one_that_the_images_allow_and_is_said(
     given: list[str], ckpt: Path, images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(f"ckpt={ckpt}", f"source={images}", f"out={images.parent / 'out'}", *given) == 0
-    assert "fpr=0.05, the smallest of 0.01, 0.05, 0.1, 0.2 with a threshold that rests on more than one of 60" in (
+    assert "fpr=0.05, the smallest of 0.01, 0.05, 0.1, 0.2 whose threshold is not the largest of 60" in (
         capsys.readouterr().out
     )
     origin = json.loads((images.parent / "out" / "predictions.json").read_text())

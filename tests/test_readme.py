@@ -27,7 +27,7 @@ QUICK = [
     "data.batch_size=4",
     "model.segmentation.clusters=4",
 ]
-PEERS = "# the environment of the peers"  # this block needs another environment, with anomalib, and hours
+PEERS = "# PatchCore and the others need an environment"  # this block would also need anomalib, and hours
 
 # `git clone` is followed by an environment such as `make` installs, made of links to this one
 SESSION = r"""

@@ -291,8 +291,11 @@ def test_the_forgetting_curve_says_which_epoch_is_used_and_why() -> None:
     gains = [asdict(Gain(1.0, -0.01, 0.2, 7)), asdict(Gain(0.5, 0.02, 0.9, 7))]
     said = words(figures.forgetting_curve(record, gains, 0.25))
     assert "Best signal (paired on held-out good images): epoch 1 of 2" in said
-    assert "All tuned weights: gain -0.0100 AUROC, probability 20 % (of 7 images): not used, below 25 %" in said
-    assert "50 % of the tuned weights: gain +0.0200 AUROC, probability 90 % (of 7 images): used, not below 25 %" in said
+    assert "Tuned weights: gain -0.0100 AUROC, probability 20 % (of 7 images): not used, below 25 %" in said
+    assert (
+        "50 % tuned, 50 % frozen weights: gain +0.0200 AUROC, probability 90 % (of 7 images): used, not below 25 %"
+        in said
+    )
     refused = {**record, "fine_tuning_used": False, "collapse": "NaN"}
     said = words(figures.forgetting_curve(refused, gains[:1], 0.25))
     assert "Fine-tuning not used" in said and "collapsed" in said and "used: epoch 0 (frozen)" in said

@@ -188,7 +188,7 @@ def test_a_region_that_is_empty_or_of_another_shape_is_one_clear_line(
 
 def test_a_region_that_a_crop_cuts_off_or_that_cannot_be_read_is_one_clear_line(parts: Path, tmp_path: Path) -> None:
     path = roi_file(tmp_path / "roi.png", (64, 32), (0, 0, 9, 9))
-    with pytest.raises(UserError, match=f"data.roi={path} has nothing within what data.fit=crop keeps"):
+    with pytest.raises(UserError, match=f"data.roi={path} lies entirely in what data.fit=crop cuts off"):
         _ = mvtec(parts, roi=str(path), fit="crop").frame
     path.write_text("text")
     with pytest.raises(UserError, match=f"cannot read {path}"):

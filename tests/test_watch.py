@@ -334,7 +334,7 @@ def test_images_unlike_the_calibration_ones_are_warned_of(
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"folder": "/nowhere"}, "folder=/nowhere is no folder"), ({"settle": 0.0}, "settle=0: expected"),
+        ({"folder": "/nowhere"}, "folder=/nowhere is not a folder"), ({"settle": 0.0}, "settle=0: expected"),
         ({"settle": float("nan")}, "settle=nan: expected"), ({"batch_size": 0}, "batch_size=0"),
         ({"ckpt": "/nowhere"}, "/nowhere does not exist"), ({"device": "tpu"}, "device=tpu"), ({"fpr": 2.0}, "fpr=2"),
     ],
@@ -349,7 +349,10 @@ def test_the_watched_folder_is_none_that_images_are_moved_to(options: dict[str, 
     (folder / "good" / "today").mkdir(parents=True)
     for watched in ("good", "good/today"):
         given = Options(**{**options, "folder": str(folder / watched)}, into=str(folder))
-        with pytest.raises(UserError, match="the watched folder is one that images would be moved to"), opened(given):
+        with (
+            pytest.raises(UserError, match="the watched folder is one that judged images would be moved"),
+            opened(given),
+        ):
             pass
 
 

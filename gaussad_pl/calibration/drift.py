@@ -57,10 +57,10 @@ class Drift:
         if not self.moved:
             return ""
         worst = min(self.p_values[name] for name in self.moved)
-        unchanged = "" if "score" in self.moved else "; the scores alone show no drift that bad parts could not explain"
+        unchanged = "" if "score" in self.moved else "; the scores alone could also be explained by bad parts"
         return (
             f"the images do not look like the calibration images (different light, camera or pose, or mostly bad "
-            f"parts): {', '.join(self.moved)} moved away (p = {worst:.1g}, false alarms of this test: {LEVEL:g})"
+            f"parts): {', '.join(self.moved)} increased (p = {worst:.1g}; false-alarm rate of this test: {LEVEL:g})"
             f"{unchanged}; the false-alarm rate may differ from its target"
         )
 

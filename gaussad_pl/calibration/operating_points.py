@@ -54,7 +54,7 @@ class OperatingPoint:
 
     @property
     def contradicted(self) -> bool | None:
-        """True if there are more false alarms than the target and chance explain; None if that was not tested."""
+        """True if there are significantly more false alarms than the target allows; None if that was not tested."""
         return None if self.p_value is None else self.p_value < LEVEL
 
 

@@ -21,9 +21,9 @@ def images_needed(fpr: float) -> int:
 
 
 def images_trusted(fpr: float) -> int:
-    """Return the number of calibration images with which a threshold rests on more than one, ceil(2 / fpr - 1).
+    """Return the number of calibration images whose largest score is not the threshold, ceil(2 / fpr - 1).
 
-    With fewer, it is the largest of their scores: one odd image among the good ones would hide most bad parts.
+    With fewer, it is: one odd image among the good ones would hide most bad parts.
 
     >>> [images_trusted(fpr) for fpr in RATES]
     [199, 39, 19, 9]
@@ -32,7 +32,7 @@ def images_trusted(fpr: float) -> int:
 
 
 def default_rate(n: int) -> float:
-    """Return the smallest of `RATES` with a threshold that rests on more than one of n calibration images.
+    """Return the smallest of `RATES` whose threshold is not the largest of n calibration scores.
 
     If there is none, it is the largest of them. No rate is left to a fitted tail.
 
@@ -85,7 +85,7 @@ def default_line(n: int, fpr: float) -> str:
     """Explain the default rate ``fpr`` of n calibration images, and what more images would allow."""
     rates = ", ".join(f"{rate:g}" for rate in RATES)
     if n < images_trusted(fpr):
-        return f"fpr={fpr:g}, the largest of {rates}: {n} images are so few that the threshold rests on one of them"
-    why = f"the smallest of {rates} with a threshold that rests on more than one of {n} images"
+        return f"fpr={fpr:g}, the largest of {rates}: the threshold is the largest of {n} calibration scores"
+    why = f"the smallest of {rates} whose threshold is not the largest of {n} calibration scores"
     smaller = [rate for rate in reversed(RATES) if rate < fpr]
-    return f"fpr={fpr:g}, {why}" + "".join(f"; {rate:g} takes {images_trusted(rate)}" for rate in smaller)
+    return f"fpr={fpr:g}, {why}" + "".join(f"; {rate:g} needs {images_trusted(rate)} images" for rate in smaller)

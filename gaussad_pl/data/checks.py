@@ -93,8 +93,8 @@ def name_copies(paths: Sequence[Path], digests: Sequence[str]) -> None:
     copies = [(path, first[digest]) for path, digest in zip(paths, digests, strict=True) if first[digest] != path]
     if copies:
         log.warning(
-            "%d of %d good images are copies of others, such as %s of %s: remove them, as the thresholds count each "
-            "image", len(copies), len(paths), *copies[0],
+            "%d of %d good images are copies of others (for example, %s of %s): remove them, as the thresholds count "
+            "each image", len(copies), len(paths), *copies[0],
         )  # fmt: skip
 
 
@@ -113,7 +113,7 @@ def bad_are_not_good(samples: Samples, test: Tensor, good: Sequence[str]) -> Non
         if bad.label and (digest := image_digest(image)) in known
     ]
     if both:
-        log.warning("%d bad images are also among the good ones: %s is %s", len(both), *both[0])
+        log.warning("%d bad images are also among the good ones: %s has the pixels of %s", len(both), *both[0])
 
 
 def roi_fits(roi: Path, images: Sequence[Path]) -> None:

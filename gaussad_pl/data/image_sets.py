@@ -41,7 +41,7 @@ class ImageSets(GoodImages, ABC):
         steps_per_epoch: training steps between two validations; None for one pass over the images.
         damages: name -> strength of the damaged copies that the loss and the damage weight use.
         pairs: train on pairs of a good image and a damaged copy of it, instead of on views of good images.
-        symmetry: flipped and turned copies that go into the Gaussians and the loss like the images themselves: "none",
+        symmetry: flipped and rotated copies that go into the Gaussians and the loss like the images themselves: "none",
             "flips", "all" (also by quarter turns), or "auto", which the augmented validation decides for small sets;
             see `gaussad_pl.training.selection`.
         images: see `gaussad_pl.data.good_images.GoodImages`.
@@ -78,8 +78,9 @@ class ImageSets(GoodImages, ABC):
             raise UserError(f"data.symmetry={symmetry}: expected auto, {', '.join(ORIENTATIONS)}")
         if symmetry != AUTO and ORIENTATIONS[symmetry] > self.possible_orientations:
             raise UserError(
-                f"data.symmetry={symmetry} turns images, which neither a region of interest nor rows and columns of "
-                "tiles that differ allow: set data.symmetry=none, or leave out data.roi and data.tiles"
+                f"data.symmetry={symmetry} flips or rotates images, which is impossible with a region of interest, and "
+                "for quarter turns with unequal rows and columns of tiles: set data.symmetry=none, or leave out "
+                "data.roi and data.tiles"
             )
         self.augmentations = dict(augmentations)
         light, moved = Nuisance(**{**nuisance, "shift": 0, "scale": 0, "rotate": 0}), Nuisance(**nuisance)

@@ -177,7 +177,7 @@ def read_roi(path: Path, frame: Frame) -> np.ndarray:
             raise UserError(f"data.roi={path} is all black: paint white what is to be inspected")
         region = frame.mask(values > 0, (frame.height, frame.width))
         if not region.any():
-            raise UserError(f"data.roi={path} has nothing within what data.fit={frame.fit} keeps: set data.fit=pad")
+            raise UserError(f"data.roi={path} lies entirely in what data.fit={frame.fit} cuts off: set data.fit=pad")
         return region
 
 

@@ -1,6 +1,6 @@
 """Orientations of an image: flips and quarter turns, in which a part without an upright position is as good as before.
 
-A few images of a part that can lie in any way do not show every way; their flipped and turned copies do.
+A few images of a part that can lie in any way do not show every way; their flipped and rotated copies do.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def codes(whitener: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
         UserError: it is not rounded.
     """
     if not is_rounded(whitener, spread):
-        raise UserError("the detector is of an older gaussad_pl, and its maps cannot be exported: train it again")
+        raise UserError("the detector was made by an older gaussad_pl, and its maps cannot be exported: train it again")
     unit = _unit(whitener * spread)
     return (whitener * spread / unit).to(torch.int8), unit.log2().squeeze(-1).to(torch.int8)
 

@@ -55,7 +55,7 @@ class HeatScale:
         if math.isinf(self.threshold):
             return "distance, from the median to the highest value shown (no threshold is known)"
         start = "the median of good pixels" if self.zero else "0"
-        return f"distance, from {start}; line and contour: threshold, above it {100 * RARE:g} % of good pixels"
+        return f"distance, from {start}; line and contour: threshold, exceeded by {100 * RARE:g} % of good pixels"
 
     def rgba(self, values: NDArray[np.floating]) -> NDArray[np.float64]:
         """Return colours and opacities ``(..., 4)``, all from 0 to 1, of values ``(...)``.

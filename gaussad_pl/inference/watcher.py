@@ -151,7 +151,8 @@ class Watcher:
         drift = self.monitor.drift()
         if drift.images >= WINDOW:
             if drift.line:
-                say(f"WARNING: the last {drift.images}: {drift.line}; if they are good, {mend(self.ckpt)}", sys.stderr)
+                text = f"WARNING: the last {drift.images}: {drift.line}; if the parts are good, {mend(self.ckpt)}"
+                say(text, sys.stderr)
             self.monitor = DriftMonitor(self.detector.calibration, self.detector.levels)
 
 

@@ -30,6 +30,6 @@ def embed(maps: Sequence[Tensor]) -> Tensor:
     return torch.cat(same, dim=1).flatten(2).mT.contiguous()
 
 
-def behind_map(levels: Sequence[Level]) -> list[int]:
-    """Indices (`Level.index`) of the levels behind the last of `middle_levels`."""
+def deeper_than_map(levels: Sequence[Level]) -> list[int]:
+    """Indices (`Level.index`) of the levels deeper than the last of `middle_levels`."""
     return [level.index for level in levels[middle_levels(levels)[-1] + 1 :]]

@@ -31,10 +31,10 @@ class Segmenter(nn.Module):
     Args:
         levels: of the backbone.
         roi: region of interest, ``(H, W)`` bool; None for the whole image.
-        form: partition of the patches; "auto" keeps candidates until `choose`.
+        form: which patches share a Gaussian; "auto" keeps candidates until `gaussad_pl.training.map_choice.choose_map`.
         map_levels: levels (`Level.index`) that the patches are made of; "middle" for those of
-            `gaussad_pl.density.patches.middle_levels`, "auto" to try them alone, too.
-        combine: what the image score is made of; "auto" leaves it to `choose`.
+            `gaussad_pl.model.patches.middle_levels`, "auto" to try them alone, too.
+        combine: what the image score is made of; "auto" leaves it to `choose_map`.
         clusters: number of them in each partition of the form "clusters"; "auto" to try fine and broad ones.
         seed: of the clusters.
         border: "auto" to weight patches near the border less where good images have a plain border (see

@@ -48,7 +48,7 @@ def missing(study: Study) -> Flag:
 
 
 def contradicted(study: Study) -> Flag:
-    """Flag runs with more false alarms on good test images than a target and chance explain."""
+    """Flag runs with significantly more false alarms on good test images than a target allows."""
     items = []
     for run in study.runs:
         broken = [
@@ -87,7 +87,7 @@ def never_moved(study: Study) -> Flag:
         for run in study.runs
         if run.forgetting is not None and not run.forgetting.moved
     ]
-    return Flag("The signal never moved", "All epochs have the same signal, so choosing one is meaningless.", items)
+    return Flag("The signal never changed", "All epochs have the same signal, so choosing one is meaningless.", items)
 
 
 def one_class(study: Study) -> Flag:

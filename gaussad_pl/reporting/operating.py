@@ -22,7 +22,8 @@ class Point:
         lost: number of good test images above the threshold, of ``good``; None if that is unknown.
         found: number of bad test images above the threshold, of ``bad``; None if that is unknown.
         p_value: of the test of the target; NaN without one.
-        contradicted: True if there are more false alarms than target and chance explain; None if that was not tested.
+        contradicted: True if there are significantly more false alarms than the target allows; None if that was not
+            tested.
     """
 
     threshold: float

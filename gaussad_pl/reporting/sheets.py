@@ -17,7 +17,7 @@ NO_POINTS = "No finished run has operating points."
 OPERATING = (
     "Bad images found and good test images lost, in percent, at target false-alarm rates of 1, 5, 10 and 20 %: mean ± "
     "standard error over n runs. A dash: the calibration images cannot decide at this rate, or there are no images. "
-    "Contradicted: in how many runs the good test images raise more false alarms than the target and chance explain. "
+    "Contradicted: in how many runs the good test images raise significantly more false alarms than the target allows. "
     "The mean is over the categories for which every setting has the number."
 )
 KINDS = "Bad images found in percent, mean ± standard error over runs; images: of this kind in the test set."

@@ -117,12 +117,12 @@ def notes(results: Mapping[str, Any]) -> list[str]:
     one, lines = next(iter(points.values())), []
     if broken := _rates(fpr for fpr, point in points.items() if point["contradicted"]):
         lines.append(
-            f"WARNING: the {one['good']} good test images have more false alarms than a target of {broken} and chance "
-            "explain: they differ from the calibration images, or several of them show the same part"
+            f"WARNING: the {one['good']} good test images have significantly more false alarms than a target of "
+            f"{broken} allows: they differ from the calibration images, or several of them show the same part"
         )
     if calibration["test_good_moved_away"]:
         moved = ", ".join(calibration["test_good_moved_away"])
-        lines.append(f"WARNING: the good test images do not look like the calibration images: {moved} moved away")
+        lines.append(f"WARNING: the good test images do not look like the calibration images: {moved} increased")
     if odd := calibration.get("far_out"):
         names = ", ".join(f"{Path(each['path']).name} ({each['score']:.4g})" for each in odd[:NAMED])
         more = f" and {len(odd) - NAMED} more (see metrics.json)" if len(odd) > NAMED else ""
@@ -140,8 +140,8 @@ def notes(results: Mapping[str, Any]) -> list[str]:
         lines.append(f"by default, predict decides at {default_line(n, default)}")
     if one["good_from"] == "calibration":
         lines.append(
-            "not known: the false alarms on new good images, as there are no good test images; those counted gave the "
-            "thresholds, and their interval is what the calibration promises"
+            "not known: the false alarms on new good images, as there are no good test images; the table counts the "
+            "calibration images, from which the thresholds come, and has the interval that the calibration implies"
         )
     elif one["good"] < FEWEST:
         lines.append(f"not known: whether the targets hold, which takes {FEWEST} good test images or more")

@@ -115,10 +115,11 @@ def explanation(forgetting: Mapping[str, Any], gains: Sequence[Mapping[str, floa
     if "collapse" in forgetting:
         lines.append("Training collapsed; the best state before it was kept")
     for gain in gains:
-        weights = "All" if gain["share"] == 1 else f"{100 * gain['share']:g} % of the"
+        tuned = 100 * gain["share"]
+        weights = "Tuned" if tuned == 100 else f"{tuned:g} % tuned, {100 - tuned:g} % frozen"
         decision = "not used, below" if gain["probability"] < doubt else "used, not below"
         lines.append(
-            f"{weights} tuned weights: gain {gain['mean']:+.4f} AUROC, "
+            f"{weights} weights: gain {gain['mean']:+.4f} AUROC, "
             f"probability {100 * gain['probability']:.0f} % (of {gain['images']} images): {decision} {100 * doubt:g} %"
         )
     if not used:

@@ -44,7 +44,7 @@ def resumable(folder: Path) -> Path | None:
         return None
     reason = damage(path)
     if reason:
-        log.warning("%s is damaged (%s): passed over, training starts again", path, reason)
+        log.warning("%s is damaged (%s): ignored, training starts from the beginning", path, reason)
         return None
     return path
 
@@ -58,7 +58,7 @@ def damage(path: Path) -> str:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
         if broken is not None:
-            return f"the checksum of {broken} does not fit"
+            return f"the checksum of {broken} does not match"
         torch.load(path, map_location="meta", weights_only=True)
     except Exception as error:  # whatever garbage makes zipfile, pickle and torch raise
         return " ".join(str(error).split())[:200] or type(error).__name__

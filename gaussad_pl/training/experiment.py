@@ -163,8 +163,8 @@ def accept(
             module.estimate_again(data)
             selection_score = module.validate_again(data)
         except NumericalError as error:
-            log.warning("%d %% of the tuned weights: %s", 100 * share, error)
-            forgetting.collapse = forgetting.collapse or f"the fine-tuned network has no Gaussians: {error}"
+            log.warning("the network with %d %% tuned weights: %s", 100 * share, error)
+            forgetting.collapse = forgetting.collapse or f"no Gaussians of the fine-tuned network: {error}"
             continue
         assert module.validation is not None
         found = gain(reference, judge(module, data), module.validation.sources, share)
@@ -196,8 +196,8 @@ def fine_tuning_results(forgetting: ForgettingStop, outcome: Outcome, reason: st
     used, chosen = outcome.fine_tuned, outcome.chosen
     epoch, how = forgetting.best_epoch, f"by the signal {forgetting.signal}"
     if chosen is not None:
-        how += f", with {chosen.share:.0%} of its weights, by a gain with probability {chosen.probability:.2f}"
-        how += f" (bootstrap, held-out images: {chosen.images})"
+        how += f", weights {chosen.share:.0%} tuned and {1 - chosen.share:.0%} frozen, probability of a gain "
+        how += f"{chosen.probability:.2f} (bootstrap over {chosen.images} held-out images)"
     selection = reason or (
         f"epoch {epoch} of {forgetting.history[-1]['epoch']} {how} on held-out good images and augmented copies of them"
     )

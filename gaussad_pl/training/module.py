@@ -22,7 +22,7 @@ from gaussad_pl.errors import NumericalError, UserError
 from gaussad_pl.metrics.image import image_metrics
 from gaussad_pl.model.detection import Detection
 from gaussad_pl.model.model import GaussianModel, level_distances
-from gaussad_pl.model.patches import behind_map
+from gaussad_pl.model.patches import deeper_than_map
 from gaussad_pl.training.checkpoints import damage
 from gaussad_pl.training.choices import ChoosingModule
 from gaussad_pl.training.estimation import Batch
@@ -47,8 +47,8 @@ class GaussianAD(ChoosingModule):
         level_rule: maps the signals of the levels on the augmented validation to weights; see
             `gaussad_pl.training.levels`.
         objective: loss of fine-tuning; see `gaussad_pl.training.objectives` and `gaussad_pl.training.ranking`.
-        train_levels: levels whose parameters are fine-tuned, None for all, "auto" for those behind the map, which then
-            stays as it is.
+        train_levels: levels whose parameters are fine-tuned, None for all, "auto" for those deeper than the map's,
+            which then stays as it is.
         optimizer: makes the optimizer from the parameters.
         warmup_steps: steps over which the learning rate rises linearly.
         schedule: course of the learning rate after that, "constant" or "cosine", which ends at 0.
@@ -85,7 +85,7 @@ class GaussianAD(ChoosingModule):
         self.warmup_steps = warmup_steps
         self.schedule = schedule
         if train_levels == "auto":
-            train_levels = behind_map(self.model.backbone.levels)
+            train_levels = deeper_than_map(self.model.backbone.levels)
         if train_levels is not None:
             trained = {id(p) for p in self.model.backbone.parameters_of(train_levels)}
             for parameter in self.model.backbone.parameters():
@@ -95,7 +95,7 @@ class GaussianAD(ChoosingModule):
         """Return the reason why fine-tuning cannot change the score; empty if it can."""
         segmenter = self.model.segmenter
         if segmenter is not None and self.map_is_frozen and not segmenter.weights[0]:
-            return "only levels behind the map are trained, and the score is that of the map alone"
+            return "only levels deeper than those of the map are trained, and the score is that of the map alone"
         if not isinstance(self.objective, Ranking):
             return ""
         if not ranked_levels(self.model):
@@ -216,10 +216,10 @@ class GaussianAD(ChoosingModule):
         """The module of a checkpoint on the CPU, ready to score; nothing is downloaded.
 
         Raises:
-            UserError: the file is missing, damaged, or no checkpoint of this version.
+            UserError: the file is missing, damaged, or not a checkpoint of this version.
         """
         if reason := damage(Path(path)):  # torch.load checks no checksums
-            raise UserError(f"{path} is damaged or no checkpoint ({reason}): train it again")
+            raise UserError(f"{path} is damaged or not a checkpoint ({reason}): train it again")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         try:
             settings, state = checkpoint[cls.CHECKPOINT_HYPER_PARAMS_KEY], checkpoint["state_dict"]
@@ -229,7 +229,7 @@ class GaussianAD(ChoosingModule):
         except (KeyError, TypeError, AttributeError, RuntimeError) as error:
             reason = " ".join(repr(error).split())[:200]
             raise UserError(
-                f"{path} is no checkpoint of this gaussad_pl ({reason}): give the model.ckpt of a run"
+                f"{path} is not a checkpoint of this version of gaussad_pl ({reason}): give the model.ckpt of a run"
             ) from error
         module.stale = False
         return module.eval()

@@ -43,7 +43,7 @@ class Trial:
 
 
 def choose(trainer: L.Trainer, module: GaussianAD, data: ImageDataModule, forgetting: ForgettingStop) -> dict[str, Any]:
-    """Choose levels and map, and whether flipped and turned copies of the images go into the Gaussians.
+    """Choose levels and map, and whether flipped and rotated copies of the images go into the Gaussians.
 
     With few images, both are tried (see `orientations_to_try`): copies show the ways in which a part can lie that the
     images do not, but if it lies in one way only, they widen the Gaussians for nothing. The augmented validation, which

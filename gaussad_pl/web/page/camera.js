@@ -1,5 +1,5 @@
 const REASONS = {
-  NotAllowedError: "The camera was denied. The browser asks again once it is allowed in the settings of this page.",
+  NotAllowedError: "Access to the camera was denied. The browser asks again once it is allowed in the settings of this page.",
   NotFoundError: "No camera was found.",
   NotReadableError: "The camera is in use by another program.",
 };
@@ -18,7 +18,7 @@ export class Camera {
   /** Start the camera; the error of a browser without one, or of a user who denies it, is one line. */
   async open() {
     this.close();
-    if (!navigator.mediaDevices) throw new Error("There is no camera here: browsers have one on localhost and https pages only.");
+    if (!navigator.mediaDevices) throw new Error("The camera is not available: browsers allow it on localhost and https pages only.");
     try {
       this.stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment", width: { ideal: 1920 } } });
     } catch (error) {

@@ -17,7 +17,7 @@ export async function ask(path, options) {
 
 async function bytes(file, largest) {
   const megabytes = size => Math.round(size / 2 ** 20);
-  if (file.size > largest) throw new Error(`The file has ${megabytes(file.size)} MB; at most ${megabytes(largest)} MB are accepted.`);
+  if (file.size > largest) throw new Error(`The file is ${megabytes(file.size)} MB; at most ${megabytes(largest)} MB are accepted.`);
   try {
     return await file.arrayBuffer();
   } catch {

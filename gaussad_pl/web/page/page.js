@@ -13,7 +13,7 @@ const about = await ask("about").catch(error => { say(error); throw error; });
 const rows = []; // of the session: the answers of the server, each with its name, its error and its line of the table
 let shown = null; // one of the rows
 let rate = about.initial; // index of the chosen one
-let hand = null; // threshold by hand
+let hand = null; // manual threshold
 
 function say(error) {
   at("error").hidden = !error;
@@ -53,7 +53,7 @@ function showMap() {
   at("photo").src = photo ?? "data:,";
   at("photo").alt = photo ? shown.name : "";
   at("heat").src = heat ?? "data:,";
-  at("heat").alt = heat ? "Map of what is unlike good parts" : "";
+  at("heat").alt = heat ? "Anomaly map" : "";
 }
 
 function select(row) {
@@ -105,7 +105,7 @@ const queue = new Queue(take, problem => {
   if (problem) say(problem);
   const left = waiting.length;
   at("pause").hidden = !left;
-  at("pause").textContent = paused ? `Go on with ${left}` : "Pause";
+  at("pause").textContent = paused ? `Resume (${left} left)` : "Pause";
   at("progress").textContent = total > 1 && (left || running) ? `${done} of ${total} judged` : running || left ? "Judging …" : "";
   if (!left && !running && done) at("said").textContent = done === 1 ? described(rows.at(-1)) : `${done} images judged. This session: ${tally(rows, rate)}`;
 });
@@ -116,7 +116,7 @@ function add(files) {
   queue.add(files);
 }
 
-const camera = new Camera(at("video"), () => { closeCamera(); say(new Error("The camera is gone.")); });
+const camera = new Camera(at("video"), () => { closeCamera(); say(new Error("The camera was disconnected.")); });
 
 async function openCamera() {
   try {

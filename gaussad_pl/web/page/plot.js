@@ -27,7 +27,7 @@ export function plot(svg, scores, [low, high], { threshold, hand, score, verdict
   const upright = (value, kind) => shapes.push(shape("line", { x1: x(value), x2: x(value), y1: 14, y2: FLOOR, class: kind }));
   if (threshold !== null) upright(threshold, "mark");
   if (hand !== null) upright(hand, "hand");
-  if (hand !== null) label(hand, 10, "by hand", "mark");
+  if (hand !== null) label(hand, 10, "manual", "mark");
   else if (threshold !== null) label(threshold, 10, "threshold", "mark");
   if (typeof score === "number") {
     shapes.push(shape("path", { d: `M${x(score)} ${FLOOR}l-5 9h10z`, class: verdict }));

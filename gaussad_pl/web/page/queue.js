@@ -27,7 +27,7 @@ export class Queue {
     this.waiting.push(...taken);
     this.resume();
     const left = files.length - taken.length;
-    if (left) this.changed(new Error(`${MOST} images are taken at once; ${left} were left out. For whole folders, use gaussad_pl.predict.`));
+    if (left) this.changed(new Error(`At most ${MOST} images are accepted at once; ${left} were left out. For whole folders, use gaussad_pl.predict.`));
   }
 
   /** Stop after the image that is being judged. */

@@ -23,7 +23,7 @@ export function drawn(row, show) {
   return line;
 }
 
-/** Fill in the verdict of a row at a rate, and on which side of a threshold by hand it is, if there is one. */
+/** Fill in the verdict of a row at a rate, and on which side of a manual threshold it is, if there is one. */
 export function update(line, row, rate, hand) {
   const verdict = verdictOf(row, rate);
   const place = line.querySelector(".verdict");
