@@ -342,7 +342,7 @@ def test_everything_that_can_be_operated_has_a_name_and_the_focus(opened: Open, 
     for role, name in [
         ("button", "Choose images of parts"), ("button", "Use the camera"), ("combobox", "False-alarm rate"),
         ("slider", "Manual threshold"), ("slider", "Map opacity"), ("button", "CSV"), ("button", "JSON lines"),
-        ("button", images(parts)[0].name), ("status", ""), ("columnheader", "Picture"), ("img", "Map of"),
+        ("button", images(parts)[0].name), ("status", ""), ("columnheader", "Picture"), ("img", "Anomaly map"),
     ]:  # fmt: skip
         assert page.get_by_role(role, name=name).count() >= 1, name
     reached = set()
