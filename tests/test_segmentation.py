@@ -362,15 +362,20 @@ def test_one_good_image_gives_finite_scores() -> None:
     pooled = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
     module = segmenter(form="shared")
     choose_map(module, MapValidation(groups(good=1), masks, pooled, named({"shared": maps})))
-    assert module.spread.tolist() == [1, 1]
+    np.testing.assert_allclose(module.spread, module.centre / 10, rtol=1e-6)
     scores = module.score(pooled, maps)
     assert scores.isfinite().all()
     assert scores.argmin() == 0
 
 
-def test_good_images_of_one_and_the_same_score_give_finite_scores() -> None:
+def test_good_images_of_one_and_the_same_score_give_finite_scores_of_usual_size() -> None:
     module, maps = segmenter(form="shared", combine="both"), marking(squares())
-    maps[:GOOD] = maps[0]
+    maps[:GOOD] = maps[0]  # as where a single held-out image is repeated
+    given = MapValidation(groups(), squares(), 60 + groups().double(), named({"shared": maps}))
+    choose_map(module, given)
+    np.testing.assert_allclose(module.spread, module.centre / 10, rtol=1e-6)
+    scores = module.score(given.pooled, maps)
+    assert scores.isfinite().all() and scores.abs().max() < 100
     given = validation(shared=maps)  # all pooled scores are 0
     choose_map(module, given)
     assert module.score(given.pooled, maps).isfinite().all()

@@ -129,10 +129,15 @@ class Segmenter(nn.Module):
         return map_score(maps, self.share)
 
     def set_units(self, pooled: Tensor, mapped: Tensor) -> None:
-        """Set the units of the score by pooled scores ``(N,)`` and scores of the maps ``(N,)`` of good images."""
+        """Set the units of the score by pooled scores ``(N,)`` and scores of the maps ``(N,)`` of good images.
+
+        Scores that are all the same, as those of a single image, have no spread: a tenth of their mean is assumed.
+        """
         good = torch.stack([pooled.double(), mapped.double()], dim=1)
-        self.centre.copy_(good.mean(0))
-        self.spread.copy_(good.std(0).clamp(min=1e-6) if len(good) > 1 else torch.ones(2))
+        centre, spread = good.mean(0), good.std(0, correction=min(1, len(good) - 1))
+        usual = centre.abs() / 10
+        self.centre.copy_(centre)
+        self.spread.copy_(torch.where(spread > usual / 1000, spread, usual).clamp(min=1e-6))
 
     def set_contour(self, maps: Tensor) -> None:
         """Set median and contour by the maps ``(N, 256, 256)`` of good images."""
