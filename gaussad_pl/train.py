@@ -195,10 +195,14 @@ def conduct(
     drawn = draw(outcome, data, scale, calibration)
     if data.has_test:
         thumbnails.save(folder, outcome.final, data.test, scale, calibration)
-    tracking.report(loggers, figures.save(drawn, folder), outcome, data, scale, calibration)
-    tracking.keep_detector(loggers, folder, results)
+    saved = figures.save(drawn, folder)
     write_json(folder / METRICS, results)  # marks completion
     last_checkpoint(folder).unlink(missing_ok=True)  # was for resuming
+    try:
+        tracking.report(loggers, saved, outcome, data, scale, calibration)
+        tracking.keep_detector(loggers, folder, results)
+    except Exception as error:  # whatever a logger raises: the results are complete
+        log.warning("the results are complete, but a logger failed: %s", " ".join(repr(error).split()))
     return results
 
 
@@ -221,7 +225,7 @@ def draw(
     if "forgetting" in results:
         found["forgetting"] = figures.forgetting_curve(results["forgetting"], results.get("acceptance", []), DOUBT)
     if not data.has_test:
-        return found | {"histogram": pictures.calibration_histogram(calibration)}
+        return found | pictures.draw_calibration(calibration)
     return found | pictures.draw(outcome.evaluations, data.test, scale, calibration)
 
 
@@ -233,9 +237,11 @@ def show(folder: Path, results: dict[str, Any]) -> None:
     console = Console(markup=False, emoji=False)  # a folder may be called [a]
     console.print(table(results["dataset"], rows))
     images = results["images"]
+    kept = results["good_images_kept_for_test"]
     console.print(
         f"images: {images['train'] + images['validation']} good ones to train on, {images['test_good']} good and "
-        f"{images['test_bad']} bad ones to test on",
+        f"{images['test_bad']} bad ones to test on"
+        + (f"; data.holdout keeps {kept} good ones for the test, as there are bad ones" if kept else ""),
         highlight=False, soft_wrap=True,
     )  # fmt: skip
     console.print(f"grouping: {results['grouping']}", highlight=False, soft_wrap=True)
@@ -256,7 +262,9 @@ def show(folder: Path, results: dict[str, Any]) -> None:
             soft_wrap=True,
         )
     if results["frozen"]["image_auroc"] is None:
-        console.print("no metrics: the test needs good and bad images, and there are only images of one of the two")
+        some = images["test_good"] or images["test_bad"]
+        why = "there are only images of one of the two" if some else "there are none"
+        console.print(f"no metrics: the test needs good and bad images, and {why}", soft_wrap=True)
     show_decisions(console, results)
     here = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
     console.print(f"results: {here}", soft_wrap=True)

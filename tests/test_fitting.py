@@ -20,6 +20,7 @@ from gaussad_pl import Detector, UserError, fit
 from gaussad_pl.data.frame import Frame
 from gaussad_pl.data.images import read_image
 from gaussad_pl.inference.pixels import write_images
+from gaussad_pl.training import tracking
 
 SETTINGS = [
     f"backbone.name={TINY['name']}",
@@ -107,9 +108,40 @@ def test_images_in_memory_give_the_detector_of_their_folder(
 @pytest.mark.slow
 def test_the_results_are_kept_where_a_folder_is_given(fitted: tuple[Detector, Path]) -> None:
     detector, out = fitted
-    assert json.loads((out / "metrics.json").read_text())["frozen"]["image_auroc"] is not None
+    found = json.loads((out / "metrics.json").read_text())
+    assert found["frozen"]["image_auroc"] is not None
+    assert found["good_images_kept_for_test"] == found["images"]["test_good"] == 3  # as there are bad ones
     assert Detector.load(out).provenance == detector.provenance
     assert detector.provenance["config"]["seed"] == 1
+
+
+@pytest.mark.slow
+def test_few_images_are_not_fine_tuned_but_give_a_detector(images: list[Image.Image], tmp_path: Path) -> None:
+    settings = [*SETTINGS, "data.symmetry=none", "model.segmentation.combine=both"]
+    fit(images[:5], settings=settings, out=tmp_path / "run", **QUICK)
+    found = json.loads((tmp_path / "run/metrics.json").read_text())["forgetting"]
+    assert found["skipped"] == "half of the training images are too few for a covariance"
+
+
+@pytest.mark.slow
+def test_images_of_a_single_part_promise_nothing(images: list[Image.Image]) -> None:
+    settings = [*SETTINGS[:-1], "model.segmentation=null", "data.group='(png)'", "folds=0"]
+    detector = fit(images, fine_tune=False, settings=settings, **QUICK)
+    assert detector.calibration.different == 1 and len(detector.calibration) == 15
+    assert "not guaranteed" in detector.threshold(0.1).line
+
+
+@pytest.mark.slow
+def test_what_a_logger_raises_costs_no_results(
+    images: list[Image.Image], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> None:
+        raise FileNotFoundError("a file of the logger")
+
+    monkeypatch.setattr(tracking, "report", broken)
+    fit(images, fine_tune=False, settings=SETTINGS, out=tmp_path / "run", **QUICK)
+    assert (tmp_path / "run/metrics.json").is_file()
+    assert "a logger failed: FileNotFoundError('a file of the logger')" in caplog.text
 
 
 @pytest.mark.slow
@@ -145,7 +177,7 @@ def test_the_random_state_and_the_settings_of_the_caller_stay(images: list[Image
         ({"seed": -1, "epochs": 0}, "seed=-1: expected 0 or more; trainer.max_epochs=0: expected 1 or more"),
         ({"seed": "one"}, "seed=one: expected a whole number"),
         ({"settings": ["data.rot=3"]}, "data.rot: there is no such setting; did you mean data.root?"),
-        ({"settings": ["seed"]}, "seed: cannot be parsed"),
+        ({"settings": ["seed"]}, "seed: expected a setting as key=value, for example seed=1"),
     ],
     ids=lambda value: "" if isinstance(value, str) else next(iter(value)),
 )

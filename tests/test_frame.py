@@ -76,6 +76,14 @@ def test_a_mask_of_what_is_cut_off_is_empty_and_padding_is_no_defect(tmp_path: P
     assert 0.2 < padded.any(0).mean() < 0.3 and not padded[:64].any() and not padded[-64:].any()
 
 
+def test_a_small_mask_does_not_vanish(tmp_path: Path) -> None:
+    for y, x in ((100, 501), (399, 599), (0, 0)):
+        values = np.zeros((400, 600), dtype=np.uint8)
+        values[y, x] = 255
+        Image.fromarray(values).save(tmp_path / "a.png")
+        assert np.argwhere(read_mask(tmp_path / "a.png", Frame(8, 8), 16)).tolist() == [[y * 16 // 400, x * 16 // 600]]
+
+
 def test_pixels_that_padding_adds_are_in_no_metric(tmp_path: Path) -> None:
     Image.new("RGB", (40, 20)).save(tmp_path / "a.png")
     samples = [Sample(tmp_path / "a.png", "spot", tmp_path / "mask.png")]

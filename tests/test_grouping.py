@@ -26,7 +26,9 @@ from gaussad_pl.data import good_images, grouping
 from gaussad_pl.data.folder import Folder
 from gaussad_pl.data.image_sets import ImageSets
 from gaussad_pl.data.part_features import pooled_middle
+from gaussad_pl.density.gaussian import SingularCovarianceError
 from gaussad_pl.errors import UserError
+from gaussad_pl.results import pictures
 from gaussad_pl.training.module import GaussianAD
 
 
@@ -231,6 +233,23 @@ def test_the_calibration_keeps_the_same_groups(group: str | None, shots: Path, m
     sides = [parts_of(data, [used[i] for i in part]) for part in parts]
     assert len(found) == len(used) and len(sides) == 4
     assert (sum(map(len, sides)) == len(parts_of(data, used))) == (group is not None)
+
+
+@pytest.mark.parametrize("every_image", [False, True])
+def test_images_in_the_gaussians_calibrate_nothing(
+    every_image: bool, shots: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_few(*_: object) -> None:
+        raise SingularCovarianceError(4, 2)
+
+    data = folder(shots, group=None, image_size=64)
+    module = GaussianAD(TINY).eval()
+    module.estimate(data.reference_dataloader())
+    monkeypatch.setattr(cross_conformal, "cross_conformal", too_few)
+    found = calibrate(module.model, data, cross_fit=True, fine_tuned=False, every_image=every_image)
+    assert len(found) == (0 if every_image else len(data.split[1]))
+    assert found.scheme.startswith("none: the folds are too small") == every_image
+    assert pictures.draw_calibration(found).keys() == (set() if every_image else {"histogram"})
 
 
 @pytest.mark.slow

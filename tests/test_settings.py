@@ -55,7 +55,8 @@ PLUS = "is not in the configuration yet: prefix it with +"
         (["data=folder", "~category"], "data.root is missing: give it on the command line, as data.root=..."),
         (
             ["~category"],
-            "no category chosen: add one, for example +category=screw, or data.category=candle with data=visa",
+            "no category chosen: add one, for example +category=screw, or data.category=candle with data=visa; "
+            "for images of your own: data=folder data.root=<folder of good parts>",
         ),
         (["folds=1"], "folds=1: expected 0, or 2 or more"),
         (["fold=5"], "fold=5: expected less than folds=5"),

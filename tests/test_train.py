@@ -353,6 +353,7 @@ def test_a_sweep_leaves_one_run_and_one_offline_wandb_run_a_job(
         (["+category=screw", "data=folder"], "data.category: there is no such setting; leave it out"),
         (["backbone=50"], "takes a name, as in logger=csv"),
         (["data.root=/a=b"], """data.root=/a=b: cannot be parsed"""),
+        (["conf/data"], "conf/data: expected a setting as key=value, for example data=folder data.root=conf/data"),
         (["data=demo", "data.category=cable", "data.root=unused"], "cable"),
     ],
 )
@@ -401,7 +402,13 @@ def summary(folder: Path, capsys: pytest.CaptureFixture[str], dataset: str, **re
         [Sample(Path("a.png"))], torch.zeros(1, 1), torch.zeros(1), [0], None, torch.zeros(1, 4, 4) > 0, Frame(4, 4)
     )
     decided = decisions(Calibration.of(torch.zeros(9), torch.zeros(9, 1), "none"), one, np.inf)
-    shared = {"dataset": dataset, "images": NONE, "grouping": "[c]", "frozen": {"image_auroc": None}}
+    shared = {
+        "dataset": dataset,
+        "images": NONE,
+        "grouping": "[c]",
+        "frozen": {"image_auroc": None},
+        "good_images_kept_for_test": 0,
+    }
     train.show(folder, {**shared, **results, **decided})
     return capsys.readouterr().out
 
@@ -409,6 +416,13 @@ def summary(folder: Path, capsys: pytest.CaptureFixture[str], dataset: str, **re
 def test_names_in_brackets_are_shown_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = summary(tmp_path / "[a]", capsys, "[b]")
     assert said.startswith("[b]") and f"results: {tmp_path / '[a]'}" in said and "grouping: [c]\n" in said
+
+
+def test_the_summary_says_how_many_good_images_the_test_takes_from_the_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "; data.holdout keeps 3 good ones" in summary(tmp_path, capsys, "x", good_images_kept_for_test=3)
+    assert "holdout" not in summary(tmp_path, capsys, "x")
 
 
 @pytest.mark.parametrize("reason", ["no level of the pooled score is trained", None])

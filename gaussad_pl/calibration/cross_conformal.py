@@ -47,7 +47,8 @@ def calibrate(
             try:
                 return cross_conformal(model, data, fine_tuned, every_image)
             except SingularCovarianceError:  # all images are enough for a covariance, three quarters of them are not
-                pass
+                if every_image:  # the held-out ones are in the Gaussians, too
+                    return _uncalibrated(model, "the folds are too small for a covariance")
         return held_out(model, data)
 
 
@@ -56,13 +57,12 @@ def held_out(model: GaussianModel, data: ImageDataModule) -> Calibration:
     """Calibrate on the held-out images: they are in no Gaussian and no loss, but were used for model selection."""
     images = data.split[1]
     if not images:
-        none = torch.zeros(0)
-        return Calibration.of(none, torch.zeros(0, len(model.gaussians)), "none: no image was held out")
+        return _uncalibrated(model, "no image was held out")
     device = model.level_weights.device
     detection = Detection.join([model(batch["image"].to(device)).cpu() for batch in data.good_dataloader(images)])
     scheme = (
-        f"{len(detection.scores)} held-out images: in no Gaussian and no training step, but used to choose the epoch, "
-        "the levels and the map, so the false-alarm rate may be slightly above its target"
+        f"{len(detection.scores)} held-out images: in no Gaussian and no training step, but used for model "
+        "selection, so the false-alarm rate may be slightly above its target"
     )
     different = len(set(data.groups[images].tolist()))
     return Calibration.of(detection.scores, detection.distances, scheme, different, images)
@@ -98,8 +98,9 @@ def cross_conformal(
     oriented = [torch.cat(level) for level in zip(*unchanged.features(images), strict=True)]  # (N, orientations, C)
     pooled = [level[:, 0] for level in oriented]
     groups = _groups(model, data, images, pooled)
-    count = min(folds_for(len(images)), int(groups.max()) + 1)
-    folds = partition(groups, count, data.seed)
+    apart = groups if groups.max() else np.arange(len(images))  # of one part, images are all that can be kept apart
+    count = min(folds_for(len(images)), int(apart.max()) + 1)
+    folds = partition(apart, count, data.seed)
     trained = folds if every_image else [[i for i in fold if i < len(used)] for fold in folds]
     held_out_alone = fine_tuned and not every_image
     scored = [[i for i in fold if i >= len(used)] for fold in folds] if held_out_alone else trained
@@ -130,13 +131,15 @@ def cross_conformal(
     return Calibration.of(detection.scores, detection.distances, scheme, different, [images[i] for i in order])
 
 
+def _uncalibrated(model: GaussianModel, why: str) -> Calibration:
+    return Calibration.of(torch.zeros(0), torch.zeros(0, len(model.gaussians)), f"none: {why}")
+
+
 def _groups(model: GaussianModel, data: ImageDataModule, images: list[int], pooled: list[Tensor]) -> Groups:
     """Return the group of each image, ``(N,)``: as given by the user, or near-duplicates by ``pooled`` features."""
     if not data.groups_are_given:
-        return near_duplicates(whitened(middle(pooled), middle(model.gaussians)))  # at least two groups
-    groups = in_order(data.groups[images])
-    one_part = groups.max() == 0  # folds without each other's parts are impossible
-    return np.arange(len(images)) if one_part else groups
+        return near_duplicates(whitened(middle(pooled), middle(model.gaussians)))
+    return in_order(data.groups[images])
 
 
 def _scheme(images: int, different: int, folds: int, fine_tuned: bool, every_image: bool, held_out: bool) -> str:

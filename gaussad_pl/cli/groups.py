@@ -27,6 +27,10 @@ GROUPS = {
     "hydra/launcher": "where -m runs them; one after the other if none is given",
     "search": "settings to search with hydra/sweeper=optuna",
 }
+NO_CATEGORY = (
+    "no category chosen: add one, for example +category=screw, or data.category=candle with data=visa; for images of "
+    "your own: data=folder data.root=<folder of good parts>"
+)
 SHARED = "base"  # a file that the others of its group begin with, not a choice
 WIDTH = 120
 

@@ -21,7 +21,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gaussad_pl.cli.groups import CONF, GROUPS, no_such_choice
+from gaussad_pl.cli.groups import CONF, GROUPS, NO_CATEGORY, no_such_choice
 from gaussad_pl.cli.interruption import Interrupted, raising_signals, resuming
 from gaussad_pl.errors import UserError
 from gaussad_pl.files import UNWRITABLE, UnwritableError, unwritable
@@ -135,7 +135,10 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and not isinstance(error, HydraException):
         return str(unwritable(error.filename or "the results", error))
     if isinstance(error, OverrideParseException):
-        key, _, value = error.override.partition("=")
+        key, given, value = error.override.partition("=")
+        if not given:
+            example = f"data=folder data.root={key}" if Path(key).is_dir() else "seed=1"
+            return f"{key}: expected a setting as key=value, for example {example}"
         reason = str(error).partition("\n")[0]
         return (
             f"{error.override}: cannot be parsed ({reason}): quote values with special characters: '{key}=\"{value}\"'"
@@ -151,7 +154,7 @@ def one_line(error: BaseException) -> str:
     if unknown:
         return f"{unknown[1]} has no setting {unknown[2]}: leave it out"
     if "data.category" in text and "issing mandatory value" in text:
-        return "no category chosen: add one, for example +category=screw, or data.category=candle with data=visa"
+        return NO_CATEGORY
     if "Missing mandatory value" in text:
         return f"{text.splitlines()[0]}: give it on the command line, as key=value"
     if (found := re.search(r"Could not find '([\w/]+)/([^'/]+)'", text)) and found[1] in GROUPS:

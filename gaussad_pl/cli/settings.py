@@ -16,6 +16,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
 from gaussad_pl.augment import VICINAL
+from gaussad_pl.cli.groups import NO_CATEGORY
 from gaussad_pl.cli.schema import RUN, arguments, model_of
 from gaussad_pl.errors import UserError, no_such_setting
 from gaussad_pl.renamed import with_new_targets
@@ -32,7 +33,7 @@ EXPECTED = {
     "less_than_equal": "{le} or less", "less_than": "less than {lt}",
 }  # fmt: skip
 MISSING = {
-    "data.category": "no category chosen: add one, for example +category=screw, or data.category=candle with data=visa",
+    "data.category": NO_CATEGORY,
     "callbacks.forgetting": "callbacks.forgetting is required, as it evaluates the augmented validation: do not remove "
     "it; fine_tune=false skips fine-tuning",
 }

@@ -55,13 +55,18 @@ class Frame:
     def mask(self, mask: NDArray[np.bool_], shape: tuple[int, int]) -> NDArray[np.bool_]:
         """Fit the mask of an image, in any resolution ``(H, W)``, to a frame of another ``shape`` (rows, columns).
 
-        There is no interpolation. False is what the image does not fill, or is outside the region of interest.
+        There is no interpolation, but a mask that would vanish keeps its nearest pixels. False is what the image does
+        not fill, or is outside the region of interest.
         """
         taken, filled = self.boxes(mask.shape[::-1])
         left, top, right, bottom = (round(edge) for edge in self._scaled(filled, shape))
         result = np.zeros(shape, dtype=bool)
         size = max(1, right - left), max(1, bottom - top)
-        content = Image.fromarray(mask).crop(taken).resize(size, Image.Resampling.NEAREST)
+        part = Image.fromarray(mask).crop(taken)
+        content = np.array(part.resize(size, Image.Resampling.NEAREST))
+        if not content.any():
+            y, x = np.nonzero(np.asarray(part))
+            content[y * size[1] // part.height, x * size[0] // part.width] = True
         result[top : top + size[1], left : left + size[0]] = content
         return result & self.region(shape)
 

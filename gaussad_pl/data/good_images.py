@@ -146,6 +146,11 @@ class GoodImages(L.LightningDataModule, ABC):
         return self._grouping.describe(self.groups)
 
     @property
+    def kept_for_test(self) -> int:
+        """Number of good images that `holdout` keeps from the training for the test."""
+        return 0 if self._share_for_test is None else len(self.samples.train) - len(self.every_image)
+
+    @property
     def groups_are_given(self) -> bool:
         """True if the user has specified which images show the same part."""
         return self._grouping.setting != AUTO

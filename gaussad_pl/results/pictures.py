@@ -52,7 +52,9 @@ def draw(
     return found
 
 
-def calibration_histogram(calibration: Calibration) -> Figure:
-    """Draw the histogram of a run without a test set."""
+def draw_calibration(calibration: Calibration) -> dict[str, Figure]:
+    """Draw the figures of a run without a test set, by name; there are none without calibration images."""
     none = torch.zeros(0)
-    return figures.histogram(none, none, calibration.scores, picture_threshold(calibration))
+    if not len(calibration):
+        return {}
+    return {"histogram": figures.histogram(none, none, calibration.scores, picture_threshold(calibration))}

@@ -32,6 +32,7 @@ def provenance(config: dict[str, Any], data: ImageDataModule, model: GaussianMod
         "fold": data.fold,
         "folds": data.folds,
         "grouping": data.grouping,
+        "good_images_kept_for_test": data.kept_for_test,
         "images_sha256": digest(inventory(data.samples)),
         "images": {
             "train": len(data.split[0]),

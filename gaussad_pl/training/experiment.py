@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gaussad_pl.backbones.folding import folding
 from gaussad_pl.data.base import ImageDataModule
+from gaussad_pl.density.gaussian import SingularCovarianceError
 from gaussad_pl.errors import NumericalError
 from gaussad_pl.results.evaluation import Evaluation
 from gaussad_pl.training.acceptance import SHARES, Gain, Judgement, gain
@@ -101,7 +102,13 @@ def tuned_state(
     outcome: Outcome,
 ) -> None:
     """Fine-tune and test, where the validation prefers the outcome; otherwise put the frozen state back."""
-    if reason := module.obstacle(data):
+    reason = module.obstacle(data)
+    if not reason:
+        try:
+            module.prepare_objective(data)
+        except SingularCovarianceError:
+            reason = "half of the training images are too few for a covariance"
+    if reason:
         log.warning("no fine-tuning: %s", reason)
         outcome.results |= fine_tuning_results(forgetting, outcome, reason)
         return
@@ -123,7 +130,6 @@ def fine_tune_module(
     trainer: L.Trainer, module: GaussianAD, data: ImageDataModule, forgetting: ForgettingStop, checkpoint: Path | None
 ) -> None:
     """Fine-tune until forgetting begins, or until the numbers collapse; either way the best state is put back."""
-    module.prepare_objective(data)
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except NumericalError:
