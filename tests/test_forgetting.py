@@ -62,6 +62,7 @@ class FakeModule:
 
 class FakeTrainer:
     should_stop = False
+    max_epochs = 9
 
 
 def feed(values: list[float], patience: int = 2) -> tuple[ForgettingStop, int]:

@@ -199,6 +199,16 @@ def test_a_folder_without_runs_is_a_mistake(name: str, tmp_path: Path, monkeypat
     assert not list(tmp_path.rglob("report.*"))
 
 
+def test_without_a_folder_there_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["report.py"])
+    with pytest.raises(SystemExit) as stop:
+        report.main()
+    assert stop.value.code == "error: dir is missing: give it on the command line, as dir=..."
+    assert not capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_the_report_needs_no_torch() -> None:
     code = "import sys, gaussad_pl.reporting.page, gaussad_pl.reporting.markdown; sys.exit('torch' in sys.modules)"

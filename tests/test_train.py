@@ -276,6 +276,9 @@ def test_good_images_alone_are_enough(
     assert point["good_from"] == "calibration" and point["good"] == found["calibration"]["images"]
     assert point["bad"] == 0 and found["contour"]["observed"] is None
     assert "images: 24 good ones to train on, 0 good and 0 bad ones to test on" in said
+    log = (tmp_path / "run" / "train.log").read_text()  # without a terminal there are no bars
+    assert "Decoding 24 training images" in log and "Decoding 0" not in log and "Calibrating" in log
+    assert "Fine-tuning: epoch 1 of at most 3 done" in log
     assert f"\ngrouping: {found['grouping']}\n" in said
     assert "not known: the false alarms on new good images" in said and "not known: how many bad parts" in said
     assert said.splitlines()[-1].startswith(f"next: python -m gaussad_pl.predict ckpt={tmp_path / 'run'} source=")

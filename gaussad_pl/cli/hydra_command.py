@@ -70,7 +70,7 @@ def entry_point(task: Callable[[DictConfig], float | None], resumes: bool = Fals
             return sweep.attempt(task, config, launch, one_line)
         try:
             return task(config)
-        except (UserError, InstantiationException, OSError) as error:
+        except (UserError, InstantiationException, OmegaConfBaseException, OSError) as error:
             if not first:
                 sys.exit(1)
             if _VERBOSE or not is_users(error):
@@ -155,8 +155,8 @@ def one_line(error: BaseException) -> str:
         return f"{unknown[1]} has no setting {unknown[2]}: leave it out"
     if "data.category" in text and "issing mandatory value" in text:
         return NO_CATEGORY
-    if "Missing mandatory value" in text:
-        return f"{text.splitlines()[0]}: give it on the command line, as key=value"
+    if missing := re.search(r"Missing mandatory value: (\S+)", text):
+        return f"{missing[1]} is missing: give it on the command line, as {missing[1]}=..."
     if (found := re.search(r"Could not find '([\w/]+)/([^'/]+)'", text)) and found[1] in GROUPS:
         return no_such_choice(found[1], found[2])
     if found := re.search(r"To append to your default list use (\S+)", text):

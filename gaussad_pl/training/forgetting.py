@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gaussad_pl.distributed import all_reduce_sum, gather_rows, world
 from gaussad_pl.errors import NumericalError, UserError
+from gaussad_pl.progress import note
 from gaussad_pl.training.levels import level_signals
 from gaussad_pl.training.module import GaussianAD
 from gaussad_pl.training.signals import judge, signal_record
@@ -94,6 +95,8 @@ class ForgettingStop(Callback):
         if self.best_epoch == record["epoch"]:
             self.best = module.snapshot()
         trainer.should_stop = trainer.should_stop or stop
+        if record["epoch"]:
+            note(f"Fine-tuning: epoch {record['epoch']} of at most {trainer.max_epochs} done")
 
     def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Put the best state back, also where a resumed run has no epoch left to train (no other hook is called)."""
