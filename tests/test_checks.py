@@ -52,6 +52,17 @@ def test_copies_among_the_good_images_are_a_warning(root: Path, caplog: pytest.L
     )
 
 
+@pytest.mark.parametrize("bits", [12, 16])
+def test_files_of_16_bits_that_hold_12_are_a_warning(
+    bits: int, root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for path in (root / "screw/train/good").iterdir():
+        grey = np.asarray(Image.open(path).convert("L")).astype(np.uint16)
+        Image.fromarray(grey << bits - 8).save(path)
+    mvtec(root).setup("fit")
+    assert ("hold 12 or fewer, scale their values to 16 bits first" in caplog.text) == (bits == 12)
+
+
 def test_sound_data_pass_and_masks_are_decoded_once(parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[Path] = []
     read_mask = checks.read_mask

@@ -26,6 +26,7 @@ from gaussad_pl.fingerprints import image_digest
 log = logging.getLogger(__name__)
 
 LEAST = 3  # smallest number of good training images: fewer do not show how good parts vary
+DARK = 16  # the largest value of 12 bits, in 16, is 4095 / 257
 THREADS = 8  # for reading files, which is limited by the disk or the network
 
 T = TypeVar("T")
@@ -80,6 +81,15 @@ def not_all_the_same(images: Tensor, paths: Sequence[Path]) -> None:
             f"all {len(images)} good training images are identical, such as {paths[0]} and {paths[-1]}: use images of "
             "different parts"
         )
+
+
+def bright_enough(images: Tensor, paths: Sequence[Path]) -> None:
+    """Warn if all images ``(N, 3, H, W)`` uint8 are nearly black, as files of 16 bits are if they hold 12 or fewer."""
+    if (brightest := int(images.max())) <= DARK:
+        log.warning(
+            "no pixel of the %d good images is brighter than %d of 255 (%s, ...): if these are files of 16 bits that "
+            "hold 12 or fewer, scale their values to 16 bits first", len(images), brightest, paths[0],
+        )  # fmt: skip
 
 
 def name_copies(paths: Sequence[Path], digests: Sequence[str]) -> None:

@@ -195,7 +195,9 @@ class GoodImages(L.LightningDataModule, ABC):
     def good_images(self) -> Tensor:
         """All good images, uint8 ``(N, 3, H, W)``, decoded and cached once for all folds."""
         images = self._load(self.samples.train, "training")
-        checks.not_all_the_same(images, [sample.path for sample in self.samples.train])
+        paths = [sample.path for sample in self.samples.train]
+        checks.not_all_the_same(images, paths)
+        checks.bright_enough(images, paths)
         return images
 
     @cached_property
