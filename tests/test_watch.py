@@ -250,6 +250,48 @@ def test_rows_that_a_kill_cut_short_are_judged_again(
     assert names(options) == before and not list(folder.glob("*.png"))
 
 
+@pytest.mark.parametrize("left", [None, 0, 30, 200])
+def test_a_table_that_is_missing_or_cut_short_is_completed_from_the_rows_of_moved_images(
+    left: int | None, options: dict[str, Any], folder: Path
+) -> None:
+    with opened(Options(**options, into=str(folder))) as watcher:
+        rounds(watcher)
+    table = Path(options["out"]) / "predictions.csv"
+    before = table.read_bytes()
+    if left is None:
+        table.unlink()
+    else:
+        os.truncate(table, left)
+    with opened(Options(**options, into=str(folder))) as watcher:
+        assert watcher.tally.total() == 3
+    assert table.read_bytes() == before and names(options) == ["0.png", "1.png", "2.png"]
+
+
+def test_a_full_disk_while_the_table_is_completed_loses_no_row(options: dict[str, Any]) -> None:
+    with opened(Options(**options)) as watcher:
+        rounds(watcher)
+    lines, table = (Path(options["out"]) / f"predictions.{suffix}" for suffix in ("jsonl", "csv"))
+    before = lines.read_bytes()
+    table.unlink()
+    with full_disk(200), pytest.raises(UserError, match=r"cannot write .*predictions\.csv"), opened(Options(**options)):
+        pass
+    assert lines.read_bytes() == before
+    with opened(Options(**options)):
+        assert len(names(options)) == 3
+
+
+def test_the_table_is_kept_if_the_json_lines_are_missing(options: dict[str, Any]) -> None:
+    with opened(Options(**options)) as watcher:
+        rounds(watcher)
+    table = Path(options["out"]) / "predictions.csv"
+    before = table.read_bytes()
+    table.with_suffix(".jsonl").unlink()
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"predictions\.jsonl is missing or empty, but"), opened(Options(**options)):
+            pass
+    assert table.read_bytes() == before
+
+
 def test_a_folder_that_vanishes_is_waited_for(
     options: dict[str, Any], folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -278,13 +320,14 @@ def test_a_full_disk_loses_nothing_and_is_said_once(
     assert sorted(names(options)) == ["0.png", "1.png", "2.png"] and not list(folder.glob("*.png"))
 
 
+@pytest.mark.parametrize("name", ["predictions.jsonl", "predictions.csv"])
 def test_without_its_results_nothing_is_judged(
-    options: dict[str, Any], folder: Path, capsys: pytest.CaptureFixture[str]
+    name: str, options: dict[str, Any], folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with opened(Options(**options, into=str(folder))) as watcher:
-        shutil.rmtree(options["out"])
+        (Path(options["out"]) / name).unlink()
         rounds(watcher, 0, 3)
-    assert "predictions.jsonl was removed: nothing is judged" in capsys.readouterr().err
+    assert f"{name} was removed: nothing is judged" in capsys.readouterr().err
     assert len(list(folder.glob("*.png"))) == 3
 
 

@@ -90,8 +90,8 @@ class Watcher:
     def round(self, now: float) -> None:
         """Judge the files that are complete at the time ``now`` in seconds; the others are left for later rounds."""
         self.complain.next_round()
-        if not self.records.paths[0].exists():
-            self.complain(f"{self.records.paths[0]} was removed: nothing is judged; restore it, or start again")
+        if missing := [path for path in self.records.paths if not path.exists()]:
+            self.complain(f"{missing[0]} was removed: nothing is judged; restore it, or start again")
             return
         found = scan(self.folder, self.left_out, self.complain)
         for path in [path for path, now_there in found.items() if self.is_judged(path, now_there)]:
