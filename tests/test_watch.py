@@ -178,23 +178,50 @@ def test_a_name_that_is_taken_is_never_overwritten(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+@pytest.fixture
+def _other_file_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each folder is on a file system of its own."""
+    rename = Path.rename
+
+    def within(path: Path, target: Path) -> Path:
+        if path.parent != target.parent:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", within)
+
+
+@pytest.mark.usefixtures("_other_file_system")
+def test_a_read_only_file_is_moved_to_another_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, real = tmp_path / "a.png", Path.open
+    path.write_text("a")
+    path.chmod(0o444)
+    os.utime(path, (1, 1))
+
+    def refused(path: Path, mode: str = "r", *args: Any, **settings: Any) -> Any:  # root may write to any file
+        if "+" in mode and not path.stat().st_mode & 0o200:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, mode, *args, **settings)
+
+    monkeypatch.setattr(Path, "open", refused)
+    arrivals.move(path, tmp_path / "good" / "a.png")
+    (moved,) = tmp_path.rglob("*.*")
+    assert moved == tmp_path / "good" / "a.png" and moved.read_text() == "a"
+    assert moved.stat().st_mode & 0o777 == 0o444 and moved.stat().st_mtime == 1
+
+
+@pytest.mark.usefixtures("_other_file_system")
 def test_a_move_to_another_file_system_that_was_killed_is_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "a.png").write_text("a")
-    rename, unlink = Path.rename, Path.unlink
-
-    def other_file_system(path: Path, target: Path) -> Path:
-        if path.parent != target.parent:
-            raise OSError(errno.EXDEV, "Invalid cross-device link")
-        return rename(path, target)
+    unlink = Path.unlink
 
     def killed(path: Path, missing_ok: bool = False) -> None:
         if path.name == "a.png":
             raise KeyboardInterrupt
         unlink(path, missing_ok)
 
-    monkeypatch.setattr(Path, "rename", other_file_system)
     monkeypatch.setattr(Path, "unlink", killed)
     with pytest.raises(KeyboardInterrupt):
         arrivals.move(tmp_path / "a.png", tmp_path / "good" / "a.png")

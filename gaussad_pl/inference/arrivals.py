@@ -112,7 +112,7 @@ def move(path: Path, target: Path) -> None:
             if place.samefile(path):
                 return
             if filecmp.cmp(path, place, shallow=False):  # killed between copy and removal
-                path.unlink()
+                _remove_copied(path, place)
                 return
         try:
             path.rename(place)
@@ -120,7 +120,13 @@ def move(path: Path, target: Path) -> None:
             if error.errno != errno.EXDEV:
                 raise
             with replacing(place) as partial:  # on another file system
-                shutil.copy2(path, partial)
-            path.unlink()
+                shutil.copyfile(path, partial)
+            _remove_copied(path, place)
     except OSError as error:
         raise unwritable(target, error) from error
+
+
+def _remove_copied(path: Path, copy: Path) -> None:
+    """Give a copy the times and permissions of its file, and remove the file."""
+    shutil.copystat(path, copy)  # not before the copy is complete: a read-only file cannot be opened for `os.fsync`
+    path.unlink()
