@@ -431,7 +431,7 @@ def test_results_of_another_detector_or_command_or_watcher_are_not_continued(
 ) -> None:
     with opened(Options(**options)) as watcher:
         rounds(watcher)
-        with pytest.raises(UserError, match="in use by another watcher"), opened(Options(**options)):
+        with pytest.raises(UserError, match="in use by another process"), opened(Options(**options)):
             pass
     detector = Detector.load(ckpt)
     (tmp_path / "other").mkdir()
