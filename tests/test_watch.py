@@ -141,7 +141,7 @@ def test_a_file_that_changes_while_it_is_read_has_no_row_of_the_old_one(
     monkeypatch.setattr(Detector, "detect", changing)
     with opened(Options(**options)) as watcher:
         rounds(watcher)
-        assert names(options) == ["0.png", "2.png"]
+        assert names(options) == ["0.png", "2.png"] and watcher.monitor.drift().images == 2
         rounds(watcher, 100)
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line and "1.png" in line
@@ -343,7 +343,9 @@ def test_a_full_disk_loses_nothing_and_is_said_once(
         (said,) = capsys.readouterr().err.splitlines()
         assert said.startswith("cannot write ") and said.endswith("nothing is lost: trying again")
         assert len(names(options)) < 3 and len(list(folder.glob("*.png"))) == 3 - len(names(options))
+        assert watcher.monitor.drift().images == len(names(options))  # each image counts once, not in every round
         rounds(watcher, 100)
+        assert watcher.monitor.drift().images == 3
     assert sorted(names(options)) == ["0.png", "1.png", "2.png"] and not list(folder.glob("*.png"))
 
 
