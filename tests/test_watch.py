@@ -25,6 +25,7 @@ from gaussad_pl.errors import UserError
 from gaussad_pl.inference import arrivals
 from gaussad_pl.inference.artefact import NAME
 from gaussad_pl.inference.detector import Detector
+from gaussad_pl.inference.sources import image_paths
 from gaussad_pl.inference.watcher import SORTED, Watcher
 from gaussad_pl.watch import Options, opened
 
@@ -86,6 +87,23 @@ def test_new_images_are_judged_once_and_the_oldest_first(options: dict[str, Any]
         os.utime(folder / "b.png", (1, 1))
         rounds(watcher, 100, 3)
     assert names(options)[3:] == ["b.png", "a.png"]
+
+
+def test_linked_folders_are_watched_like_predict_reads_them_but_not_those_of_judged_images(
+    options: dict[str, Any], folder: Path
+) -> None:
+    away, into = folder.parent / "away", folder.parent / "sorted"
+    away.mkdir()
+    for name in SORTED:
+        (into / name).mkdir(parents=True)
+    (folder / "1.png").rename(away / "1.png")
+    for name, target in {"line": away, "around": folder, "judged": into, "ours": into / "good"}.items():
+        (folder / name).symlink_to(target)
+    assert {str(path.relative_to(folder)) for path in image_paths(str(folder))} == {"0.png", "2.png", "line/1.png"}
+    with opened(Options(**options, into=str(into))) as watcher:
+        rounds(watcher, 0, 5)
+    assert sorted(names(options)) == ["0.png", "1.png", "2.png"] and not list(away.iterdir())
+    assert sum(map(len, sorted_names(into).values())) == 3
 
 
 def test_a_half_written_file_is_waited_for(options: dict[str, Any], folder: Path) -> None:

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import errno
 import filecmp
-import os
 import shutil
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
 from gaussad_pl.files import replacing, unwritable
-from gaussad_pl.inference.sources import is_image
+from gaussad_pl.inference.sources import walk
 
 PATIENCE = 10  # times as long as usual, for a file that cannot be read
 
@@ -38,25 +37,20 @@ def stamp(path: Path) -> Stamp | None:
     return Stamp(found.st_size, found.st_mtime_ns)
 
 
-def scan(folder: Path, left_out: Container[Path], complain: Callable[[str], None]) -> dict[Path, Stamp]:
-    """Return the images in a folder and its subfolders, except hidden ones, with their stamps.
+def scan(folder: Path, left_out: Iterable[Path], complain: Callable[[str], None]) -> dict[Path, Stamp]:
+    """Return the images in a folder and its subfolders, as `walk` finds them, with their stamps.
 
     Args:
         folder: the watched folder.
-        left_out: subfolders that are not entered.
+        left_out: subfolders that are not entered, whatever leads to them.
         complain: called with one line for each folder that cannot be read.
     """
 
     def unreadable(error: OSError) -> None:
         complain(f"cannot read {error.filename} ({error.strerror}): waiting for it")
 
-    found = {}
-    for where, folders, files in os.walk(folder, onerror=unreadable):
-        folders[:] = [name for name in folders if not name.startswith(".") and Path(where, name) not in left_out]
-        for path in (Path(where, name) for name in files):
-            if is_image(path) and (now := stamp(path)) is not None:
-                found[path] = now
-    return found
+    paths = walk(folder, unreadable, left_out)
+    return {path: version for path in paths if (version := stamp(path)) is not None}
 
 
 @dataclass
