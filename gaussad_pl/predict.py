@@ -35,7 +35,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
@@ -46,10 +45,11 @@ from gaussad_pl.data.images import read_picture
 from gaussad_pl.errors import UserError
 from gaussad_pl.files import UNWRITABLE, UnwritableError, replacing
 from gaussad_pl.inference.exported import load_detector
+from gaussad_pl.inference.lock import locked
 from gaussad_pl.inference.overlay import SIDE, overlay
 from gaussad_pl.inference.prediction import BATCH, BaseDetector
 from gaussad_pl.inference.records import TABLE, Records, open_out, stored_rate
-from gaussad_pl.inference.rows import Row, chosen_device, counts, mend, origin_of, outcome, record, score
+from gaussad_pl.inference.rows import Row, chosen_device, counts, mend, observe, origin_of, outcome, record, score
 from gaussad_pl.inference.runs import find_detector
 from gaussad_pl.inference.sources import count_images, image_paths
 from gaussad_pl.progress import bar
@@ -90,20 +90,22 @@ def predict(options: Options) -> int:
             f"out={out} is inside source={options.source}, so overlays would be scored as images: give another out="
         )
     origin = origin_of(ckpt, threshold, options.source, options.overlays)
-    open_out(out, origin, options.overwrite, options.resume)
     monitor = DriftMonitor(detector.calibration, detector.levels)
     images = islice(image_paths(options.source), count)  # images added in the meantime are left out
     columns = TextColumn("Scoring"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Records(out, detector.levels) as records, bar(*columns) as show:
-        tally = recall(records.kept(images), monitor, detector.levels)
-        done = tally.total()
-        rows = score(detector, images, threshold, monitor, options.batch_size, done)
-        for row in show.track(rows, total=count, completed=done):
-            if options.overlays:
-                row = draw(row, detector, out / "overlays")
-            content = record(row, detector.levels)
-            records.append(content)
-            tally[outcome(content)] += 1
+    with locked(out):
+        open_out(out, origin, options.overwrite, options.resume)
+        with Records(out, detector.levels) as records, bar(*columns) as show:
+            tally = recall(records.kept(images), monitor, detector.levels)
+            done = tally.total()
+            rows = score(detector, images, threshold, options.batch_size, done)
+            for row in show.track(rows, total=count, completed=done):
+                if options.overlays:
+                    row = draw(row, detector, out / "overlays")
+                content = record(row, detector.levels)
+                records.append(content)
+                observe(monitor, [content], detector.levels)
+                tally[outcome(content)] += 1
     print(f"detector: {ckpt}")
     print(summary(tally, threshold, detector, monitor, ckpt, out))
     return UNREADABLE if tally["errors"] else UNDECIDED if threshold.rule == "none" else 0
@@ -114,10 +116,7 @@ def recall(rows: Iterator[Mapping[str, Any]], monitor: DriftMonitor, levels: Seq
     tally: Counter[str] = Counter()
     while batch := list(islice(rows, BATCH)):
         tally.update(outcome(content) for content in batch)
-        scored = [content for content in batch if content["score"] is not None]
-        scores = torch.tensor([content["score"] for content in scored], dtype=torch.float64)
-        distances = torch.tensor([[content["distances"][str(level)] for level in levels] for content in scored])
-        monitor.observe(scores, distances.reshape(-1, len(levels)))
+        observe(monitor, batch, levels)
     return tally
 
 

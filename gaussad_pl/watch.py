@@ -37,12 +37,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from PIL import Image
 
 from gaussad_pl.cli.options import command
 from gaussad_pl.errors import UserError
 from gaussad_pl.inference.exported import load_detector
+from gaussad_pl.inference.lock import locked
 from gaussad_pl.inference.records import TABLE, Records, open_out
 from gaussad_pl.inference.rows import chosen_device, counts, origin_of
 from gaussad_pl.inference.runs import find_detector
@@ -69,7 +69,7 @@ def opened(options: Options) -> Iterator[Watcher]:
     """Load the detector, open the results and yield the watcher; print the counts at the end.
 
     Raises:
-        UserError: a setting is wrong, or the results are those of another detector, or in use by another watcher.
+        UserError: a setting is wrong, or the results are those of another detector, or in use by another process.
     """
     if options.batch_size < 1:
         raise UserError(f"batch_size={options.batch_size}: expected 1 or more")
@@ -87,7 +87,7 @@ def opened(options: Options) -> Iterator[Watcher]:
     ckpt = find_detector(options.ckpt)
     detector = load_detector(ckpt, chosen_device(options.device))
     threshold = detector.threshold(options.fpr)
-    with _locked(out):
+    with locked(out):
         open_out(
             out,
             origin_of(ckpt, threshold, str(folder), overlays=False),
@@ -102,23 +102,6 @@ def opened(options: Options) -> Iterator[Watcher]:
                 yield watcher
             finally:
                 say(f"{counts(watcher.tally)}: {out / TABLE}", sys.stdout)
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Keep other watchers from the same results; the lock of a killed one is free."""
-    lock = FileLock(out / ".lock")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise UserError(f"out={out} is in use by another watcher: stop it, or give another out=") from error
-    except OSError as error:
-        raise UserError(f"out={out}: cannot write there ({error.strerror}): give another folder") from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def watch(options: Options) -> None:

@@ -126,6 +126,24 @@ def test_a_signal_ends_it_with_one_line_that_says_how_to_continue(
     same(tmp_path / "out", undisturbed)
 
 
+@pytest.mark.parametrize("how", ["resume=true", "overwrite=true"])
+def test_a_second_process_is_turned_away_while_the_first_writes(
+    how: str, ckpt: Path, few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record, said = predict.record, []
+
+    def meanwhile(row: predict.Row, levels: list[int]) -> dict[str, Any]:
+        if row.index == 2:
+            said.append(str(run(*line(ckpt, few, tmp_path / "out", how))))
+        return record(row, levels)
+
+    monkeypatch.setattr(predict, "record", meanwhile)
+    assert run(*line(ckpt, few, tmp_path / "out")) == 1
+    assert said == [f"error: out={tmp_path / 'out'} is in use by another process: stop it, or give another out="]
+    assert whole_rows_only(tmp_path / "out") == 5
+    assert run(*line(ckpt, few, tmp_path / "out", how)) == 1  # free again
+
+
 @contextmanager
 def full_disk(size: int) -> Iterator[None]:
     """No file can grow beyond ``size`` bytes; the write that would is cut short, as on a full disk."""

@@ -25,6 +25,7 @@ from gaussad_pl.errors import UserError
 from gaussad_pl.inference import arrivals
 from gaussad_pl.inference.artefact import NAME
 from gaussad_pl.inference.detector import Detector
+from gaussad_pl.inference.sources import image_paths
 from gaussad_pl.inference.watcher import SORTED, Watcher
 from gaussad_pl.watch import Options, opened
 
@@ -88,6 +89,23 @@ def test_new_images_are_judged_once_and_the_oldest_first(options: dict[str, Any]
     assert names(options)[3:] == ["b.png", "a.png"]
 
 
+def test_linked_folders_are_watched_like_predict_reads_them_but_not_those_of_judged_images(
+    options: dict[str, Any], folder: Path
+) -> None:
+    away, into = folder.parent / "away", folder.parent / "sorted"
+    away.mkdir()
+    for name in SORTED:
+        (into / name).mkdir(parents=True)
+    (folder / "1.png").rename(away / "1.png")
+    for name, target in {"line": away, "around": folder, "judged": into, "ours": into / "good"}.items():
+        (folder / name).symlink_to(target)
+    assert {str(path.relative_to(folder)) for path in image_paths(str(folder))} == {"0.png", "2.png", "line/1.png"}
+    with opened(Options(**options, into=str(into))) as watcher:
+        rounds(watcher, 0, 5)
+    assert sorted(names(options)) == ["0.png", "1.png", "2.png"] and not list(away.iterdir())
+    assert sum(map(len, sorted_names(into).values())) == 3
+
+
 def test_a_half_written_file_is_waited_for(options: dict[str, Any], folder: Path) -> None:
     content = (folder / "0.png").read_bytes()
     with opened(Options(**options)) as watcher:
@@ -141,7 +159,7 @@ def test_a_file_that_changes_while_it_is_read_has_no_row_of_the_old_one(
     monkeypatch.setattr(Detector, "detect", changing)
     with opened(Options(**options)) as watcher:
         rounds(watcher)
-        assert names(options) == ["0.png", "2.png"]
+        assert names(options) == ["0.png", "2.png"] and watcher.monitor.drift().images == 2
         rounds(watcher, 100)
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line and "1.png" in line
@@ -178,23 +196,50 @@ def test_a_name_that_is_taken_is_never_overwritten(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+@pytest.fixture
+def _other_file_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each folder is on a file system of its own."""
+    rename = Path.rename
+
+    def within(path: Path, target: Path) -> Path:
+        if path.parent != target.parent:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", within)
+
+
+@pytest.mark.usefixtures("_other_file_system")
+def test_a_read_only_file_is_moved_to_another_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, real = tmp_path / "a.png", Path.open
+    path.write_text("a")
+    path.chmod(0o444)
+    os.utime(path, (1, 1))
+
+    def refused(path: Path, mode: str = "r", *args: Any, **settings: Any) -> Any:  # root may write to any file
+        if "+" in mode and not path.stat().st_mode & 0o200:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, mode, *args, **settings)
+
+    monkeypatch.setattr(Path, "open", refused)
+    arrivals.move(path, tmp_path / "good" / "a.png")
+    (moved,) = tmp_path.rglob("*.*")
+    assert moved == tmp_path / "good" / "a.png" and moved.read_text() == "a"
+    assert moved.stat().st_mode & 0o777 == 0o444 and moved.stat().st_mtime == 1
+
+
+@pytest.mark.usefixtures("_other_file_system")
 def test_a_move_to_another_file_system_that_was_killed_is_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "a.png").write_text("a")
-    rename, unlink = Path.rename, Path.unlink
-
-    def other_file_system(path: Path, target: Path) -> Path:
-        if path.parent != target.parent:
-            raise OSError(errno.EXDEV, "Invalid cross-device link")
-        return rename(path, target)
+    unlink = Path.unlink
 
     def killed(path: Path, missing_ok: bool = False) -> None:
         if path.name == "a.png":
             raise KeyboardInterrupt
         unlink(path, missing_ok)
 
-    monkeypatch.setattr(Path, "rename", other_file_system)
     monkeypatch.setattr(Path, "unlink", killed)
     with pytest.raises(KeyboardInterrupt):
         arrivals.move(tmp_path / "a.png", tmp_path / "good" / "a.png")
@@ -250,6 +295,48 @@ def test_rows_that_a_kill_cut_short_are_judged_again(
     assert names(options) == before and not list(folder.glob("*.png"))
 
 
+@pytest.mark.parametrize("left", [None, 0, 30, 200])
+def test_a_table_that_is_missing_or_cut_short_is_completed_from_the_rows_of_moved_images(
+    left: int | None, options: dict[str, Any], folder: Path
+) -> None:
+    with opened(Options(**options, into=str(folder))) as watcher:
+        rounds(watcher)
+    table = Path(options["out"]) / "predictions.csv"
+    before = table.read_bytes()
+    if left is None:
+        table.unlink()
+    else:
+        os.truncate(table, left)
+    with opened(Options(**options, into=str(folder))) as watcher:
+        assert watcher.tally.total() == 3
+    assert table.read_bytes() == before and names(options) == ["0.png", "1.png", "2.png"]
+
+
+def test_a_full_disk_while_the_table_is_completed_loses_no_row(options: dict[str, Any]) -> None:
+    with opened(Options(**options)) as watcher:
+        rounds(watcher)
+    lines, table = (Path(options["out"]) / f"predictions.{suffix}" for suffix in ("jsonl", "csv"))
+    before = lines.read_bytes()
+    table.unlink()
+    with full_disk(200), pytest.raises(UserError, match=r"cannot write .*predictions\.csv"), opened(Options(**options)):
+        pass
+    assert lines.read_bytes() == before
+    with opened(Options(**options)):
+        assert len(names(options)) == 3
+
+
+def test_the_table_is_kept_if_the_json_lines_are_missing(options: dict[str, Any]) -> None:
+    with opened(Options(**options)) as watcher:
+        rounds(watcher)
+    table = Path(options["out"]) / "predictions.csv"
+    before = table.read_bytes()
+    table.with_suffix(".jsonl").unlink()
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"predictions\.jsonl is missing or empty, but"), opened(Options(**options)):
+            pass
+    assert table.read_bytes() == before
+
+
 def test_a_folder_that_vanishes_is_waited_for(
     options: dict[str, Any], folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -274,17 +361,20 @@ def test_a_full_disk_loses_nothing_and_is_said_once(
         (said,) = capsys.readouterr().err.splitlines()
         assert said.startswith("cannot write ") and said.endswith("nothing is lost: trying again")
         assert len(names(options)) < 3 and len(list(folder.glob("*.png"))) == 3 - len(names(options))
+        assert watcher.monitor.drift().images == len(names(options))  # each image counts once, not in every round
         rounds(watcher, 100)
+        assert watcher.monitor.drift().images == 3
     assert sorted(names(options)) == ["0.png", "1.png", "2.png"] and not list(folder.glob("*.png"))
 
 
+@pytest.mark.parametrize("name", ["predictions.jsonl", "predictions.csv"])
 def test_without_its_results_nothing_is_judged(
-    options: dict[str, Any], folder: Path, capsys: pytest.CaptureFixture[str]
+    name: str, options: dict[str, Any], folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with opened(Options(**options, into=str(folder))) as watcher:
-        shutil.rmtree(options["out"])
+        (Path(options["out"]) / name).unlink()
         rounds(watcher, 0, 3)
-    assert "predictions.jsonl was removed: nothing is judged" in capsys.readouterr().err
+    assert f"{name} was removed: nothing is judged" in capsys.readouterr().err
     assert len(list(folder.glob("*.png"))) == 3
 
 
@@ -361,7 +451,7 @@ def test_results_of_another_detector_or_command_or_watcher_are_not_continued(
 ) -> None:
     with opened(Options(**options)) as watcher:
         rounds(watcher)
-        with pytest.raises(UserError, match="in use by another watcher"), opened(Options(**options)):
+        with pytest.raises(UserError, match="in use by another process"), opened(Options(**options)):
             pass
     detector = Detector.load(ckpt)
     (tmp_path / "other").mkdir()

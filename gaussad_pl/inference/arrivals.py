@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import errno
 import filecmp
-import os
 import shutil
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
 from gaussad_pl.files import replacing, unwritable
-from gaussad_pl.inference.sources import is_image
+from gaussad_pl.inference.sources import walk
 
 PATIENCE = 10  # times as long as usual, for a file that cannot be read
 
@@ -38,25 +37,20 @@ def stamp(path: Path) -> Stamp | None:
     return Stamp(found.st_size, found.st_mtime_ns)
 
 
-def scan(folder: Path, left_out: Container[Path], complain: Callable[[str], None]) -> dict[Path, Stamp]:
-    """Return the images in a folder and its subfolders, except hidden ones, with their stamps.
+def scan(folder: Path, left_out: Iterable[Path], complain: Callable[[str], None]) -> dict[Path, Stamp]:
+    """Return the images in a folder and its subfolders, as `walk` finds them, with their stamps.
 
     Args:
         folder: the watched folder.
-        left_out: subfolders that are not entered.
+        left_out: subfolders that are not entered, whatever leads to them.
         complain: called with one line for each folder that cannot be read.
     """
 
     def unreadable(error: OSError) -> None:
         complain(f"cannot read {error.filename} ({error.strerror}): waiting for it")
 
-    found = {}
-    for where, folders, files in os.walk(folder, onerror=unreadable):
-        folders[:] = [name for name in folders if not name.startswith(".") and Path(where, name) not in left_out]
-        for path in (Path(where, name) for name in files):
-            if is_image(path) and (now := stamp(path)) is not None:
-                found[path] = now
-    return found
+    paths = walk(folder, unreadable, left_out)
+    return {path: version for path in paths if (version := stamp(path)) is not None}
 
 
 @dataclass
@@ -112,7 +106,7 @@ def move(path: Path, target: Path) -> None:
             if place.samefile(path):
                 return
             if filecmp.cmp(path, place, shallow=False):  # killed between copy and removal
-                path.unlink()
+                _remove_copied(path, place)
                 return
         try:
             path.rename(place)
@@ -120,7 +114,13 @@ def move(path: Path, target: Path) -> None:
             if error.errno != errno.EXDEV:
                 raise
             with replacing(place) as partial:  # on another file system
-                shutil.copy2(path, partial)
-            path.unlink()
+                shutil.copyfile(path, partial)
+            _remove_copied(path, place)
     except OSError as error:
         raise unwritable(target, error) from error
+
+
+def _remove_copied(path: Path, copy: Path) -> None:
+    """Give a copy the times and permissions of its file, and remove the file."""
+    shutil.copystat(path, copy)  # not before the copy is complete: a read-only file cannot be opened for `os.fsync`
+    path.unlink()

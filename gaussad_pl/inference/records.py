@@ -1,7 +1,7 @@
 """The rows of a prediction on disk: one per image, the same in predictions.jsonl and predictions.csv.
 
-However a prediction ends, both files hold complete rows only, or can be truncated to them: each row is in both files,
-so each file validates the other.
+However a prediction ends, the JSON lines hold complete rows only, or can be truncated to them. Each row is in both
+files, so each validates the other, and the table can be completed from the JSON lines.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import io
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from io import FileIO
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 from gaussad_pl.errors import UserError
 from gaussad_pl.files import unwritable, write_json
@@ -92,9 +93,10 @@ class Records:
             file.close()
 
     def kept(self, images: Iterator[Path] | None = None) -> Iterator[dict[str, Any]]:
-        """Yield the rows that are complete in both files, then truncate the files after them.
+        """Yield the complete rows of the JSON lines, then truncate both files after them.
 
-        Rows that an older version decided without a threshold do not count as complete.
+        What the table lacks of these rows is appended to it. Rows that an older version decided without a threshold do
+        not count as complete.
 
         Call it once, before `append`.
 
@@ -102,34 +104,30 @@ class Records:
             images: all images in their order; one is consumed for each row. None if they have no order.
 
         Raises:
-            UserError: a row is damaged, or belongs to another image.
+            UserError: a row is damaged, belongs to another image, or the table has rows and the JSON lines are empty.
+            UnwritableError: the table cannot be completed.
         """
         lines, table = self.paths
+        if not lines.stat().st_size and table.stat().st_size > len(self._header):
+            raise UserError(f"{lines} is missing or empty, but {TABLE} has rows: restore it, {OTHERWISE}")
         with lines.open("rb") as stream, table.open("rb") as sheet:
-            if (start := sheet.read(len(self._header))) == self._header:
-                self._ends = [0, len(start)]
-                for number, line in enumerate(stream, start=1):
-                    content, row = self._parsed(number, line) if line.endswith(b"\n") else ({}, b"")
-                    stored = sheet.read(len(row))
-                    if not row or len(stored) < len(row):  # the last row of either file is incomplete
-                        break
-                    if content["verdict"] in ("good", "bad") and content["threshold"] is None:
-                        break  # an older version decided without a threshold: score these images again
-                    if stored != row:
-                        raise self._damaged(number)
-                    image = Path(content["path"]) if images is None else next(images, None)
-                    if image is None or image.as_posix() != content["path"]:
-                        raise UserError(
-                            f"{lines} has {content['path']} in row {number}, source= has {image or 'fewer images'}: "
-                            f"the images have changed since the prediction was started; {OTHERWISE}"
-                        )
-                    self._ends = [self._ends[0] + len(line), self._ends[1] + len(row)]
-                    yield content
-            elif len(start) == len(self._header):
-                raise self._damaged(0)
+            self._complete(sheet, self._header, 0)
+            for number, line in enumerate(stream, start=1):
+                if not line.endswith(b"\n"):
+                    break  # the last row is incomplete
+                content, row = self._parsed(number, line)
+                if content["verdict"] in ("good", "bad") and content["threshold"] is None:
+                    break  # an older version decided without a threshold: score these images again
+                image = Path(content["path"]) if images is None else next(images, None)
+                if image is None or image.as_posix() != content["path"]:
+                    raise UserError(
+                        f"{lines} has {content['path']} in row {number}, source= has {image or 'fewer images'}: "
+                        f"the images have changed since the prediction was started; {OTHERWISE}"
+                    )
+                self._complete(sheet, row, number)
+                self._ends[0] += len(line)
+                yield content
         self._cut()
-        if not self._ends[1]:
-            self._write((b"", self._header))
 
     def append(self, content: Mapping[str, Any]) -> None:
         """Append a row to both files or to neither.
@@ -156,9 +154,7 @@ class Records:
         written = False
         try:
             for file, part in zip(self._files, parts, strict=True):
-                rest = part
-                while rest:  # a nearly full disk may accept only a part
-                    rest = rest[file.write(rest) :]
+                _write_all(file, part)
             written = True
         except OSError as error:
             raise unwritable(self.paths[0], error) from error
@@ -166,6 +162,25 @@ class Records:
             if not written:  # a signal may also have interrupted the writing
                 self._ends = before
                 self._cut()
+
+    def _complete(self, sheet: BinaryIO, row: bytes, number: int) -> None:
+        """Read a row of the table, and write it if it is missing or cut short; a failure leaves the JSON lines whole.
+
+        Raises:
+            UserError: the table has another row.
+            UnwritableError: the row cannot be written.
+        """
+        stored = sheet.read(len(row))
+        if stored != row:
+            if len(stored) == len(row):
+                raise self._damaged(number)
+            try:
+                self._files[1].truncate(self._ends[1])
+                _write_all(self._files[1], row)
+            except OSError as error:
+                raise unwritable(self.paths[1], error) from error
+        self._ends[1] += len(row)
+        sheet.seek(self._ends[1])
 
     def _cut(self) -> None:
         for file, end in zip(self._files, self._ends, strict=True):
@@ -189,6 +204,11 @@ class Records:
     def _damaged(self, number: int) -> UserError:
         place = f"row {number}" if number else "the header"
         return UserError(f"{self.paths[0]} and {TABLE} are damaged ({place} does not match): {OTHERWISE}")
+
+
+def _write_all(file: FileIO, rest: bytes) -> None:
+    while rest:  # a nearly full disk may accept only a part
+        rest = rest[file.write(rest) :]
 
 
 def _json_line(content: Mapping[str, Any]) -> bytes:

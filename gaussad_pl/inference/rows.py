@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -37,7 +37,6 @@ def score(
     detector: BaseDetector,
     images: Iterator[Path],
     threshold: Threshold,
-    monitor: DriftMonitor,
     batch_size: int,
     start: int,
 ) -> Iterator[Row]:
@@ -48,7 +47,6 @@ def score(
         predictions: Iterator[Prediction] = iter(())
         if readable:
             detection = detector.detect(torch.stack(readable))
-            monitor.observe(detection.scores, detection.distances)
             predictions = detector.predictions(detection, threshold)
         for index, (path, pixels) in batch:
             if isinstance(pixels, Tensor):
@@ -69,6 +67,14 @@ def record(row: Row, levels: Sequence[int]) -> dict[str, Any]:
         "distances": prediction and {str(level): prediction.distances.get(level) for level in levels},
         "error": row.error or None,
     }
+
+
+def observe(monitor: DriftMonitor, contents: Iterable[Mapping[str, Any]], levels: Sequence[int]) -> None:
+    """Pass the scores and distances of rows that are kept to the monitor; those of unreadable images have none."""
+    scored = [content for content in contents if content["score"] is not None]
+    scores = torch.tensor([content["score"] for content in scored], dtype=torch.float64)
+    distances = torch.tensor([[content["distances"][str(level)] for level in levels] for content in scored])
+    monitor.observe(scores, distances.reshape(-1, len(levels)))
 
 
 def outcome(content: Mapping[str, Any]) -> str:

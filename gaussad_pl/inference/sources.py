@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from gaussad_pl.data.samples import IMAGE_SUFFIXES
@@ -33,7 +33,7 @@ def image_paths(source: str, setting: str = "source") -> Iterator[Path]:
     """
     path = Path(source).expanduser()
     if path.is_dir():
-        yield from _walk(path)
+        yield from walk(path, _stop)
     elif path.suffix.lower() == LIST_SUFFIX and path.is_file():
         with path.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
             yield from (Path(text) for line in lines if (text := line.strip()))
@@ -60,9 +60,16 @@ def count_images(source: str, setting: str = "source") -> int:
     return count
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    seen = {folder.resolve()}  # a link may lead to a folder that has been read, even to one around it
-    for where, folders, files in os.walk(folder, onerror=_stop, followlinks=True):
+def walk(folder: Path, onerror: Callable[[OSError], None], left_out: Iterable[Path] = ()) -> Iterator[Path]:
+    """Yield the images in a folder and its subfolders, linked ones included, except hidden ones.
+
+    Args:
+        folder: the folder.
+        onerror: called with the error of each folder that cannot be read.
+        left_out: subfolders that are not entered, whatever leads to them.
+    """
+    seen = {path.resolve() for path in (folder, *left_out)}  # a link may lead to a folder that has been read, or around
+    for where, folders, files in os.walk(folder, onerror=onerror, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(folders, key=lambda name: Path(where, name).is_symlink()):  # links last
             if (place := Path(where, name).resolve()) in seen:

@@ -16,7 +16,7 @@ from gaussad_pl.files import UnwritableError
 from gaussad_pl.inference.arrivals import Arrivals, Stamp, move, scan, stamp
 from gaussad_pl.inference.prediction import BaseDetector
 from gaussad_pl.inference.records import Records
-from gaussad_pl.inference.rows import Row, mend, outcome, record, score
+from gaussad_pl.inference.rows import Row, mend, observe, outcome, record, score
 
 SORTED = ("good", "bad", "undecided")  # folders of judged images
 WINDOW = 100  # images that are tested for drift together
@@ -90,8 +90,8 @@ class Watcher:
     def round(self, now: float) -> None:
         """Judge the files that are complete at the time ``now`` in seconds; the others are left for later rounds."""
         self.complain.next_round()
-        if not self.records.paths[0].exists():
-            self.complain(f"{self.records.paths[0]} was removed: nothing is judged; restore it, or start again")
+        if missing := [path for path in self.records.paths if not path.exists()]:
+            self.complain(f"{missing[0]} was removed: nothing is judged; restore it, or start again")
             return
         found = scan(self.folder, self.left_out, self.complain)
         for path in [path for path, now_there in found.items() if self.is_judged(path, now_there)]:
@@ -100,7 +100,7 @@ class Watcher:
         if not (ready := self.arrivals.ready(found, now)):
             return
         try:
-            for row in score(self.detector, iter(ready), self.threshold, self.monitor, self.batch_size, 0):
+            for row in score(self.detector, iter(ready), self.threshold, self.batch_size, 0):
                 self.keep(row)
         except UnwritableError as error:  # the images without a row are judged in the next round
             self.complain(f"{error}; nothing is lost: trying again")
@@ -120,6 +120,7 @@ class Watcher:
         elif not row.error or not self.arrivals.may_be_incomplete(row.path):
             content = {**record(row, self.detector.levels), **version._asdict()}
             self.records.append(content)
+            observe(self.monitor, [content], self.detector.levels)
             self.remember(content)
             say(line(content), sys.stdout)
             self.sort(row.path)
