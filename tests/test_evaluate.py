@@ -185,3 +185,19 @@ def test_nothing_is_overwritten(ckpt: Path, parts: Path, tmp_path: Path) -> None
     assert "already exists" in message(f"ckpt={ckpt}", data, f"out={tmp_path / 'file'}")
     assert f"cannot write {tmp_path / 'file/out'}" in message(f"ckpt={ckpt}", data, f"out={tmp_path / 'file/out'}")
     assert [path.name for path in ckpt.iterdir()] == [NAME]
+
+
+def test_results_among_the_images_are_refused(ckpt: Path, parts: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """The next evaluation would take their pictures for a kind of defect."""
+    root = tmp_path / "screw"
+    shutil.copytree(parts / "screw", root)
+    monkeypatch.chdir(root / "test")
+    said = message(f"ckpt={ckpt}", "data=.")  # the default is a folder in the working directory
+    assert "out=evaluation is inside data=., so its pictures would be among the images: give another out=" in said
+    monkeypatch.chdir(tmp_path)
+    others = {"bad": root / "test/spot", "masks": root / "ground_truth"}
+    for name, folder in others.items():
+        for out in (folder, folder / "new/out"):
+            said = message(f"ckpt={ckpt}", f"data={root / 'test/good'}", f"{name}={folder}", f"out={out}")
+            assert f"out={out} is inside {name}={folder}" in said
+    assert not list(tmp_path.rglob("evaluation")) and not list(tmp_path.rglob("new"))

@@ -116,6 +116,17 @@ def test_images_that_are_neither_samples_nor_masks_are_known(tmp_path):
     assert unused == [tmp_path / "6.png", tmp_path / "dent/monday/3.png", tmp_path / "good/day1/1.png"]
 
 
+def test_results_beside_good_images_are_no_kind_of_defect(tmp_path):
+    make(tmp_path, "good/0.png", "dent/1.png", "dent/metrics.json", "ng/bent/2.png")
+    for folder in (tmp_path, tmp_path / "ng"):
+        make(
+            folder, "evaluation/metrics.json", "evaluation/scores.csv", "evaluation/roc.png", "evaluation/runs/map.png"
+        )
+        make(folder, "predictions/predictions.jsonl", "predictions/overlay.png")
+    assert names(scan(tmp_path).test) == ["dent/1.png"]
+    assert names(scan(tmp_path, tmp_path / "ng").test) == ["dent/1.png", "bent/2.png"]
+
+
 def test_bad_folder_may_be_flat_or_have_a_sub_folder_per_kind(tmp_path):
     good = make(tmp_path / "ok", *(f"{i}.png" for i in range(4)))
     bad = make(tmp_path / "ng", "0.png", "dent/1.png", "hole/1.png")
