@@ -113,7 +113,7 @@ def evaluate(options: Options) -> None:
 
 
 def labelled(options: Options) -> list[Sample]:
-    """Find the images to evaluate.
+    """Find the images to evaluate; warn of those that are not found because they lie too deep.
 
     Raises:
         UserError: there are none, no folder is given, or the folder has none of the layouts.
@@ -125,8 +125,11 @@ def labelled(options: Options) -> list[Sample]:
             raise UserError(
                 "data is missing: give data=... or, for bad images alone, bad=...; --help shows all settings"
             )
-        return scan_bad(bad, masks, named)
+        found = Samples([], scan_bad(bad, masks, named))
+        checks.name_unused((bad,), found, masks)
+        return found.test
     found = scan_folder(root, bad, masks, named)
+    checks.name_unused((root, bad), found, masks)
     if not is_mvtec(root):
         return [*found.train, *found.test]
     if not found.test:

@@ -106,14 +106,22 @@ def scan_bad(bad: Path, masks: Path | None, named: Settings) -> list[Sample]:
     return _with_masks(_bad_samples(bad, named.bad), masks, [], named)
 
 
-def unused_images(root: Path, samples: Samples, masks: Path | None) -> list[Path]:
-    """Return the images below `root`, sorted, that `scan_folder` has made neither samples nor masks of."""
-    used = {sample.path.resolve() for sample in [*samples.train, *samples.test]}
-    skipped = {path.resolve() for path in (masks, *(root / name for name in MASK_FOLDERS)) if path is not None}
+def unused_images(roots: Sequence[Path], samples: Samples, masks: Path | None) -> list[Path]:
+    """Return the images below `roots`, sorted, that `scan_folder` has made neither samples nor masks of.
+
+    Those in folders of results are left out. One that is below two of the roots is returned once.
+    """
+    seen = {sample.path.resolve() for sample in [*samples.train, *samples.test]}
+    skipped = {path.resolve() for path in (masks, *(root / name for root in roots for name in MASK_FOLDERS)) if path}
     found = []
-    for where, folders, names in os.walk(root):
-        folders[:] = [name for name in folders if name[0] != "." and Path(where, name).resolve() not in skipped]
-        found += [path for name in names if _is_image(path := Path(where, name)) and path.resolve() not in used]
+    for where, folders, names in (entry for root in roots for entry in os.walk(root)):
+        below = {name: Path(where, name) for name in folders if name[0] != "."}
+        folders[:] = [
+            name for name, path in below.items() if path.resolve() not in skipped and not _holds_results(path)
+        ]
+        new = [path for name in names if _is_image(path := Path(where, name)) and path.resolve() not in seen]
+        seen |= {path.resolve() for path in new}
+        found += new
     return sorted(found)
 
 
