@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,24 @@ def test_images_in_memory_give_the_detector_of_their_folder(
 
 
 @pytest.mark.slow
+def test_any_name_of_a_folder_and_any_kind_of_number_will_do(
+    fitted: tuple[Detector, Path],
+    folders: Path,
+    unseen: list[Image.Image],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    good, bad = r"~/C:\it\'s, [a]={b} $x #1", "~/ends in \\"
+    for name, folder in ((good, "it's good"), (bad, "bad")):
+        shutil.copytree(folders / folder, Path(name).expanduser())
+    numbers = {"image_size": np.int32(64), "epochs": np.int64(2), "seed": np.int64(1)}
+    detector = fit(good, bad=bad, settings=SETTINGS, **{**QUICK, **numbers})
+    assert scores(detector, unseen) == scores(fitted[0], unseen)
+    assert detector.provenance["config"]["data"]["root"] == str(Path(good).expanduser())
+
+
+@pytest.mark.slow
 def test_the_results_are_kept_where_a_folder_is_given(fitted: tuple[Detector, Path]) -> None:
     detector, out = fitted
     assert json.loads((out / "metrics.json").read_text())["frozen"]["image_auroc"] is not None
@@ -145,6 +164,8 @@ def test_the_random_state_and_the_settings_of_the_caller_stay(images: list[Image
         ({"seed": -1, "epochs": 0}, "seed=-1: expected 0 or more; trainer.max_epochs=0: expected 1 or more"),
         ({"seed": "one"}, "seed=one: expected a whole number"),
         ({"settings": ["data.rot=3"]}, "data.rot: there is no such setting; did you mean data.root?"),
+        ({"seed": [1]}, "seed=[1]: expected a whole number"),
+        ({"good": "/parts/${x}"}, "/parts/${x}: ${ would stand for a setting: rename the folder, or give a link to it"),
         ({"settings": ["seed"]}, "seed: cannot be parsed"),
     ],
     ids=lambda value: "" if isinstance(value, str) else next(iter(value)),
