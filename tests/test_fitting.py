@@ -158,7 +158,7 @@ def test_the_random_state_and_the_settings_of_the_caller_stay(images: list[Image
         ({"good": [__file__]}, f"cannot read {__file__} (cannot identify it as PNG"),
         ({"good": [3]}, "image 0 is not an image: int; give a path, a PIL image, an array or a tensor"),
         ({"good": np.zeros((9, 9, 5))}, "image 0 is not an image: shape (9, 9, 5), expected (H, W) or (H, W, C)"),
-        ({"good": np.zeros((8, 9, 9, 3), np.uint8)}, "all 8 good training images are identical"),
+        ({"good": np.zeros((8, 9, 9, 3), np.uint8)}, "all 8 good images are identical"),
         ({"good": np.zeros((2, 9, 9, 3), np.uint8)}, "2 good training images found, at least 5 are needed"),
         ({"backbone": "resnet"}, "backbone=resnet: expected one of convnext_tiny"),
         ({"seed": -1, "epochs": 0}, "seed=-1: expected 0 or more; trainer.max_epochs=0: expected 1 or more"),

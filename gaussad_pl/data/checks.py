@@ -87,7 +87,7 @@ def not_all_the_same(images: Tensor, paths: Sequence[Path]) -> None:
     """Raise a UserError if all images ``(N, 3, H, W)`` are identical; stops at the first one that differs."""
     if len(images) > 1 and all(torch.equal(images[0], image) for image in images[1:]):
         raise UserError(
-            f"all {len(images)} good training images are identical, such as {paths[0]} and {paths[-1]}: use images of "
+            f"all {len(images)} good images are identical, such as {paths[0]} and {paths[-1]}: use images of "
             "different parts"
         )
 
