@@ -8,7 +8,7 @@ python -m gaussad_pl.evaluate ckpt=<folder of runs, or a file of a detector> dat
          of defect; or that of MVTec AD, of which test/ is evaluated
   bad    folder of bad images, if they are elsewhere; without data, they alone are evaluated
   masks  folder with the masks of the bad images, if they are elsewhere
-  out    new folder for metrics.json, scores.csv and the pictures  (evaluation)
+  out    new folder for metrics.json, scores.csv and the pictures, outside of the others  (evaluation)
 
 Good or bad images alone are enough: the summary then says what remains unknown. Training images make a detector look
 better than it is.
@@ -68,9 +68,15 @@ def evaluate(options: Options) -> None:
     """Score all images, write the results and print a summary.
 
     Raises:
-        UserError: the detector, an image or a mask cannot be read, there are no images, or ``out`` already exists.
+        UserError: the detector, an image or a mask cannot be read, there are no images, or ``out`` already exists or is
+            inside a folder of images.
     """
     out = Path(options.out)
+    for name, folder in (("data", options.data), ("bad", options.bad), ("masks", options.masks)):
+        if folder and out.resolve().is_relative_to(Path(folder).resolve()):
+            raise UserError(
+                f"out={out} is inside {name}={folder}, so its pictures would be among the images: give another out="
+            )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"out={out} already exists: give another out=, or remove it")
     path = find_detector(options.ckpt)
@@ -107,7 +113,7 @@ def evaluate(options: Options) -> None:
 
 
 def labelled(options: Options) -> list[Sample]:
-    """Find the images to evaluate.
+    """Find the images to evaluate; warn of those that are not found because they lie too deep.
 
     Raises:
         UserError: there are none, no folder is given, or the folder has none of the layouts.
@@ -119,8 +125,11 @@ def labelled(options: Options) -> list[Sample]:
             raise UserError(
                 "data is missing: give data=... or, for bad images alone, bad=...; --help shows all settings"
             )
-        return scan_bad(bad, masks, named)
+        found = Samples([], scan_bad(bad, masks, named))
+        checks.name_unused((bad,), found, masks)
+        return found.test
     found = scan_folder(root, bad, masks, named)
+    checks.name_unused((root, bad), found, masks)
     if not is_mvtec(root):
         return [*found.train, *found.test]
     if not found.test:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -89,7 +90,7 @@ def fit(
         given = {
             "data.root": root,
             "data.bad": bad_root,
-            "data.masks": masks,
+            "data.masks": None if masks is None else Path(masks).expanduser(),
             "backbone": backbone,
             "backbone.image_size": image_size,
             "fine_tune": fine_tune,
@@ -105,10 +106,12 @@ def fit(
             return Detector.load(folder / NAME, device or "cpu")
 
 
-def _folder(images: Folder | Images | None, new: Path) -> Folder | None:
-    """Return a folder as it is, or a new one with the images."""
-    if images is None or isinstance(images, (str, os.PathLike)):
-        return images
+def _folder(images: Folder | Images | None, new: Path) -> Path | None:
+    """Return the path of a folder, or of a new one with the images."""
+    if images is None:
+        return None
+    if isinstance(images, (str, os.PathLike)):
+        return Path(images).expanduser()
     write_images(images, new)
     if not any(new.iterdir()):
         raise UserError(f"{new.name}=[]: there is no image in it: give images, or the path of a folder")
@@ -116,11 +119,22 @@ def _folder(images: Folder | Images | None, new: Path) -> Folder | None:
 
 
 def _quoted(value: object) -> str:
-    """Write a value as on a command line of Hydra."""
+    r"""Write a value as on a command line of Hydra, where backslashes escape if a quote or the end follows them.
+
+    Raises:
+        UserError: it has ``${``, which the configuration would take for the name of a setting.
+
+    >>> print(_quoted("it's"), _quoted(r"C:\parts"), _quoted(np.int64(3)))
+    'it\'s' 'C:\parts' 3
+    """
+    if isinstance(value, np.generic):
+        value = value.item()
     if isinstance(value, (bool, int, float)):
         return json.dumps(value)
-    text = os.fspath(value)  # type: ignore[call-overload]
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    text = str(value)
+    if "${" in text:
+        raise UserError(f"{text}: ${{ would stand for a setting: rename the folder, or give a link to it")
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), text) + "'"
 
 
 @contextmanager

@@ -38,12 +38,13 @@ from torch import Tensor
 from gaussad_pl.calibration.recalibration import BATCH, recalibrate
 from gaussad_pl.calibration.threshold import RATES, images_needed
 from gaussad_pl.cli.options import command
+from gaussad_pl.data import checks
 from gaussad_pl.data.frame import Frame
 from gaussad_pl.data.loading import decoded
 from gaussad_pl.data.samples import GOOD, is_mvtec
 from gaussad_pl.errors import UserError
 from gaussad_pl.files import unwritable
-from gaussad_pl.fingerprints import file_sha256, tensors_sha256
+from gaussad_pl.fingerprints import file_sha256, image_digest, tensors_sha256
 from gaussad_pl.inference.artefact import EXPORTED, NAME
 from gaussad_pl.inference.detector import Detector
 from gaussad_pl.inference.runs import find_detector, next_command
@@ -116,22 +117,31 @@ def run(options: Options) -> int:
 def good_images(good: str, frame: Frame) -> tuple[Tensor, list[str]]:
     """Read the images of a source, ``(N, 3, height, width)`` uint8, and return the errors of those that cannot be read.
 
+    Copies are a warning.
+
     Raises:
-        UserError: there is no such source, it has a folder of its own for good images, or fewer images can be read than
-            the largest of the usual rates needs.
+        UserError: there is no such source, it has a folder of its own for good images, fewer images can be read than
+            the largest of the usual rates needs, or all of them are identical.
     """
     folder = Path(good).expanduser()
     if is_mvtec(folder) or (folder / GOOD).is_dir():
         raise UserError(f"good={good} has other images beside good ones: give a folder of good images alone")
     found = count_images(good, "good")
-    results = [image for _, image in decoded(image_paths(good, "good"), frame, ahead=2 * BATCH)]
-    images = [image for image in results if isinstance(image, Tensor)]
-    errors = [str(image) for image in results if not isinstance(image, Tensor)]
+    results = list(decoded(image_paths(good, "good"), frame, ahead=2 * BATCH))
+    paths, images = [], []
+    for path, image in results:
+        if isinstance(image, Tensor):
+            paths.append(path)
+            images.append(image)
+    errors = [str(image) for _, image in results if not isinstance(image, Tensor)]
     if len(images) < images_needed(max(RATES)):
         needs = ", ".join(f"{images_needed(fpr)} for a rate of {100 * fpr:g} %" for fpr in reversed(RATES))
         unreadable = f", of which {len(errors)} cannot be read ({errors[0]})" if errors else ""
         raise UserError(f"good={good} has {found} images{unreadable}, too few: the calibration needs {needs}")
-    return torch.stack(images), errors
+    stacked = torch.stack(images)
+    checks.not_all_the_same(stacked, paths)
+    checks.name_copies(paths, [image_digest(image) for image in images])
+    return stacked, errors
 
 
 main = command(run, Options, __doc__)

@@ -179,7 +179,7 @@ def test_images_that_are_all_the_same_are_named(root: Path) -> None:
     for path in files[1:]:
         shutil.copy(files[0], path)
     data = mvtec(root)
-    with pytest.raises(UserError, match=f"all 24 good training images are identical, such as {files[0]}"):
+    with pytest.raises(UserError, match=f"all 24 good images are identical, such as {files[0]}"):
         data.train_dataloader()
     shutil.copy(root / "screw/test/good/000.png", files[-1])
     assert len(mvtec(root).good_images) == 24

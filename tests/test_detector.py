@@ -381,6 +381,12 @@ def test_what_is_no_detector_device_or_rate_is_a_clear_error(detector: Detector,
         detector(np.zeros((9, 9), np.uint8), fpr="0.05")
 
 
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_tensor_may_be_of_any_floating_point_type(kind: torch.dtype, detector: Detector) -> None:
+    image = (IMAGES[0] // 128 * 255).float() / 255  # 0 and 1, which every type has
+    assert detector(image.to(kind))[0].score == detector(image)[0].score
+
+
 @pytest.mark.parametrize("kind", [bool, np.int16, np.uint32, np.int64, complex])
 def test_an_array_whose_scale_is_not_known_is_refused(kind: type, detector: Detector) -> None:
     with pytest.raises(UserError, match=f"type {np.dtype(kind)}, expected uint8, uint16 or floating point"):

@@ -185,3 +185,33 @@ def test_nothing_is_overwritten(ckpt: Path, parts: Path, tmp_path: Path) -> None
     assert "already exists" in message(f"ckpt={ckpt}", data, f"out={tmp_path / 'file'}")
     assert f"cannot write {tmp_path / 'file/out'}" in message(f"ckpt={ckpt}", data, f"out={tmp_path / 'file/out'}")
     assert [path.name for path in ckpt.iterdir()] == [NAME]
+
+
+def test_results_among_the_images_are_refused(ckpt: Path, parts: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """The next evaluation would take their pictures for a kind of defect."""
+    root = tmp_path / "screw"
+    shutil.copytree(parts / "screw", root)
+    monkeypatch.chdir(root / "test")
+    said = message(f"ckpt={ckpt}", "data=.")  # the default is a folder in the working directory
+    assert "out=evaluation is inside data=., so its pictures would be among the images: give another out=" in said
+    monkeypatch.chdir(tmp_path)
+    others = {"bad": root / "test/spot", "masks": root / "ground_truth"}
+    for name, folder in others.items():
+        for out in (folder, folder / "new/out"):
+            said = message(f"ckpt={ckpt}", f"data={root / 'test/good'}", f"{name}={folder}", f"out={out}")
+            assert f"out={out} is inside {name}={folder}" in said
+    assert not list(tmp_path.rglob("evaluation")) and not list(tmp_path.rglob("new"))
+
+
+def test_images_that_lie_too_deep_are_a_warning(
+    ckpt: Path, parts: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad, good = tmp_path / "ng", parts / "screw/test/good"
+    shutil.copytree(parts / "screw/test/spot", bad / "spot")
+    run(f"ckpt={ckpt}", f"bad={bad}", f"out={tmp_path / 'one'}")
+    assert not caplog.text
+    shutil.copytree(bad / "spot", bad / "spot/monday")
+    for number, settings in enumerate(([], [f"data={good}"])):
+        caplog.clear()
+        run(f"ckpt={ckpt}", f"bad={bad}", *settings, f"out={tmp_path / str(number)}")
+        assert "6 images below" in caplog.text and f"not used, such as {bad / 'spot/monday/000.png'}" in caplog.text

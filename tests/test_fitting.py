@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,24 @@ def test_images_in_memory_give_the_detector_of_their_folder(
 
 
 @pytest.mark.slow
+def test_any_name_of_a_folder_and_any_kind_of_number_will_do(
+    fitted: tuple[Detector, Path],
+    folders: Path,
+    unseen: list[Image.Image],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    good, bad = r"~/C:\it\'s, [a]={b} $x #1", "~/ends in \\"
+    for name, folder in ((good, "it's good"), (bad, "bad")):
+        shutil.copytree(folders / folder, Path(name).expanduser())
+    numbers = {"image_size": np.int32(64), "epochs": np.int64(2), "seed": np.int64(1)}
+    detector = fit(good, bad=bad, settings=SETTINGS, **{**QUICK, **numbers})
+    assert scores(detector, unseen) == scores(fitted[0], unseen)
+    assert detector.provenance["config"]["data"]["root"] == str(Path(good).expanduser())
+
+
+@pytest.mark.slow
 def test_the_results_are_kept_where_a_folder_is_given(fitted: tuple[Detector, Path]) -> None:
     detector, out = fitted
     found = json.loads((out / "metrics.json").read_text())
@@ -171,13 +190,15 @@ def test_the_random_state_and_the_settings_of_the_caller_stay(images: list[Image
         ({"good": [__file__]}, f"cannot read {__file__} (cannot identify it as PNG"),
         ({"good": [3]}, "image 0 is not an image: int; give a path, a PIL image, an array or a tensor"),
         ({"good": np.zeros((9, 9, 5))}, "image 0 is not an image: shape (9, 9, 5), expected (H, W) or (H, W, C)"),
-        ({"good": np.zeros((8, 9, 9, 3), np.uint8)}, "all 8 good training images are identical"),
+        ({"good": np.zeros((8, 9, 9, 3), np.uint8)}, "all 8 good images are identical"),
         ({"good": np.zeros((2, 9, 9, 3), np.uint8)}, "2 good training images found, at least 5 are needed"),
         ({"backbone": "resnet"}, "backbone=resnet: expected one of convnext_tiny"),
         ({"seed": -1, "epochs": 0}, "seed=-1: expected 0 or more; trainer.max_epochs=0: expected 1 or more"),
         ({"seed": "one"}, "seed=one: expected a whole number"),
         ({"settings": ["data.rot=3"]}, "data.rot: there is no such setting; did you mean data.root?"),
         ({"settings": ["seed"]}, "seed: expected a setting as key=value, for example seed=1"),
+        ({"seed": [1]}, "seed=[1]: expected a whole number"),
+        ({"good": "/parts/${x}"}, "/parts/${x}: ${ would stand for a setting: rename the folder, or give a link to it"),
     ],
     ids=lambda value: "" if isinstance(value, str) else next(iter(value)),
 )

@@ -36,9 +36,18 @@ def test_two_kinds_of_part_are_not_two_groups() -> None:
     assert np.bincount(near_duplicates(kinds)).max() <= 8
 
 
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_few_or_equal_images_are_alone(count: int) -> None:
-    assert near_duplicates(torch.zeros(count, 4)).tolist() == list(range(count))
+@pytest.mark.parametrize("count", [1, 2])
+def test_few_images_are_alone(count: int) -> None:
+    assert near_duplicates(torch.eye(4)[:count]).tolist() == list(range(count))
+
+
+@pytest.mark.parametrize("others", [0, 1, 6, 200])
+@pytest.mark.parametrize("count", [2, 3, 20])
+def test_copies_are_one_group_and_change_no_other(count: int, others: int) -> None:
+    """Even if they are so many that the median distance is zero, or more than the largest group may have."""
+    different = normal(1 + others, 30)
+    alone, groups = near_duplicates(different), near_duplicates(torch.cat([different, different[:1].repeat(count, 1)]))
+    assert groups.tolist() == [*alone.tolist(), *[0] * count]
 
 
 def test_a_chain_of_near_duplicates_is_one_group() -> None:

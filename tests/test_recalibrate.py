@@ -129,6 +129,7 @@ def test_a_mean_follows_a_shift_but_not_chance() -> None:
     assert torch.allclose(recalibration.shift(x + 5), x.mean(0) + 5, rtol=0.01)
     assert recalibration.shift(torch.zeros(4, 3)).tolist() == [0, 0, 0]
     assert recalibration.shift(torch.ones(4, 3)).tolist() == [1, 1, 1]
+    assert recalibration.shift(torch.ones(1, 3)).tolist() == [0, 0, 0]  # what a fold of many copies leaves
 
 
 @pytest.mark.parametrize("form", DENSITIES)
@@ -228,3 +229,21 @@ def test_a_detector_without_maps_is_recalibrated_too() -> None:
         found = recalibration.score(model, pixels(dark(30, 2)))
         assert float((found.scores > known.threshold(0.1).value).double().mean()) <= 0.4
         assert found.maps is None and "units" not in known.scheme
+
+
+def test_copies_are_no_further_images(
+    old: Path, today: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, paths = tmp_path / "copies", sorted(today.iterdir())
+    folder.mkdir()
+    for i in range(20):
+        shutil.copy(paths[0], folder / f"{i:02}.png")
+    ours = (f"ckpt={old}", f"good={folder}", f"out={tmp_path / 'out'}")
+    said = message(*ours)
+    assert f"all 20 good images are identical, such as {folder / '00.png'} and {folder / '19.png'}" in said
+    assert not (tmp_path / "out").exists() and not caplog.text
+    for path in paths[1:5]:
+        shutil.copy(path, folder / f"x{path.name}")
+    assert run(*ours) == 0
+    assert "19 of 24 good images are copies of others" in caplog.text
+    assert "24 good images (5 distinct)" in capsys.readouterr().out

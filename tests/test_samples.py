@@ -112,8 +112,28 @@ def test_sub_folders_beside_good_are_kinds_of_defects(tmp_path):
 def test_images_that_are_neither_samples_nor_masks_are_known(tmp_path):
     make(tmp_path, "good/0.png", "good/day1/1.png", "dent/2.png", "dent/monday/3.png", "notes.txt", ".cache/4.png")
     make(tmp_path, "ground_truth/dent/2_mask.png", "labels/5.png", "6.png")
-    unused = unused_images(tmp_path, scan(tmp_path, masks=None), tmp_path / "labels")
+    unused = unused_images([tmp_path], scan(tmp_path, masks=None), tmp_path / "labels")
     assert unused == [tmp_path / "6.png", tmp_path / "dent/monday/3.png", tmp_path / "good/day1/1.png"]
+
+
+def test_images_below_a_folder_of_bad_images_that_are_not_used_are_known_once(tmp_path):
+    make(tmp_path, "good/0.png", "ng/1.png", "ng/dent/2.png", "ng/dent/monday/3.png", "ng/masks/dent/2_mask.png")
+    bad = tmp_path / "ng"
+    for root in (tmp_path / "good", tmp_path):
+        assert unused_images([root, bad], scan(root, bad), None) == [bad / "dent/monday/3.png"]
+
+
+def test_results_beside_good_images_are_no_kind_of_defect(tmp_path):
+    make(tmp_path, "good/0.png", "dent/1.png", "dent/metrics.json", "ng/bent/2.png")
+    for folder in (tmp_path, tmp_path / "ng"):
+        make(
+            folder, "evaluation/metrics.json", "evaluation/scores.csv", "evaluation/roc.png", "evaluation/runs/map.png"
+        )
+        make(folder, "predictions/predictions.jsonl", "predictions/overlay.png")
+    assert names(scan(tmp_path).test) == ["dent/1.png"]
+    both = scan(tmp_path, tmp_path / "ng")
+    assert names(both.test) == ["dent/1.png", "bent/2.png"]
+    assert unused_images([tmp_path, tmp_path / "ng"], both, None) == []
 
 
 def test_bad_folder_may_be_flat_or_have_a_sub_folder_per_kind(tmp_path):

@@ -122,9 +122,12 @@ def shift(deviations: Tensor) -> Tensor:
 
     The mean deviation is multiplied by the positive-part James-Stein factor 1 - D / sum(t^2), where t is its ratio to
     its standard error, by feature: a clear shift is followed completely, and one that chance explains not at all. So a
-    mean of many training images is not replaced by one of a few new images without need.
+    mean of many training images is not replaced by one of a few new images without need. A single image has no standard
+    error: nothing is followed.
     """
     n, d = deviations.shape
+    if n < 2:
+        return deviations.new_zeros(d)
     mean, variance = deviations.mean(0), deviations.var(0)
     tiny = torch.finfo(mean.dtype).tiny
     squares = float((n * mean.double().square() / variance.double().clamp(min=tiny)).sum())

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gaussad_pl.data.frame import Frame
 from gaussad_pl.data.images import MASK_SIZE, image_size, read_mask
-from gaussad_pl.data.samples import Sample, Samples
+from gaussad_pl.data.samples import Sample, Samples, unused_images
 from gaussad_pl.errors import UserError
 from gaussad_pl.fingerprints import image_digest
 
@@ -74,11 +74,21 @@ def stacked_masks(masks: Sequence[NDArray[np.bool_] | None]) -> Tensor:
     return torch.from_numpy(np.stack([empty if mask is None else mask for mask in masks]))
 
 
+def name_unused(roots: Sequence[Path | None], samples: Samples, masks: Path | None) -> None:
+    """Warn of images below the folders of good and of bad images that are not used, see `unused_images`."""
+    given = [root for root in roots if root is not None]
+    if unused := unused_images(given, samples, masks):
+        log.warning(
+            "%d images below %s are not used, such as %s: put them directly into the folder of good images, or of a "
+            "kind of defect", len(unused), " and ".join(map(str, given)), unused[0],
+        )  # fmt: skip
+
+
 def not_all_the_same(images: Tensor, paths: Sequence[Path]) -> None:
     """Raise a UserError if all images ``(N, 3, H, W)`` are identical; stops at the first one that differs."""
     if len(images) > 1 and all(torch.equal(images[0], image) for image in images[1:]):
         raise UserError(
-            f"all {len(images)} good training images are identical, such as {paths[0]} and {paths[-1]}: use images of "
+            f"all {len(images)} good images are identical, such as {paths[0]} and {paths[-1]}: use images of "
             "different parts"
         )
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
+from gaussad_pl.data import checks
 from gaussad_pl.data.base import ImageDataModule
-from gaussad_pl.data.samples import Samples, scan_folder, unused_images
+from gaussad_pl.data.samples import Samples, scan_folder
 from gaussad_pl.errors import UserError
-
-log = logging.getLogger(__name__)
 
 
 class Folder(ImageDataModule):
@@ -37,10 +35,5 @@ class Folder(ImageDataModule):
 
     def scan(self) -> Samples:
         found = scan_folder(self.root, self.bad, self.masks)
-        if unused := unused_images(self.root, found, self.masks):
-            log.warning(
-                "%d images below %s are not used, such as %s: put them directly into the folder of good images, or "
-                "of a kind of defect",
-                len(unused), self.root, unused[0],
-            )  # fmt: skip
+        checks.name_unused((self.root, self.bad), found, self.masks)
         return found

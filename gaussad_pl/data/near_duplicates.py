@@ -30,12 +30,19 @@ def near_duplicates(features: Tensor) -> NDArray[np.int64]:
     as shots of the same part in different light are less similar: four of five images of magnetic tiles have one, but
     only one of fifty screws. It is not always cut higher, because a new part will also find similar parts among the
     training images; without these, calibration scores would be too high. Finally, groups that contain near-duplicates
-    of each other are merged, closest first, up to a tenth of the images.
+    of each other are merged, closest first, up to a tenth of the images. Copies, whose distance is zero, are one image:
+    they share a group, however many there are.
 
     Args:
         features: ``(N, D)``, with a meaningful Euclidean distance (whitened).
     """
-    features = features.float()
+    copies = in_order(features.float().unique(dim=0, return_inverse=True)[1].cpu().numpy())
+    _, first = np.unique(copies, return_index=True)
+    return _groups_of_different(features.float()[torch.from_numpy(first)])[copies]
+
+
+def _groups_of_different(features: Tensor) -> NDArray[np.int64]:
+    """Return the group of each image, ``(N,)``, as `near_duplicates` does; no two have the same features."""
     clusters = [_clusters(block) for block in features.split(BLOCK)]
     firsts = np.cumsum([0, *(len(groups) for groups, _ in clusters)])
     groups = np.concatenate([groups + first for (groups, _), first in zip(clusters, firsts[:-1], strict=True)])

@@ -15,6 +15,7 @@ from gaussad_pl.errors import UserError
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 GOOD = "good"
 MASK_FOLDERS = ("ground_truth", "masks")
+RESULTS = (("metrics.json", "scores.csv"), ("predictions.jsonl",))  # files by which folders of results are known
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def scan_folder(root: Path, bad: Path | None, masks: Path | None, named: Setting
     """Find the samples of a user's own parts, in the first of these layouts that matches `root`:
 
     - `root/train/good/*`: the layout of MVTec AD, see `scan_mvtec`;
-    - `root/good/*`: every other sub-folder with images is one kind of defect;
+    - `root/good/*`: every other sub-folder with images is one kind of defect, except results of this package;
     - `root/*`: images directly in the folder, all good.
 
     `bad` may be another folder of defects: images directly in it are of kind "bad", and each sub-folder is another
@@ -105,14 +106,22 @@ def scan_bad(bad: Path, masks: Path | None, named: Settings) -> list[Sample]:
     return _with_masks(_bad_samples(bad, named.bad), masks, [], named)
 
 
-def unused_images(root: Path, samples: Samples, masks: Path | None) -> list[Path]:
-    """Return the images below `root`, sorted, that `scan_folder` has made neither samples nor masks of."""
-    used = {sample.path.resolve() for sample in [*samples.train, *samples.test]}
-    skipped = {path.resolve() for path in (masks, *(root / name for name in MASK_FOLDERS)) if path is not None}
+def unused_images(roots: Sequence[Path], samples: Samples, masks: Path | None) -> list[Path]:
+    """Return the images below `roots`, sorted, that `scan_folder` has made neither samples nor masks of.
+
+    Those in folders of results are left out. One that is below two of the roots is returned once.
+    """
+    seen = {sample.path.resolve() for sample in [*samples.train, *samples.test]}
+    skipped = {path.resolve() for path in (masks, *(root / name for root in roots for name in MASK_FOLDERS)) if path}
     found = []
-    for where, folders, names in os.walk(root):
-        folders[:] = [name for name in folders if name[0] != "." and Path(where, name).resolve() not in skipped]
-        found += [path for name in names if _is_image(path := Path(where, name)) and path.resolve() not in used]
+    for where, folders, names in (entry for root in roots for entry in os.walk(root)):
+        below = {name: Path(where, name) for name in folders if name[0] != "."}
+        folders[:] = [
+            name for name, path in below.items() if path.resolve() not in skipped and not _holds_results(path)
+        ]
+        new = [path for name in names if _is_image(path := Path(where, name)) and path.resolve() not in seen]
+        seen |= {path.resolve() for path in new}
+        found += new
     return sorted(found)
 
 
@@ -145,10 +154,15 @@ def _bad_samples(folder: Path, name: str) -> list[Sample]:
 
 
 def _kinds(folder: Path, skip: Iterable[Path] = ()) -> list[Sample]:
-    """Return the images in each sub-folder of `folder`, with its name as their kind; skips masks and `skip`."""
+    """Return the images in each sub-folder of `folder`, its name being their kind; skips masks, results and `skip`."""
     skipped = {path.resolve() for path in skip}
     kinds = (kind for kind in _children(folder) if kind.name not in MASK_FOLDERS and kind.resolve() not in skipped)
-    return [Sample(path, kind.name) for kind in kinds for path in _images(kind)]
+    return [Sample(path, kind.name) for kind in kinds if not _holds_results(kind) for path in _images(kind)]
+
+
+def _holds_results(folder: Path) -> bool:
+    """Return True for a folder that a command of this package has written: its pictures are not images of parts."""
+    return any(all((folder / name).is_file() for name in names) for names in RESULTS)
 
 
 def _with_masks(

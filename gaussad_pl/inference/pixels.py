@@ -84,7 +84,8 @@ def _pixels(image: Any, frame: Frame) -> np.ndarray:
 def _image(image: Any) -> Image.Image:
     """Convert a PIL image, an array or a tensor to a new PIL image, as the caller's must not change."""
     if isinstance(image, Tensor):
-        values = image.detach().cpu().numpy()
+        small = image.is_floating_point() and image.element_size() < 4  # NumPy has no bfloat16
+        values = (image.float() if small else image).detach().cpu().numpy()
         image = values.transpose(1, 2, 0) if values.ndim == 3 else values
     if isinstance(image, np.ndarray):
         return _picture(image)
