@@ -99,6 +99,7 @@ def evaluate(options: Options) -> None:
         "evaluation": evaluation.metrics(),
         **decisions.decisions(detector.calibration, evaluation, detector.limit),
         "good_images_trained_on": sum(not samples[i].label for i in detector.trained_on(images)),
+        "good_images_recalibrated_on": sum(not samples[i].label for i in detector.recalibrated_on(images)),
         "images_sha256": digest(inventory(Samples([], samples))),
         "detector": {"file": str(path), "sha256": file_sha256(path), "provenance": detector.provenance},
         "finished": datetime.now().astimezone().isoformat(),
@@ -152,10 +153,11 @@ def show(results: dict[str, Any], out: Path) -> None:
     if results["evaluation"]["image_auroc"] is not None:
         console.print(table(results["dataset"], [("detector", results["evaluation"])]))
     decisions.show(console, results)
-    if count := results["good_images_trained_on"]:
-        of = results["calibration"]["test_good"]
-        line = f"WARNING: the detector was trained on {count} of these {of} good images: it loses more of new ones"
-        console.print(line, highlight=False, soft_wrap=True)
+    of = results["calibration"]["test_good"]
+    for done in ("trained", "recalibrated"):
+        if count := results[f"good_images_{done}_on"]:
+            line = f"WARNING: the detector was {done} on {count} of these {of} good images: it loses more of new ones"
+            console.print(line, highlight=False, soft_wrap=True)
     console.print(f"detector: {results['detector']['file']}", soft_wrap=True)
     console.print(f"results: {out}", soft_wrap=True)
 

@@ -52,7 +52,7 @@ def fit(
     seed: int | None = None,
     device: Literal["cpu", "cuda"] | None = None,
     out: Folder | None = None,
-    settings: Sequence[str] = (),
+    settings: str | Sequence[str] = (),
 ) -> Detector:
     """Train on good parts and return the detector.
 
@@ -75,7 +75,7 @@ def fit(
             GPU if there is one, and the detector scores on the CPU.
         out: folder for the results of the run: metrics.json, figures, scores of the test images and the detector. By
             default only the detector is kept.
-        settings: any other settings, as on the command line: ``["+experiment=paper", "model.optimizer.lr=3e-5"]``.
+        settings: any other setting or settings, as on the command line: ``["+experiment=paper", "folds=4"]``.
 
     Raises:
         UserError: a mistake in the arguments or the images, in one line.
@@ -101,7 +101,8 @@ def fit(
         }
         overrides = [f"{key}={_quoted(value)}" for key, value in given.items() if value is not None]
         with _caller_undisturbed(), _mistakes_in_one_line():
-            with _composed(["data=folder", "logger=csv", *overrides, *settings]) as config:
+            more = [settings] if isinstance(settings, str) else settings
+            with _composed(["data=folder", "logger=csv", *overrides, *more]) as config:
                 train(config, folder)
             return Detector.load(folder / NAME, device or "cpu")
 

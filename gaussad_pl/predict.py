@@ -99,6 +99,7 @@ def predict(options: Options) -> int:
             tally = recall(records.kept(images), monitor, detector.levels)
             done = tally.total()
             rows = score(detector, images, threshold, options.batch_size, done)
+            trained_on = 0
             for row in show.track(rows, total=count, completed=done):
                 if options.overlays:
                     row = draw(row, detector, out / "overlays")
@@ -106,8 +107,11 @@ def predict(options: Options) -> int:
                 records.append(content)
                 observe(monitor, [content], detector.levels)
                 tally[outcome(content)] += 1
+                trained_on += row.trained_on
     print(f"detector: {ckpt}")
     print(summary(tally, threshold, detector, monitor, ckpt, out))
+    if trained_on:
+        print(f"WARNING: the detector was trained on {trained_on} of these images: they score lower than new ones")
     return UNREADABLE if tally["errors"] else UNDECIDED if threshold.rule == "none" else 0
 
 

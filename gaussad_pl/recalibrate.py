@@ -94,6 +94,7 @@ def run(options: Options) -> int:
         "images": len(images),
         "images_left_out": len(left_out),
         "images_sha256": tensors_sha256({"images": images}),
+        "good_images": [image_digest(image) for image in images],
         "changed": changed,
         "finished": datetime.now().astimezone().isoformat(),
         "command": shlex.join(sys.orig_argv),

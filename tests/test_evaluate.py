@@ -14,7 +14,7 @@ import torch
 from conftest import TINY, draw_part
 from PIL import Image
 
-from gaussad_pl import evaluate
+from gaussad_pl import evaluate, recalibrate
 from gaussad_pl.calibration.conformal import Calibration
 from gaussad_pl.data.frame import Frame
 from gaussad_pl.data.loading import load_images
@@ -144,6 +144,17 @@ def test_images_of_training_are_a_warning(
         run(f"ckpt={ckpt}", f"data={folder}", f"out={out}")
         assert metrics(out)["good_images_trained_on"] == expected
         assert ("was trained on 4 of these 10 good images" in capsys.readouterr().out) == bool(expected)
+
+
+def test_images_that_recalibrated_the_detector_are_a_warning(
+    ckpt: Path, parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = parts / "screw/test/good"
+    with pytest.raises(SystemExit):
+        recalibrate.main([f"ckpt={ckpt}", f"good={good}", f"out={tmp_path / 'new'}"])
+    run(f"ckpt={tmp_path / 'new'}", f"data={good}", f"out={tmp_path / 'out'}")
+    assert "was recalibrated on 6 of these 6 good images" in capsys.readouterr().out
+    assert metrics(tmp_path / "out")["good_images_recalibrated_on"] == 6
 
 
 def test_mistakes_are_one_line_and_leave_no_folder(ckpt: Path, parts: Path, tmp_path: Path) -> None:

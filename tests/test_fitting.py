@@ -196,6 +196,7 @@ def test_the_random_state_and_the_settings_of_the_caller_stay(images: list[Image
         ({"seed": -1, "epochs": 0}, "seed=-1: expected 0 or more; trainer.max_epochs=0: expected 1 or more"),
         ({"seed": "one"}, "seed=one: expected a whole number"),
         ({"settings": ["data.rot=3"]}, "data.rot: there is no such setting; did you mean data.root?"),
+        ({"settings": "data.rot=3"}, "data.rot: there is no such setting; did you mean data.root?"),
         ({"settings": ["seed"]}, "seed: expected a setting as key=value, for example seed=1"),
         ({"seed": [1]}, "seed=[1]: expected a whole number"),
         ({"good": "/parts/${x}"}, "/parts/${x}: ${ would stand for a setting: rename the folder, or give a link to it"),

@@ -30,6 +30,7 @@ from gaussad_pl.data.frame import Frame
 from gaussad_pl.data.images import read_image
 from gaussad_pl.data.loading import decoded
 from gaussad_pl.errors import UserError
+from gaussad_pl.fingerprints import image_digest
 from gaussad_pl.inference.artefact import NAME
 from gaussad_pl.inference.detector import Detector
 from gaussad_pl.inference.heat import CONTOUR, OPACITY, OUTLINE, HeatScale
@@ -63,6 +64,18 @@ def ckpt(tmp_path_factory: pytest.TempPathFactory) -> Path:
     kept = Calibration.of(found.scores, found.distances, "60 drawn images")
     Detector.of(module.model, kept, {"seed": 0}).save(folder / NAME)
     return folder
+
+
+def test_images_of_training_are_a_warning(
+    ckpt: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    detector = Detector.load(ckpt)
+    seen = [image_digest(image) for image in pixels(drawn(5, 2)[1:3])]
+    Detector(detector.model, detector.calibration, {"good_images": seen}, "squash").save(tmp_path / NAME)
+    run(f"ckpt={tmp_path}", f"source={images}", f"out={tmp_path / 'out'}")
+    assert "was trained on 2 of these images" in capsys.readouterr().out
+    run(f"ckpt={ckpt}", f"source={images}", f"out={tmp_path / 'other'}")
+    assert "trained on" not in capsys.readouterr().out
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -75,8 +75,12 @@ class BaseDetector(ABC):
         Args:
             images: ``(N, 3, height, width)`` uint8, fitted to `frame`.
         """
-        seen = set(self.provenance.get("good_images", []))
-        return [i for i, image in enumerate(images) if image_digest(image) in seen]
+        return _positions(images, self.provenance.get("good_images", []))
+
+    def recalibrated_on(self, images: Tensor) -> list[int]:
+        """Return the positions of those of N images that have recalibrated the detector; see `trained_on`."""
+        recalibrations = self.provenance.get("recalibrations", [])
+        return _positions(images, [digest for each in recalibrations for digest in each.get("good_images", [])])
 
     def threshold(self, fpr: float | None = None) -> Threshold:
         """Return the threshold for a target false-alarm rate, without refitting; see `Calibration.threshold`.
@@ -116,3 +120,8 @@ class BaseDetector(ABC):
                 None if detection.maps is None else detection.maps[i].numpy(),
                 threshold.reason,
             )
+
+
+def _positions(images: Tensor, digests: Iterable[str]) -> list[int]:
+    known = set(digests)
+    return [i for i, image in enumerate(images) if image_digest(image) in known]

@@ -25,12 +25,13 @@ from gaussad_pl.inference.prediction import BaseDetector, Prediction
 
 @dataclass(frozen=True)
 class Row:
-    """The result for one image: its prediction, or the error."""
+    """The result for one image: its prediction, or the error, and whether the detector was trained on it."""
 
     index: int
     path: Path
     prediction: Prediction | None
     error: str = ""
+    trained_on: bool = False
 
 
 def score(
@@ -44,13 +45,16 @@ def score(
     numbered = enumerate(decoded(images, detector.frame, ahead=2 * batch_size), start)
     while batch := list(islice(numbered, batch_size)):
         readable = [pixels for _, (_, pixels) in batch if isinstance(pixels, Tensor)]
-        predictions: Iterator[Prediction] = iter(())
+        results: Iterator[tuple[Prediction, bool]] = iter(())
         if readable:
-            detection = detector.detect(torch.stack(readable))
-            predictions = detector.predictions(detection, threshold)
+            stacked = torch.stack(readable)
+            seen = set(detector.trained_on(stacked))
+            predictions = detector.predictions(detector.detect(stacked), threshold)
+            results = ((prediction, i in seen) for i, prediction in enumerate(predictions))
         for index, (path, pixels) in batch:
             if isinstance(pixels, Tensor):
-                yield Row(index, path, next(predictions))
+                prediction, trained_on = next(results)
+                yield Row(index, path, prediction, trained_on=trained_on)
             else:
                 yield Row(index, path, None, str(pixels))
 
