@@ -108,12 +108,9 @@ def test_images_in_memory_give_the_detector_of_their_folder(
 
 @pytest.mark.slow
 def test_any_name_of_a_folder_and_any_kind_of_number_will_do(
-    fitted: tuple[Detector, Path],
-    folders: Path,
-    unseen: list[Image.Image],
-    tmp_path: Path,
+    fitted: tuple[Detector, Path], folders: Path, unseen: list[Image.Image], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:
+) -> None:  # fmt: skip
     monkeypatch.setenv("HOME", str(tmp_path))
     good, bad = r"~/C:\it\'s, [a]={b} $x #1", "~/ends in \\"
     for name, folder in ((good, "it's good"), (bad, "bad")):
