@@ -22,6 +22,7 @@ from rich.console import Console
 from benchmarks import (
     analysis,
     contamination,
+    drift,
     evidence,
     evidence_jobs,
     evidence_table,
@@ -39,6 +40,11 @@ from benchmarks.speed import fine_tuning as epochs
 from benchmarks.speed import growth, scoring, start
 from benchmarks.speed.timing import Row, Setting
 from gaussad_pl.calibration.conformal import Calibration
+from gaussad_pl.data.frame import Frame
+from gaussad_pl.data.loading import load_images
+from gaussad_pl.inference.artefact import NAME
+from gaussad_pl.inference.detector import Detector
+from gaussad_pl.training.module import GaussianAD
 from gaussad_pl.training.signals import DISTANCE, SIGNALS, judge
 
 
@@ -243,6 +249,34 @@ def test_bad_images_among_the_good_ones_are_not_in_the_test_of_either_detector(
     found = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][2:]
     assert found[0].startswith("| screw | 8 | clean |  | 2 of 16 | 90.0 ± 0.0 | 0.0 ± 0.0 / 100.0 ± 0.0 |")
     assert found[1].startswith("|  |  | contaminated | 2 of 4 | 2 of 16 | 90.0 ± 0.0 | 0.0 ± 0.0 / 50.0 ± 0.0 |")
+
+
+def test_images_that_recalibrate_are_not_judged(
+    parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = GaussianAD(TINY, segmentation={"form": "shared", "map_levels": [1, 2], "combine": "both"}).eval()
+    good = load_images(sorted((parts / "screw/train/good").iterdir()), Frame(64, 64), None, "")
+    module.estimate([{"image": good, "unchanged": torch.ones(len(good), dtype=torch.bool)}], patches=True)  # type: ignore[arg-type]
+    Detector.of(module.model, Calibration.of(torch.zeros(19), torch.zeros(19, 3), ""), {}).save(tmp_path / NAME)
+    used: list[torch.Tensor] = []
+    scored: list[torch.Tensor] = []
+    recalibrate, score = drift.recalibrate, drift.score
+    monkeypatch.setattr(drift, "recalibrate", lambda *given: used.append(given[1]) or recalibrate(*given))
+    monkeypatch.setattr(drift, "score", lambda *given: scored.append(given[1]) or score(*given))
+    monkeypatch.setattr(
+        sys, "argv", ["drift", "--ckpt", str(tmp_path), "--data", str(parts / "screw"), "--splits", "2"]
+    )
+    drift.main()
+    assert len(used) == 2 * 2 * 2 and len(scored) == 2 * 2 * 3
+    for number, images in enumerate(scored):
+        today = used[2 * (number // 3)]
+        assert len(today) + len(images) == 12  # six good ones and six bad ones
+        assert not any((image == images).flatten(1).all(1).any() for image in today)
+    assert scored[-1].float().mean() == pytest.approx(0.8 * float(scored[3].float().mean()), abs=0.5)
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][2:]
+    assert (
+        len(rows) == 6 and rows[0].startswith("| as photographed | before | ") and rows[3].startswith("| 20 % darker")
+    )
 
 
 def test_the_verdicts_at_each_target_are_counted_again_from_the_scores() -> None:
