@@ -147,6 +147,7 @@ def run_job(folder: Path, seed: int, overrides: list[str], maps: dict[str, Any])
     frozen = final = auroc_now()
     used, chosen = False, None
     if not module.obstacle(data):
+        module.prepare_objective(data)
         before, reference = module.snapshot(everything=True), judge(module, data)
         fine_tune_module(trainer, module, data, forgetting, None)
         if used := accept(module, data, forgetting, before, reference, outcome):

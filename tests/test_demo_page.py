@@ -127,7 +127,10 @@ def test_the_answer_is_undecided_where_nothing_could_have_been_bad(undecided: De
 def test_the_page_starts_at_the_default_rate_and_says_why(undecided: Detector) -> None:
     about = Demo(undecided, None).about()
     initial = about["rates"][about["initial"]]
-    assert initial["fpr"] == 0.2 and "the largest of 0.01, 0.05, 0.1, 0.2: 7 images" in initial["line"]
+    assert (
+        initial["fpr"] == 0.2
+        and "the largest of 0.01, 0.05, 0.1, 0.2: the threshold is the largest of 7" in initial["line"]
+    )
 
 
 def test_the_colour_bar_has_the_scale_of_the_maps_with_the_threshold_in_the_middle(detector: Detector) -> None:

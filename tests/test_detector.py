@@ -523,7 +523,7 @@ def test_at_wish_and_where_parts_are_too_few_the_held_out_images_calibrate(
         expected = module(data.good_images[data.split[1]]).scores.sort().values
     tuned = calibrate(module.model, data, cross_fit=False, fine_tuned=True)
     torch.testing.assert_close(tuned.scores, expected, rtol=1e-6, atol=1e-6)
-    assert "held-out images" in tuned.scheme and "choose the epoch" in tuned.scheme
+    assert "held-out images" in tuned.scheme and "model selection" in tuned.scheme
     assert tuned.different == len(tuned) == 6
     monkeypatch.setitem(data.__dict__, "groups", np.arange(24) // 4)  # four images of each part
     assert held_out(module.model, data).different == len({image // 4 for image in data.split[1]}) < 6

@@ -217,6 +217,7 @@ def test_results_among_the_images_are_refused(ckpt: Path, parts: Path, tmp_path:
 def test_images_that_lie_too_deep_are_a_warning(
     ckpt: Path, parts: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("WARNING")
     bad, good = tmp_path / "ng", parts / "screw/test/good"
     shutil.copytree(parts / "screw/test/spot", bad / "spot")
     run(f"ckpt={ckpt}", f"bad={bad}", f"out={tmp_path / 'one'}")

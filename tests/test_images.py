@@ -319,6 +319,7 @@ def test_first_broken_file_is_named_and_all_are_counted(paths, tmp_path, cached)
 def test_images_beyond_the_bound_of_memory_are_kept_in_a_file_and_it_is_said(
     paths, tmp_path, monkeypatch, caplog, again
 ):
+    caplog.set_level("WARNING")
     monkeypatch.setattr(loading, "MEMORY", 5 * 3 * 6 * 6 - 1)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
@@ -396,6 +397,7 @@ def test_damaged_cache_is_rebuilt(paths, tmp_path, damage):
 
 @pytest.mark.parametrize("place", [0, 70, 130, 300, -5, -1])  # magic number, shape, padding, pixels, checksum
 def test_one_flipped_bit_in_the_cache_is_found(paths, tmp_path, caplog, place):
+    caplog.set_level("WARNING")
     cache = tmp_path / "cache"
     load_images(paths, Frame(6, 6), cache, "")
     (file,) = cache.iterdir()

@@ -234,6 +234,7 @@ def test_a_detector_without_maps_is_recalibrated_too() -> None:
 def test_copies_are_no_further_images(
     old: Path, today: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    caplog.set_level("WARNING")
     folder, paths = tmp_path / "copies", sorted(today.iterdir())
     folder.mkdir()
     for i in range(20):
